@@ -1,0 +1,52 @@
+"""FLOPs of a row, from shapes: exact counts of the matrix products, a multiply and an add being two (as torch counts).
+
+Element-wise work (GELU, LayerNorm, softmax) is left out, as in FastBERT's table 1 and in torch's own counter.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.families import Shape
+from models.heads import ATTENTION_HEAD_WIDTH
+
+Counts = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class FlopCounter:
+    """FLOPs of rows that pass `exit_heads` (layer -> kind of head) on their way through an encoder of this shape."""
+
+    shape: Shape
+    exit_heads: dict[int, str]
+
+    def layer(self, lengths_B: Counts) -> Counts:
+        """FLOPs of one layer for rows of these lengths: [B] -> [B]."""
+        hidden, inner = self.shape.hidden, self.shape.intermediate
+        return 2 * lengths_B * (4 * hidden * hidden + 2 * hidden * inner) + 4 * lengths_B**2 * hidden
+
+    def head(self, kind: str, lengths_B: Counts) -> Counts:
+        """FLOPs of one head: [B] -> [B]."""
+        hidden, classes, width = self.shape.hidden, self.shape.classes, ATTENTION_HEAD_WIDTH
+        if kind == "pooled":
+            return np.full_like(lengths_B, 2 * hidden * (hidden + classes))
+        per_token = 2 * (hidden * width + 2 * width * width) + 4 * width
+        return lengths_B * per_token + 2 * (3 * width * width + width * classes)
+
+    def rows(self, lengths_B: npt.ArrayLike, exit_layers_B: npt.ArrayLike) -> Counts:
+        """FLOPs of each row up to its exit layer, heads on the way included: [B], [B] -> [B] float64."""
+        lengths = np.asarray(lengths_B, dtype=np.float64)
+        exits = np.asarray(exit_layers_B)
+        total = exits * self.layer(lengths)
+        if self.shape.embedding != self.shape.hidden:
+            total = total + 2 * lengths * self.shape.embedding * self.shape.hidden
+        for layer, kind in self.exit_heads.items():
+            total = total + (exits >= layer) * self.head(kind, lengths)
+        return total
+
+    def full_depth(self, lengths_B: npt.ArrayLike) -> Counts:
+        """FLOPs of the plain model, with its last head only: [B] -> [B] float64."""
+        last = self.shape.layers
+        plain = FlopCounter(self.shape, {last: self.exit_heads[last]})
+        return plain.rows(lengths_B, np.full(np.shape(lengths_B), last))

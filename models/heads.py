@@ -1,0 +1,70 @@
+"""Exit heads: pooled (DeeBERT) and attention (FastBERT). All map packed hidden states to logits: [T, H] -> [B, C]."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from models.backbone import first_tokens
+from models.runs import Run
+
+ATTENTION_HEAD_WIDTH = 128
+"""FastBERT, section 4.1 and the released code: classifiers work in 128 dimensions with 2 attention heads."""
+ATTENTION_HEAD_HEADS = 2
+
+
+class PooledHead(nn.Module):
+    """First token -> dense -> activation -> classes: BERT's pooler and classifier; DeeBERT's off-ramp (Xin et al. 2020)."""
+
+    def __init__(self, hidden: int, classes: int, *, activation: str = "tanh", dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden, hidden)
+        self.activation = torch.tanh if activation == "tanh" else ACT2FN[activation]
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, classes)
+
+    def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
+        logits_BC: Tensor = self.out(self.dropout(self.activation(self.dense(first_tokens(x_TH, runs)))))
+        return logits_BC
+
+
+class AttentionHead(nn.Module):
+    """FastBERT's classifier (Liu et al. 2020): narrow, self-attention over all tokens, first token -> classes.
+
+    Layers and activations are those of the released code. Only the first token's query is ever used, so only that one is
+    computed: the answer is the same.
+    """
+
+    def __init__(self, hidden: int, classes: int, *, dropout: float = 0.1) -> None:
+        super().__init__()
+        width = ATTENTION_HEAD_WIDTH
+        self.narrow = nn.Linear(hidden, width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.dense = nn.Linear(width, width)
+        self.out = nn.Linear(width, classes)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
+        narrow_TW = torch.tanh(self.narrow(x_TH))
+        query_BW = self.query(first_tokens(narrow_TW, runs))
+        mixed_BW = _attend_from_first(query_BW, self.key_value(narrow_TW), runs)
+        pooled_BW = torch.tanh(self.dense(self.dropout(self.attention_out(mixed_BW))))
+        logits_BC: Tensor = self.out(pooled_BW)
+        return logits_BC
+
+
+def _attend_from_first(query_BW: Tensor, key_value_T2W: Tensor, runs: Sequence[Run]) -> Tensor:
+    """Attend from one query a row to all tokens of the row: [B, W], [T, 2W] -> [B, W]."""
+    rows, width = query_BW.shape
+    mixed, token, row = [], 0, 0
+    for run in runs:
+        kv = key_value_T2W[token : token + run.tokens].view(run.rows, run.length, 2, ATTENTION_HEAD_HEADS, -1)
+        key, value = kv.permute(2, 0, 3, 1, 4)
+        query = query_BW[row : row + run.rows].view(run.rows, 1, ATTENTION_HEAD_HEADS, -1).transpose(1, 2)
+        mixed.append(F.scaled_dot_product_attention(query, key, value).reshape(run.rows, width))
+        token, row = token + run.tokens, row + run.rows
+    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
