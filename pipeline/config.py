@@ -1,0 +1,30 @@
+"""Settings of the engine. Apart from the engine itself, so that workers without a model need not load torch."""
+
+from dataclasses import dataclass
+
+DTYPE_NAMES = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How a corpus is run through a model."""
+
+    speed: float = 0.0
+    """Exit when the uncertainty is at most this: 0 runs everything at full depth, 1 lets every row leave at the first exit."""
+    exit_every: int = 1
+    """Layers in a block: exits are looked at after every k-th layer, and after the last."""
+    token_budget: int | None = None
+    """Tokens in a micro-batch; None is `default_token_budget` of the device."""
+    resident_tokens: int = 1 << 20
+    """Tokens whose hidden states are held at once: 1.6 GB at hidden 768 in bf16."""
+    dtype: str = "auto"
+    """'fp32', 'bf16', or 'auto': bf16 where the hardware multiplies it, else fp32."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.speed <= 1.0:
+            raise ValueError(f"speed must be in [0, 1], not {self.speed}")
+        for name in ("exit_every", "token_budget", "resident_tokens"):
+            if (getattr(self, name) or 1) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.dtype not in DTYPE_NAMES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, not '{self.dtype}'")

@@ -1,0 +1,80 @@
+"""The two array bundles that go into and come out of the engine."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRows:
+    """Token ids of B rows, ragged: row i is `token_ids[offsets[i]:offsets[i + 1]]`."""
+
+    token_ids: npt.NDArray[np.int32]
+    """[T]: all rows one after the other, special tokens included."""
+    offsets: npt.NDArray[np.int64]
+    """[B + 1]."""
+    segments: npt.NDArray[np.int32]
+    """[B]: where the second text of a pair starts, counted from the row's start; the row's length for single texts."""
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) != len(self.segments) + 1 or self.offsets[-1] != len(self.token_ids):
+            raise ValueError("offsets, segments and token_ids do not describe the same rows")
+        if len(self) and self.lengths.min() < 1:
+            raise ValueError("a row has no tokens")
+
+    def __len__(self) -> int:
+        return len(self.segments)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """[B]: tokens of each row."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: IntArray) -> Self:
+        """Return these rows in this order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        source = np.repeat(self.offsets[:-1][rows], lengths) + within
+        return type(self)(token_ids=self.token_ids[source], offsets=offsets, segments=self.segments[rows])
+
+    @classmethod
+    def from_lists(cls, rows: list[list[int]], segments: list[int] | None = None) -> Self:
+        """Build from one list of ids a row; `segments` defaults to single texts."""
+        lengths = [len(row) for row in rows]
+        flat = [token for row in rows for token in row]
+        return cls(
+            token_ids=np.array(flat, np.int32),
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]),
+            segments=np.array(lengths if segments is None else segments, np.int32),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What the engine says of B rows, in the order in which they came in."""
+
+    probabilities: npt.NDArray[np.float32]
+    """[B, C] at the exit that the row took."""
+    exit_layers: npt.NDArray[np.int16]
+    """[B], 1..L: layers that the row went through."""
+    uncertainty: npt.NDArray[np.float32]
+    """[B] in [0, 1], at that exit."""
+    layer_tokens: int
+    """Sum over rows of tokens x layers: the work that the exits left over."""
+    filler_tokens: int
+    """The same unit: work on filler that rounds matrices up to their tile."""
+
+    @property
+    def label_ids(self) -> npt.NDArray[np.int32]:
+        """[B]: index of the most probable class."""
+        return self.probabilities.argmax(1).astype(np.int32)
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """[B]: probability of that class."""
+        return self.probabilities.max(1)
