@@ -1,0 +1,220 @@
+"""Parquet, JSONL, CSV, TSV and text lines as chunks of raw values. What is wrong with a value travels as `Unusable`."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.inputs import InputFile
+
+CHUNK_ROWS = 1024
+TEXT_COLUMN = "text"
+"""The only column of a file of text lines."""
+TEXT_TYPES = "text (string or binary)"
+MAX_FIELD_BYTES = 256 << 20
+"""A CSV field longer than this is taken for a quote that was never closed."""
+MAX_DETAIL = 200
+
+
+class FileFormatError(Exception):
+    """The file cannot be read (further). The message says why, not which file: the caller knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A value that is no text, and why."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawRows:
+    """Neighbouring rows of a file, unchecked."""
+
+    start: int
+    columns: dict[str, pa.Array | list[object]]
+    position: float
+    """Share of the file read so far, in [0, 1]."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+def iter_raw_rows(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
+    """Read these columns of a file in chunks; raise FileFormatError where it cannot be read."""
+    try:
+        if file.format == "parquet":
+            yield from _parquet(file, columns)
+        else:
+            yield from _lines(file, columns)
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise FileFormatError(_one_line(error)) from error
+
+
+def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
+    """Return the columns of a file and their types (None: any JSON value); raise FileFormatError if it cannot be read."""
+    try:
+        if file.format == "parquet":
+            with pq.ParquetFile(file.path) as parquet:
+                return dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True))
+        if file.format == "text":
+            return {TEXT_COLUMN: pa.string()}
+        with _open(file) as stream:
+            if file.format == "jsonl":
+                for line in stream:
+                    value, _ = _parse_json(line)
+                    if isinstance(value, dict):
+                        return dict.fromkeys(value)
+                return {}
+            return dict.fromkeys(_csv_header(_csv_reader(file, stream)), pa.string())
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise FileFormatError(_one_line(error)) from error
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Say whether a column of this type can hold texts."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(test(kind) for test in tests) or kind == pa.string_view()
+
+
+def _parquet(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
+    with pq.ParquetFile(file.path) as parquet:
+        missing = [name for name in columns if name not in parquet.schema_arrow.names]
+        if missing:
+            raise FileFormatError(f"no column '{missing[0]}'; it has {', '.join(parquet.schema_arrow.names)}")
+        start, total = 0, max(parquet.metadata.num_rows, 1)
+        for batch in parquet.iter_batches(batch_size=CHUNK_ROWS, columns=columns):
+            values: dict[str, pa.Array | list[object]] = {name: _as_bytes(batch.column(name)) for name in columns}
+            yield RawRows(start, values, (start + len(batch)) / total)
+            start += len(batch)
+
+
+def _as_bytes(array: pa.Array) -> pa.Array:
+    """View strings as bytes: Arrow does not check their UTF-8 when it reads a file, and a bad one raises only later."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_string(array.type):
+        return array.view(pa.binary())
+    return array.cast(pa.large_string()).view(pa.large_binary()) if array.type == pa.string_view() else array
+
+
+def _lines(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
+    """Read a line-based format in chunks of CHUNK_ROWS rows, or fewer if the rows are long."""
+    with open(file.path, "rb") as disk, _decompress(file, disk) as stream:
+        parsed = {"jsonl": _jsonl, "text": _text}.get(file.format, _csv)(file, stream, columns)
+        rows: list[list[object]] = []
+        start = size = 0
+        while True:
+            try:
+                row = next(parsed, None)
+            except (OSError, EOFError, FileFormatError) as error:
+                if rows:  # what came before the damage is good
+                    yield RawRows(start, _transpose(rows, columns), disk.tell() / max(file.size, 1))
+                raise FileFormatError(_one_line(error)) from error
+            if row is not None:
+                rows.append(row)
+                size += sum(len(value) for value in row if isinstance(value, str | bytes))
+            if rows and (row is None or len(rows) == CHUNK_ROWS or size > 1 << 20):
+                yield RawRows(start, _transpose(rows, columns), min(disk.tell() / max(file.size, 1), 1.0))
+                start, size, rows = start + len(rows), 0, []
+            if row is None:
+                return
+
+
+def _transpose(rows: list[list[object]], columns: list[str]) -> dict[str, pa.Array | list[object]]:
+    return {name: list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)}
+
+
+def _open(file: InputFile) -> BinaryIO:
+    return _decompress(file, open(file.path, "rb"))
+
+
+def _decompress(file: InputFile, disk: BinaryIO) -> BinaryIO:
+    if file.compression is None:
+        return disk
+    return io.BufferedReader(pa.CompressedInputStream(disk, file.compression), 1 << 20)  # type: ignore[return-value]
+
+
+def _text(file: InputFile, stream: BinaryIO, columns: list[str]) -> Iterator[list[object]]:
+    others = [name for name in columns if name != TEXT_COLUMN]
+    if others:
+        raise FileFormatError(f"a text file has the column '{TEXT_COLUMN}' only, not '{others[0]}'")
+    for line in stream:
+        yield [line.rstrip(b"\r\n")]
+
+
+def _jsonl(file: InputFile, stream: BinaryIO, columns: list[str]) -> Iterator[list[object]]:
+    for line in stream:
+        if not line.strip():
+            continue  # a blank line is no record, here and in every other reader of JSONL
+        value, problem = _parse_json(line)
+        if problem is not None:
+            yield [problem] * len(columns)
+        elif isinstance(value, dict):
+            yield [value[name] if name in value else _missing(name) for name in columns]
+
+
+def _missing(name: str) -> Unusable:
+    return Unusable("missing_column", f"the row has no '{name}'")
+
+
+def _parse_json(line: bytes) -> tuple[object, Unusable | None]:
+    try:
+        value = json.loads(line)  # decodes UTF-8 (or UTF-16/32) strictly
+    except UnicodeDecodeError as error:
+        return None, Unusable("invalid_utf8", _one_line(error))
+    except (ValueError, RecursionError) as error:
+        return None, Unusable("invalid_json", _one_line(error))
+    if not isinstance(value, dict):
+        return None, Unusable("invalid_json", f"the line holds {type(value).__name__}, not an object")
+    return value, None
+
+
+def _csv_reader(file: InputFile, stream: BinaryIO) -> Iterator[list[str]]:
+    csv.field_size_limit(MAX_FIELD_BYTES)
+    # surrogateescape carries invalid bytes through the parser, so that they spoil their own row only
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return csv.reader(text, delimiter="\t" if file.format == "tsv" else ",")
+
+
+def _csv_header(reader: Iterator[list[str]]) -> list[str]:
+    try:
+        return next(reader, [])
+    except csv.Error as error:
+        raise FileFormatError(_one_line(error)) from error
+
+
+def _csv(file: InputFile, stream: BinaryIO, columns: list[str]) -> Iterator[list[object]]:
+    reader = _csv_reader(file, stream)
+    header = _csv_header(reader)
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise FileFormatError(f"no column '{missing[0]}'; it has {', '.join(header) or 'no header line'}")
+    places = [header.index(name) for name in columns]
+    while True:
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise FileFormatError(_one_line(error)) from error
+        if fields is None:
+            return
+        if not fields:
+            continue  # csv's own rule: a blank line between records is no record
+        if len(fields) != len(header):
+            problem = Unusable("wrong_field_count", f"{len(fields)} fields where the header has {len(header)}")
+            yield [problem] * len(columns)
+        else:
+            yield [fields[place] for place in places]
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= MAX_DETAIL else text[:MAX_DETAIL] + "..."
