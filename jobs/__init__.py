@@ -1,0 +1,1 @@
+"""The command line. Each job: parse -> compose -> run -> report."""

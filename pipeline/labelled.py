@@ -1,0 +1,121 @@
+"""Labelled (or, for distillation, unlabelled) text in memory, for training and evaluation: texts in, token rows out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.formats import FileFormatError, file_columns
+from pipeline.inputs import InputFile, list_inputs
+from pipeline.rows import IntArray, TokenRows
+from pipeline.schema import PAIR, REASON, TEXT
+from pipeline.source import Columns, read_shards
+from pipeline.tokenise import Tokeniser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextColumns:
+    """Where texts and labels stand in a training file."""
+
+    text: str = "text"
+    pair: str | None = None
+    label: str | None = "label"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """Texts in memory; `labels` are None where no label column was asked for."""
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: list[str] | None
+    rejected: int
+    """Rows left out because they hold no usable text."""
+
+    def class_names(self) -> list[str]:
+        """All labels that occur: numbers in order of value, else alphabetical."""
+        found = set(self.labels or ())
+        return sorted(found, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Token rows with the index of each row's class, or None."""
+
+    rows: TokenRows
+    label_ids: npt.NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, rows: IntArray) -> "Examples":
+        """Return these rows in this order."""
+        return Examples(rows=self.rows.take(rows), label_ids=None if self.label_ids is None else self.label_ids[rows])
+
+    def hold_out(self, count: int, seed: int) -> tuple["Examples", "Examples"]:
+        """Split at random, reproducibly, into the rest and `count` rows."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.take(np.sort(order[count:])), self.take(np.sort(order[:count]))
+
+
+def read_texts(path: str, columns: TextColumns, limit: int | None = None) -> Texts:
+    """Read files, a folder or a glob into memory, at most `limit` rows; raise UserError for missing columns or files."""
+    texts: list[str] = []
+    pairs: list[str] = []
+    labels: list[str] = []
+    rejected = 0
+    for file in list_inputs(path).files:
+        for shard in read_shards(file, _columns_of(file, columns)):
+            if shard.read_error is not None:
+                raise UserError(f"{file.path}: {shard.read_error}")
+            good = shard.rows.filter(pa.compute.is_null(shard.rows[REASON]))
+            rejected += len(shard.rows) - len(good)
+            texts += good[TEXT].to_pylist()
+            pairs += good[PAIR].to_pylist() if columns.pair else []
+            labels += _labels(file, good, columns.label) if columns.label else []
+            if limit is not None and len(texts) >= limit:
+                break
+    if not texts:
+        raise UserError(f"{path}: no usable text in column '{columns.text}'")
+    return Texts(
+        texts=texts[:limit],
+        pairs=pairs[:limit] if columns.pair else None,
+        labels=labels[:limit] if columns.label else None,
+        rejected=rejected,
+    )
+
+
+def tokenise_texts(texts: Texts, tokeniser: Tokeniser, classes: Sequence[str] = ()) -> Examples:
+    """Tokenise texts and number their labels; labels may be names of `classes` or indices into it (UserError if neither)."""
+    rows = tokeniser(texts.texts, texts.pairs).rows
+    if texts.labels is None:
+        return Examples(rows=rows, label_ids=None)
+    numbers = {name: index for index, name in enumerate(classes)}
+    if not set(texts.labels) <= set(numbers):
+        numbers = {str(index): index for index in range(len(classes))}
+    unknown = sorted(set(texts.labels) - set(numbers))
+    if unknown:
+        raise UserError(f"label '{unknown[0]}' is none of the model's classes: {', '.join(classes)}")
+    return Examples(rows=rows, label_ids=np.array([numbers[label] for label in texts.labels], np.int64))
+
+
+def _columns_of(file: InputFile, columns: TextColumns) -> Columns:
+    try:
+        there = file_columns(file)
+    except FileFormatError as error:
+        raise UserError(f"{file.path}: {error}") from error
+    for name in (columns.text, columns.pair, columns.label):
+        if name is not None and name not in there:
+            raise UserError(f"{file.path}: no column '{name}'; it has {', '.join(there) or 'none'}")
+    keep = pa.schema([(columns.label, there[columns.label] or pa.string())]) if columns.label else pa.schema([])
+    return Columns(text=columns.text, pair=columns.pair, keep=keep)
+
+
+def _labels(file: InputFile, rows: pa.Table, column: str) -> list[str]:
+    values = rows[column].to_pylist()
+    if None in values:
+        raise UserError(f"{file.path}: column '{column}' has a null label")
+    return [str(value) for value in values]
