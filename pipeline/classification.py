@@ -1,0 +1,122 @@
+"""The main run, from a checked request to published results: resume, stream, write receipts down, publish."""
+
+import hashlib
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from models.early_exit import EarlyExitModel
+from pipeline.cluster import check_free, join_or_start, plan_actors
+from pipeline.errors import UserError
+from pipeline.formats import FileFormatError, file_columns, is_text
+from pipeline.inputs import Corpus, InputFile
+from pipeline.ledger import Fingerprint, Ledger, code_version
+from pipeline.progress import Progress
+from pipeline.receipts import Totals
+from pipeline.schema import OUTPUT_COLUMNS, output_schema
+from pipeline.source import Columns
+from pipeline.stages import ClassifySpec, classify_files, receipts_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run did."""
+
+    totals: Totals
+    """Of the whole output folder."""
+    fresh: Totals
+    """Of this run only."""
+    seconds: float
+    manifest: Path
+    driver_peak_mb: float
+
+
+def resolve_columns(corpus: Corpus, *, text: str, pair: str | None, id_column: str | None, keep: list[str]) -> Columns:
+    """Check the wanted columns against the first readable file; raise UserError naming file, column and type.
+
+    Later files that differ are no error of the command: they land in the rejects, by name.
+    """
+    clash = [name for name in keep if name in OUTPUT_COLUMNS]
+    if clash:
+        raise UserError(f"--keep {clash[0]}: the output has a column of that name itself")
+    file, there = _first_readable(corpus.files)
+    for option, name in (("--text-column", text), ("--pair-column", pair), ("--id-column", id_column)):
+        if name is None:
+            continue
+        if name not in there:
+            raise UserError(f"{option} {name}: {file.path} has no such column; it has {', '.join(there) or 'none'}")
+        kind = there[name]
+        if option != "--id-column" and kind is not None and not is_text(kind):
+            raise UserError(f"{option} {name}: in {file.path} it is of type {kind}, not text")
+    missing = [name for name in keep if name not in there]
+    if missing:
+        raise UserError(f"--keep {missing[0]}: {file.path} has no such column; it has {', '.join(there)}")
+    kept = pa.schema([(name, there[name] or pa.string()) for name in keep])
+    return Columns(text=text, pair=pair, id=id_column, keep=kept)
+
+
+def _first_readable(files: list[InputFile]) -> tuple[InputFile, dict[str, pa.DataType | None]]:
+    for file in files:
+        try:
+            columns = file_columns(file)
+        except FileFormatError as error:
+            problem = f"{file.path}: {error}"
+            continue
+        if columns or file is files[-1]:
+            return file, columns
+    raise UserError(f"no input file can be read; the last one: {problem}")
+
+
+def fingerprint_of(model: EarlyExitModel, spec: ClassifySpec) -> Fingerprint:
+    """Name and hash everything that decides the answers."""
+    weights = hashlib.blake2b(digest_size=8)
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode())
+        weights.update(tensor.numpy().tobytes())
+    weights.update(repr((model.shape, model.labels)).encode())
+    columns = spec.columns
+    return {
+        "model": f"{spec.model} {weights.hexdigest()}",
+        "tokenizer": hashlib.blake2b(spec.tokeniser.tokenizer_json.encode(), digest_size=8).hexdigest(),
+        "max-tokens": str(spec.tokeniser.max_tokens),
+        "speed": repr(spec.engine.speed),
+        "exit-every": str(spec.engine.exit_every),
+        "dtype": spec.engine.dtype,
+        "columns": f"text={columns.text} pair={columns.pair} id={columns.id}",
+        "schema": ", ".join(
+            f"{f.name} {f.type}" for f in output_schema(columns.keep, probabilities=spec.probabilities)
+        ),
+        "offramp": code_version(),
+    }
+
+
+def classify_corpus(corpus: Corpus, spec: ClassifySpec, ledger: Ledger, *, actors: int | None) -> Outcome | None:
+    """Classify what is not done yet and publish the manifest; None if there was nothing to do."""
+    started = time.monotonic()
+    left = ledger.unfinished(corpus.files)
+    fresh = Totals()
+    if not left and ledger.published():
+        return None
+    if left:
+        join_or_start()
+        plan = plan_actors(actors)
+        check_free(plan)
+        files = [file for file in corpus.files if file.path in left]
+        progress = Progress(corpus.size, ledger.totals())
+        try:
+            for receipt in receipts_of(classify_files(files, left, spec, plan)):
+                ledger.add(receipt)
+                fresh.add(receipt)
+                progress.add(receipt)
+        finally:
+            progress.close()
+        unfinished = ledger.unfinished(corpus.files)
+        if unfinished:
+            raise AssertionError(f"the chain ended without {len(unfinished)} files, such as {next(iter(unfinished))}")
+    seconds = time.monotonic() - started
+    manifest = ledger.publish(corpus, seconds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return Outcome(totals=ledger.totals(), fresh=fresh, seconds=seconds, manifest=manifest, driver_peak_mb=peak)

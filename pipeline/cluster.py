@@ -1,0 +1,122 @@
+"""Join a Ray cluster or start one here, and see that the wanted actors fit before anything can hang."""
+
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.data
+from ray._raylet import Config
+
+from pipeline.errors import UserError
+
+PACKAGES = Path(__file__).resolve().parents[1]
+"""The folder that `models` and `pipeline` are imported from."""
+MAX_THREADS = 8
+"""Threads of a CPU actor: matrix products of a few thousand tokens gain little from more; more actors gain linearly."""
+TASK_CPUS = {"read": 0.1, "tokenise": 0.3, "write": 0.1}
+"""Logical CPUs of the tasks beside the actors. Their sum fits beside an actor on one core; fractions, or nothing would start."""
+OBJECT_STORE_BYTES = 1 << 30
+"""For a Ray of our own: a shard on its way takes a few MB, so this holds a hundred."""
+
+
+class DoesNotFitError(Exception):
+    """The cluster has not the resources that the wanted actors need. Exit code 1: the command may be right elsewhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorPlan:
+    """How many classify actors run and what each takes."""
+
+    actors: int
+    cpus: float
+    gpus: int
+    threads: int
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+def join_or_start() -> None:
+    """Join the cluster that RAY_ADDRESS names or that runs on this machine; else start Ray here. Quiet logs."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(
+        logging.CRITICAL
+    )  # errors reach the driver as exceptions; said once is enough
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    address = running_cluster()
+    if address is not None:
+        try:
+            # Workers on other machines get the code from here; inside `ray job submit` they may have it already.
+            modules = [str(PACKAGES / name) for name in ("models", "pipeline")]
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"py_modules": modules})
+        except ConnectionError as error:
+            raise UserError(f"no Ray cluster answers at {address}; unset RAY_ADDRESS to start one here") from error
+        return
+    # A token of our own. Without one, Ray's ports would be open to the network; and Ray's default, a token file in the home
+    # folder, changes how every later `ray start` and `ray job submit` on this machine behaves.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    Config.initialize("")  # Ray reads the mode once, at import; this is how Ray itself makes it look again
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def running_cluster() -> str | None:
+    """Return the cluster to join: RAY_ADDRESS, else one that `ray start` left on this machine, else None.
+
+    Not Ray's "auto": that also finds the private Ray of any other program here, which ends when that program does.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return None if address == "local" else address
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    try:
+        return note.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def plan_actors(wanted: int | None = None) -> ActorPlan:
+    """Plan one actor a GPU where there are GPUs, else one for every MAX_THREADS cores; `wanted` overrides the number.
+
+    Raises DoesNotFitError naming what is missing.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if gpus:
+        plan = ActorPlan(actors=wanted or gpus, cpus=1, gpus=1, threads=1)
+        if plan.actors > gpus:
+            raise DoesNotFitError(f"{plan.actors} actors want a GPU each; the cluster has {gpus}")
+        return plan
+    cores = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+    if not cores:
+        raise DoesNotFitError("no node of the cluster offers a CPU core")
+    smallest = min(cores)
+    per_node = -(-wanted // len(cores)) if wanted else -(-smallest // MAX_THREADS)
+    threads = smallest // per_node
+    if threads < 1:
+        raise DoesNotFitError(f"{wanted} actors want a core each; the cluster's {len(cores)} nodes have {sum(cores)}")
+    actors = wanted or sum(count // threads for count in cores)
+    return ActorPlan(actors=actors, cpus=threads - sum(TASK_CPUS.values()) / per_node, gpus=0, threads=threads)
+
+
+def check_free(plan: ActorPlan) -> None:
+    """Raise DoesNotFitError if others hold what the actors and tasks need right now."""
+    free = ray.available_resources()
+    needed = plan.actors * plan.cpus + sum(TASK_CPUS.values())
+    if free.get("CPU", 0) + 1e-6 < needed or free.get("GPU", 0) < plan.actors * plan.gpus:
+        raise DoesNotFitError(
+            f"{plan.actors} actors and their tasks need {needed:g} CPUs and {plan.actors * plan.gpus} GPUs; free are "
+            f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs. Wait for other jobs, or give fewer --actors"
+        )

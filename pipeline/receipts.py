@@ -1,0 +1,143 @@
+"""What travels between stages, a shard at a time, and the receipt that is left of it in the end.
+
+A shard is one Arrow row: a JSON cell that says what it is and what was done, and a list cell that holds its rows. Ray Data cuts
+and joins blocks of many rows as it likes, but it cannot cut a row; so one shard in is one shard out of every stage.
+"""
+
+import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Self
+
+import pyarrow as pa
+
+RECEIPT, ROWS = "receipt", "rows"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """One finished shard: all that the driver ever hears of it."""
+
+    shard: str
+    file: str
+    start: int
+    """First row, counted in the file."""
+    last: bool
+    """No shard of the file comes after it."""
+    input_bytes: float
+    """Bytes of the file that it stands for, for progress."""
+    read_error: str | None = None
+    """Why the file could not be read any further."""
+    rows_in: int = 0
+    rows_out: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Rejected rows by reason; an unreadable file is told by `read_error`, since nobody knows its rows."""
+    truncated: int = 0
+    """Rows of which only the first tokens were read."""
+    tokens: int = 0
+    exits: list[int] = field(default_factory=list)
+    """Rows by exit layer, 1 first."""
+    layer_tokens: int = 0
+    """Tokens x layers computed for rows, and, below, for filler."""
+    filler_tokens: int = 0
+    flops: float = 0.0
+    flops_full_depth: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall-clock time by stage."""
+    peak_mb: dict[str, float] = field(default_factory=dict)
+    """Largest memory of the process that ran the stage, MB."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+
+@dataclass(slots=True)
+class ShardBlock:
+    """A shard on its way: the receipt so far and its rows."""
+
+    receipt: Receipt
+    rows: pa.Table
+
+    def to_arrow(self) -> pa.Table:
+        structs = self.rows.combine_chunks().to_struct_array()
+        if isinstance(structs, pa.ChunkedArray):
+            structs = structs.combine_chunks()
+        rows = pa.ListArray.from_arrays(pa.array([0, len(self.rows)], pa.int32()), structs)
+        return pa.table({RECEIPT: [self.receipt.to_json()], ROWS: rows})
+
+    @classmethod
+    def from_arrow(cls, block: pa.Table) -> Self:
+        if len(block) != 1:
+            raise AssertionError(f"a stage got {len(block)} shards at once")
+        structs = block[ROWS].combine_chunks().flatten()
+        return cls(Receipt.from_json(block[RECEIPT][0].as_py()), pa.Table.from_struct_array(structs))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Note time and memory of a stage on the receipt."""
+        started = time.perf_counter()
+        yield
+        seconds = self.receipt.seconds | {name: time.perf_counter() - started}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.receipt = replace(self.receipt, seconds=seconds, peak_mb=self.receipt.peak_mb | {name: peak})
+
+
+@dataclass(slots=True)
+class Totals:
+    """Receipts added up."""
+
+    shards: int = 0
+    rows_in: int = 0
+    rows_out: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Files that could not be read to their end, and why."""
+    truncated: int = 0
+    tokens: int = 0
+    exits: list[int] = field(default_factory=list)
+    layer_tokens: int = 0
+    filler_tokens: int = 0
+    flops: float = 0.0
+    flops_full_depth: float = 0.0
+    input_bytes: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_mb: dict[str, float] = field(default_factory=dict)
+
+    def add(self, receipt: Receipt) -> None:
+        """Count one more shard."""
+        self.shards += 1
+        for name in ("rows_in", "rows_out", "truncated", "tokens", "layer_tokens", "filler_tokens"):
+            setattr(self, name, getattr(self, name) + getattr(receipt, name))
+        for name in ("flops", "flops_full_depth", "input_bytes"):
+            setattr(self, name, getattr(self, name) + getattr(receipt, name))
+        for reason, count in receipt.rejected.items():
+            self.rejected[reason] = self.rejected.get(reason, 0) + count
+        if receipt.read_error is not None:
+            self.unreadable[receipt.file] = receipt.read_error
+        self.exits += [0] * (len(receipt.exits) - len(self.exits))
+        for layer, rows in enumerate(receipt.exits):
+            self.exits[layer] += rows
+        for stage, seconds in receipt.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        for stage, peak in receipt.peak_mb.items():
+            self.peak_mb[stage] = max(self.peak_mb.get(stage, 0.0), peak)
+
+    @property
+    def rows_rejected(self) -> int:
+        return sum(self.rejected.values())
+
+    @property
+    def mean_exit_layer(self) -> float:
+        return sum(layer * rows for layer, rows in enumerate(self.exits, start=1)) / max(self.rows_out, 1)
+
+    @property
+    def flops_speedup(self) -> float:
+        """FLOPs of the plain full-depth model over those spent, on the same rows."""
+        return self.flops_full_depth / self.flops if self.flops else 1.0

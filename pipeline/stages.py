@@ -1,0 +1,207 @@
+"""The chain on Ray Data: files -> read -> tokenise -> classify -> write -> receipts. One shard is one block throughout.
+
+      InputFile        Shard                ragged tokens            predictions            Receipt
+    ───────────> read ───────> tokenise ─────────────────> classify ─────────────> write ───────────> driver
+                 task          task                        actor (GPU or cores)    task
+
+Reading streams a file and emits its shards as it goes; all other stages turn one shard into one shard, so that a retry
+repeats exactly one shard and writes the very same part again.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from pipeline.cluster import TASK_CPUS, ActorPlan
+from pipeline.config import EngineConfig
+from pipeline.inputs import InputFile
+from pipeline.output import REJECTS_FOLDER, write_part
+from pipeline.receipts import RECEIPT, Receipt, ShardBlock
+from pipeline.rows import TokenRows
+from pipeline.schema import (
+    DETAIL,
+    FILE,
+    ID,
+    PAIR,
+    REASON,
+    REJECTS,
+    ROW,
+    SEGMENT,
+    TEXT,
+    TOKENS,
+    TRUNCATED,
+    output_schema,
+    token_schema,
+)
+from pipeline.source import Columns, read_shards
+from pipeline.tokenise import Tokeniser, TokeniserSpec
+
+RETRIES = 3
+"""An actor that dies is started again, and its shard tried again, this often: machines fail, but not for ever."""
+MAX_READ_TASKS = 1000
+"""Files are spread over at most this many reading tasks, so that a folder of small files does not drown the scheduler."""
+SHARDS_PER_ACTOR = 2
+"""Queued at an actor: one at work and one waiting."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifySpec:
+    """All that the stages need; plain values that travel to every worker."""
+
+    columns: Columns
+    tokeniser: TokeniserSpec
+    model: str
+    engine: EngineConfig
+    output: Path
+    probabilities: bool
+
+
+def classify_files(files: list[InputFile], done: dict[str, set[int]], spec: ClassifySpec, plan: ActorPlan) -> Dataset:
+    """Build the lazy chain over files, without the shards in `done` (path -> starts); its blocks hold receipts."""
+    from pipeline.actor import ClassifyActor  # here: workers of the task stages import this module, and need no torch
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Blocks are never joined or cut beyond one row, which is one shard: see pipeline.receipts.
+    context.target_max_block_size = 1
+    jobs = [{"file": json.dumps(asdict(file)), "done": sorted(done.get(file.path, ()))} for file in files]
+    chain = ray.data.from_items(jobs, override_num_blocks=min(len(jobs), MAX_READ_TASKS))
+    actors = ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=SHARDS_PER_ACTOR)
+    chain = chain.map_batches(
+        partial(_read, columns=spec.columns),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS["read"],
+    )
+    chain = chain.map_batches(
+        partial(_tokenise, spec=spec.tokeniser, columns=spec.columns),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS["tokenise"],
+    )
+    chain = chain.map_batches(
+        ClassifyActor,
+        fn_constructor_args=(spec, plan),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=actors,
+        num_cpus=plan.cpus,
+        num_gpus=plan.gpus,
+        max_restarts=RETRIES,
+        max_task_retries=RETRIES,
+    )
+    return chain.map_batches(
+        partial(_write, spec=spec), batch_size=1, batch_format="pyarrow", num_cpus=TASK_CPUS["write"]
+    )
+
+
+def receipts_of(chain: Dataset) -> Iterator[Receipt]:
+    """Run the chain and yield receipts as shards finish."""
+    for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for text in block[RECEIPT].to_pylist():
+            yield Receipt.from_json(text)
+
+
+def _read(batch: pa.Table, columns: Columns) -> Iterator[pa.Table]:
+    file = InputFile(**json.loads(batch["file"][0].as_py()))
+    done = set(batch["done"][0].as_py())
+    started = time.perf_counter()
+    for shard in read_shards(file, columns):
+        if shard.start in done:
+            started = time.perf_counter()
+            continue
+        receipt = Receipt(
+            shard=shard.id,
+            file=file.path,
+            start=shard.start,
+            last=shard.last,
+            input_bytes=shard.share * file.size,
+            read_error=shard.read_error,
+            rows_in=len(shard.rows),
+            seconds={"read": time.perf_counter() - started},
+        )
+        yield ShardBlock(receipt, shard.rows).to_arrow()
+        started = time.perf_counter()
+
+
+@lru_cache(maxsize=1)
+def _tokeniser(spec: TokeniserSpec) -> Tokeniser:
+    return Tokeniser(spec)
+
+
+def _tokenise(batch: pa.Table, spec: TokeniserSpec, columns: Columns) -> pa.Table:
+    block = ShardBlock.from_arrow(batch)
+    with block.stage("tokenise"):
+        rows = block.rows
+        usable = pc.is_null(rows[REASON])
+        good = rows.filter(usable)
+        pairs = good[PAIR].to_pylist() if columns.pair is not None else None
+        tokenised = _tokeniser(spec)(good[TEXT].to_pylist(), pairs)
+        block.rows = _with_tokens(rows, np.asarray(usable), tokenised.rows, tokenised.truncated, columns)
+        block.receipt = replace(
+            block.receipt, tokens=len(tokenised.rows.token_ids), truncated=int(tokenised.truncated.sum())
+        )
+    return block.to_arrow()
+
+
+def _with_tokens(
+    rows: pa.Table, usable_B: np.ndarray, tokens: TokenRows, truncated: np.ndarray, columns: Columns
+) -> pa.Table:
+    """Put tokens in the place of texts; rejects get an empty list."""
+    lengths = np.zeros(len(rows), np.int64)
+    lengths[usable_B] = tokens.lengths
+    segments, cut = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.bool_)
+    segments[usable_B], cut[usable_B] = tokens.segments, truncated
+    offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+    schema = token_schema(columns.keep)
+    made = {
+        TOKENS: pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens.token_ids)),
+        SEGMENT: pa.array(segments),
+        TRUNCATED: pa.array(cut),
+    }
+    return pa.table([made[f.name] if f.name in made else rows[f.name] for f in schema], schema=schema)
+
+
+def _write(batch: pa.Table, spec: ClassifySpec) -> pa.Table:
+    block = ShardBlock.from_arrow(batch)
+    with block.stage("write"):
+        usable = pc.is_null(block.rows[REASON])
+        schema = output_schema(spec.columns.keep, probabilities=spec.probabilities)
+        good = block.rows.filter(usable).select(schema.names).cast(schema)
+        rejects = _rejects(block.rows.filter(pc.invert(usable)), block.receipt)
+        if len(rejects):
+            write_part(spec.output / REJECTS_FOLDER, block.receipt.shard, rejects)
+        write_part(spec.output, block.receipt.shard, good)
+        counts = rejects[REASON].filter(pc.is_valid(rejects[ROW])).value_counts().to_pylist()
+        block.receipt = replace(block.receipt, rows_out=len(good), rejected={c["values"]: c["counts"] for c in counts})
+        if block.receipt.rows_in != len(good) + sum(block.receipt.rejected.values()):
+            raise AssertionError(f"shard {block.receipt.shard} lost rows")
+    return pa.table({RECEIPT: [block.receipt.to_json()]})
+
+
+def _rejects(rows: pa.Table, receipt: Receipt) -> pa.Table:
+    """Rejected rows, and one for the file itself if it could not be read to its end."""
+    table = rows.select([ID, ROW, REASON, DETAIL]).append_column(
+        FILE, pa.array([receipt.file] * len(rows), pa.string())
+    )
+    table = table.select(REJECTS.names).cast(REJECTS)
+    if receipt.read_error is None:
+        return table
+    last = {
+        ID: Path(receipt.file).name,
+        FILE: receipt.file,
+        ROW: None,
+        REASON: "unreadable_file",
+        DETAIL: f"from row {receipt.start + receipt.rows_in} on: {receipt.read_error}",
+    }
+    return pa.concat_tables([table, pa.Table.from_pylist([last], REJECTS)])

@@ -1,0 +1,72 @@
+"""A made-up corpus of graded difficulty: hotel reviews whose label follows from rules, easy to hard.
+
+    easy    every remark says the same                   "the room was clean and the staff was kind"
+    medium  remarks are negated; the sum of all decides  "the bed was not dirty , the pool was never cold"
+    hard    what follows "but" decides, whatever stood before; negations in it count
+            "the room was clean and the staff was kind but the food was not fresh"
+
+So a model that only counts words gets the easy rows right, and it takes composition to get the hard ones.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+CLASSES = ["negative", "positive"]
+LEVELS = ["easy", "medium", "hard"]
+SHARES = [0.6, 0.25, 0.15]
+"""Of the three levels: most text is easy."""
+
+NOUNS = ["room", "bed", "staff", "food", "breakfast", "pool", "view", "lobby", "bar", "coffee", "service", "location", "shower", "towel", "garden", "kitchen", "music", "parking", "lift", "balcony", "carpet", "desk", "internet", "waiter", "manager", "dinner", "terrace", "beach", "sauna", "gym", "bathroom", "window", "pillow"]
+GOOD = ["clean", "kind", "fresh", "quiet", "warm", "friendly", "bright", "lovely", "comfortable", "tasty", "spacious", "modern", "cosy", "polite", "charming", "excellent", "perfect", "helpful", "generous", "elegant", "relaxing", "superb", "pleasant", "tidy", "wonderful"]
+BAD = ["dirty", "rude", "stale", "loud", "cold", "hostile", "dark", "awful", "hard", "bland", "cramped", "shabby", "damp", "slow", "broken", "terrible", "smelly", "unhelpful", "mean", "ugly", "stressful", "poor", "nasty", "messy", "dreadful"]
+NEGATIONS = ["not", "never", "hardly"]
+OPENINGS = [
+    "we stayed two nights .",
+    "i was here in may .",
+    "booked for a wedding .",
+    "a short trip with friends .",
+    "",
+]
+TURNS = ["but", "however", "yet"]
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """One row of the corpus."""
+
+    text: str
+    label: int
+    level: str
+
+
+def reviews(count: int, seed: int) -> Iterator[Review]:
+    """Make reviews, the same for the same seed."""
+    random = np.random.default_rng(seed)
+    for level in random.choice(LEVELS, size=count, p=SHARES):
+        yield _review(random, str(level))
+
+
+def _review(random: np.random.Generator, level: str) -> Review:
+    label = int(random.integers(2))
+    opening = str(random.choice(OPENINGS))
+    if level == "easy":
+        body = _remarks(random, [label] * int(random.integers(1, 5)), negate=0.0)
+    elif level == "medium":
+        body = _remarks(random, [label] * int(random.integers(1, 4)), negate=0.7)
+    else:
+        before = _remarks(random, [1 - label] * int(random.integers(1, 4)), negate=0.3)
+        after = _remarks(random, [label] * int(random.integers(1, 3)), negate=0.3)
+        body = f"{before} {random.choice(TURNS)} {after}"
+    return Review(f"{opening} {body} .".strip(), label, level)
+
+
+def _remarks(random: np.random.Generator, polarities: list[int], negate: float) -> str:
+    remarks = []
+    for polarity in polarities:
+        negated = random.random() < negate
+        words = GOOD if bool(polarity) != negated else BAD
+        negation = f"{random.choice(NEGATIONS)} " if negated else ""
+        remarks.append(f"the {random.choice(NOUNS)} was {negation}{random.choice(words)}")
+    return f" {random.choice(['and', ','])} ".join(remarks)
