@@ -46,7 +46,6 @@ def join_or_start() -> None:
     logging.getLogger("ray.data").setLevel(
         logging.CRITICAL
     )  # errors reach the driver as exceptions; said once is enough
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = running_cluster()
     if address is not None:
         try:

@@ -24,7 +24,8 @@ class EngineConfig:
         if not 0.0 <= self.speed <= 1.0:
             raise ValueError(f"speed must be in [0, 1], not {self.speed}")
         for name in ("exit_every", "token_budget", "resident_tokens"):
-            if (getattr(self, name) or 1) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if self.dtype not in DTYPE_NAMES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, not '{self.dtype}'")

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from pipeline.inputs import InputFile
 
 CHUNK_ROWS = 1024
+CHUNK_BYTES = 1 << 20
 TEXT_COLUMN = "text"
 """The only column of a file of text lines."""
-TEXT_TYPES = "text (string or binary)"
 MAX_FIELD_BYTES = 256 << 20
 """A CSV field longer than this is taken for a quote that was never closed."""
 MAX_DETAIL = 200
@@ -111,20 +111,21 @@ def _lines(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
     with open(file.path, "rb") as disk, _decompress(file, disk) as stream:
         parsed = {"jsonl": _jsonl, "text": _text}.get(file.format, _csv)(file, stream, columns)
         rows: list[list[object]] = []
-        start = size = 0
+        start, size, damage = 0, 0, None
         while True:
             try:
                 row = next(parsed, None)
             except (OSError, EOFError, FileFormatError) as error:
-                if rows:  # what came before the damage is good
-                    yield RawRows(start, _transpose(rows, columns), disk.tell() / max(file.size, 1))
-                raise FileFormatError(_one_line(error)) from error
+                row, damage = None, FileFormatError(_one_line(error))
             if row is not None:
                 rows.append(row)
                 size += sum(len(value) for value in row if isinstance(value, str | bytes))
-            if rows and (row is None or len(rows) == CHUNK_ROWS or size > 1 << 20):
-                yield RawRows(start, _transpose(rows, columns), min(disk.tell() / max(file.size, 1), 1.0))
+            if rows and (row is None or len(rows) == CHUNK_ROWS or size > CHUNK_BYTES):
+                position = 1.0 if row is None else disk.tell() / max(file.size, 1)
+                yield RawRows(start, _transpose(rows, columns), position)
                 start, size, rows = start + len(rows), 0, []
+            if damage is not None:  # what came before it is good, and is out
+                raise damage
             if row is None:
                 return
 

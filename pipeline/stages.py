@@ -10,6 +10,7 @@ repeats exactly one shard and writes the very same part again.
 
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -76,7 +77,6 @@ def classify_files(files: list[InputFile], done: dict[str, set[int]], spec: Clas
     context.target_max_block_size = 1
     jobs = [{"file": json.dumps(asdict(file)), "done": sorted(done.get(file.path, ()))} for file in files]
     chain = ray.data.from_items(jobs, override_num_blocks=min(len(jobs), MAX_READ_TASKS))
-    actors = ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=SHARDS_PER_ACTOR)
     chain = chain.map_batches(
         partial(_read, columns=spec.columns),
         batch_size=1,
@@ -89,17 +89,20 @@ def classify_files(files: list[InputFile], done: dict[str, set[int]], spec: Clas
         batch_format="pyarrow",
         num_cpus=TASK_CPUS["tokenise"],
     )
-    chain = chain.map_batches(
-        ClassifyActor,
-        fn_constructor_args=(spec, plan),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=actors,
-        num_cpus=plan.cpus,
-        num_gpus=plan.gpus,
-        max_restarts=RETRIES,
-        max_task_retries=RETRIES,
-    )
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way yet to bound an actor's restarts; the range in pyproject.toml ends before it goes away.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        chain = chain.map_batches(
+            ClassifyActor,
+            fn_constructor_args=(spec, plan),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=SHARDS_PER_ACTOR),
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
+            max_restarts=RETRIES,
+            max_task_retries=RETRIES,
+        )
     return chain.map_batches(
         partial(_write, spec=spec), batch_size=1, batch_format="pyarrow", num_cpus=TASK_CPUS["write"]
     )

@@ -173,8 +173,8 @@ def _fit(
     report, best, started, done = TrainingReport(), _snapshot(model), time.monotonic(), 0
     for epoch in range(1, config.epochs + 1):
         batches = training_batches(rows.lengths, config.batch_rows, WINDOW_BATCHES, config.seed + epoch)
-        losses = []
-        for number, batch in enumerate(_with_progress(batches, epoch, config, say, started, done, losses), start=1):
+        losses: list[Tensor] = []
+        for batch in _with_progress(batches, epoch, config, say, started, done, losses):
             packed = _pack_batch(rows, batch, device)
             with _autocast(device):
                 loss = loss_of(packed, batch)

@@ -1,0 +1,28 @@
+# Each target works alone on a fresh clone: it makes the environment first. PYTHON=python3.12 chooses another interpreter.
+VENV := .venv
+PYTHON ?= python3
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+demo: $(READY)  ## make a corpus, train a small early-exit model, classify 50,000 rows
+	$(BIN)/python jobs/demo.py
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	@echo "making the environment in $(VENV): a minute or two"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

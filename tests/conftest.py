@@ -1,0 +1,160 @@
+"""Tiny random models of every family, a tokenizer trained here, and ways to run jobs as users do."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    CamembertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    ErnieConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from models.early_exit import EarlyExitModel
+from pipeline.rows import TokenRows
+from pipeline.synthetic import CLASSES, reviews
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+settings.register_profile("offramp", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("offramp")
+
+SIZES = {"vocab_size": 200, "max_position_embeddings": 70, "num_labels": 3}
+BERT_SIZES = SIZES | {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "bert": BertConfig(**BERT_SIZES),
+    "roberta": RobertaConfig(**BERT_SIZES),
+    "xlm-roberta": XLMRobertaConfig(**BERT_SIZES),
+    "camembert": CamembertConfig(**BERT_SIZES),
+    "electra": ElectraConfig(**BERT_SIZES, embedding_size=16),
+    "ernie": ErnieConfig(**BERT_SIZES, use_task_id=True),
+    "distilbert": DistilBertConfig(**SIZES, dim=32, n_layers=4, n_heads=4, hidden_dim=48),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No cluster or config of the machine's reaches a test; two threads, as everywhere in these tests."""
+    for name in ("OFFRAMP_CONFIG", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+
+
+def random_classifier(family: str, seed: int = 0) -> PreTrainedModel:
+    """A classifier made by transformers alone, with weights large enough that logits differ between rows."""
+    torch.manual_seed(seed)
+    return spread_weights(AutoModelForSequenceClassification.from_config(CONFIGS[family])).eval()
+
+
+def spread_weights(model: Model) -> Model:
+    """Draw weights wide enough that rows get different answers; LayerNorms stay near the identity."""
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=float("norm" in name.lower() and "weight" in name), std=0.3)
+    return model
+
+
+def random_exits(model: EarlyExitModel, kind: str, seed: int = 0) -> EarlyExitModel:
+    """Put random heads on the lower layers, spread enough that every exit takes some rows."""
+    torch.manual_seed(seed)
+    model.add_exits(kind)
+    for layer in model.exit_layers[:-1]:
+        spread_weights(model.exits[str(layer)])
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def bert_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("bert")
+    random_classifier("bert").save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(params=["pooled", "attention"])
+def exit_model(request: pytest.FixtureRequest, bert_directory: Path) -> EarlyExitModel:
+    return random_exits(EarlyExitModel.from_pretrained(bert_directory), request.param)
+
+
+def random_rows(count: int, longest: int, seed: int, *, pairs: bool = False) -> TokenRows:
+    """Rows of random ids (0 and 1, which are pad ids of some family, among them) and random lengths."""
+    random = np.random.default_rng(seed)
+    rows = [random.integers(0, 200, random.integers(1, longest + 1)).tolist() for _ in range(count)]
+    return TokenRows.from_lists(rows, [int(random.integers(1, len(row) + 1)) for row in rows] if pairs else None)
+
+
+def wordpiece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A BERT-like tokenizer trained on these texts."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture(scope="session")
+def review_tokenizer() -> PreTrainedTokenizerFast:
+    return wordpiece_tokenizer([review.text for review in reviews(500, seed=0)])
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory, review_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """An early-exit model with random weights and two classes, complete with its tokenizer."""
+    plain, directory = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("model")
+    config = BertConfig(**(BERT_SIZES | {"num_labels": 2}), id2label=dict(enumerate(CLASSES)))
+    torch.manual_seed(0)
+    spread_weights(AutoModelForSequenceClassification.from_config(config)).save_pretrained(plain)
+    random_exits(EarlyExitModel.from_pretrained(plain), "pooled").save_pretrained(directory)
+    review_tokenizer.save_pretrained(directory)
+    return directory
+
+
+def run_job(name: str, *options: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a job in a process of its own, as a user does, on a Ray of its own."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs" / name), *options],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"RAY_ADDRESS": "local"} | environment,
+        check=False,
+    )
+
+
+JobRunner = Callable[..., subprocess.CompletedProcess[str]]

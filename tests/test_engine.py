@@ -1,0 +1,135 @@
+"""The re-packing engine against an oracle that runs one row at a time and never re-packs."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.backbone import PackedTokens
+from models.criteria import normalised_entropy
+from models.early_exit import EarlyExitModel
+from models.runs import Run
+from pipeline.config import EngineConfig
+from pipeline.engine import Engine
+from pipeline.rows import TokenRows
+from tests.conftest import CONFIGS, random_exits, random_rows, spread_weights
+
+TOLERANCE = 1e-4
+"""Packing changes matrix shapes, hence the order of sums: results agree to fp32 rounding, not to the bit."""
+
+
+def new_model(kind: str = "pooled") -> EarlyExitModel:
+    torch.manual_seed(0)
+    return random_exits(spread_weights(EarlyExitModel(CONFIGS["bert"])), kind)
+
+
+MODELS = {kind: new_model(kind) for kind in ("pooled", "attention")}
+
+
+def oracle(
+    model: EarlyExitModel, rows: TokenRows, speed: float, exit_every: int
+) -> list[tuple[int, np.ndarray, float]]:
+    """Exit layer, probabilities, and the distance of the closest decision to the threshold, row by row."""
+    answers = []
+    layers = model.shape.layers
+    for row in range(len(rows)):
+        ids = torch.from_numpy(rows.token_ids[rows.offsets[row] : rows.offsets[row + 1]].astype(np.int64))
+        runs = (Run(1, len(ids)),)
+        segments = torch.tensor([int(rows.segments[row])])
+        with torch.inference_mode():
+            logits = model(PackedTokens(token_ids=ids, segments=segments, runs=runs))
+        margin = 1.0
+        for layer in [n for n in range(1, layers + 1) if n % exit_every == 0 or n == layers]:
+            uncertainty = float(normalised_entropy(logits[layer])[0])
+            if layer < layers:
+                margin = min(margin, abs(uncertainty - speed))
+            if layer == layers or uncertainty <= speed:
+                answers.append((layer, torch.softmax(logits[layer][0], -1).numpy(), margin))
+                break
+    return answers
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    speed=st.floats(0.01, 0.99),
+    token_budget=st.integers(1, 300),
+    resident_tokens=st.integers(1, 2000),
+    exit_every=st.integers(1, 5),
+    kind=st.sampled_from(["pooled", "attention"]),
+    seed=st.integers(0, 3),
+)
+def test_repacked_rows_equal_one_row_at_a_time(
+    lengths: list[int], speed: float, token_budget: int, resident_tokens: int, exit_every: int, kind: str, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    rows = TokenRows.from_lists([random.integers(0, 200, n).tolist() for n in lengths])
+    config = EngineConfig(
+        speed=speed, token_budget=token_budget, resident_tokens=resident_tokens, exit_every=exit_every, dtype="fp32"
+    )
+    got = Engine(MODELS[kind], config).run(rows)
+    for row, (layer, probabilities, margin) in enumerate(oracle(MODELS[kind], rows, speed, exit_every)):
+        if margin > TOLERANCE:
+            assert got.exit_layers[row] == layer
+            np.testing.assert_allclose(got.probabilities[row], probabilities, atol=TOLERANCE)
+
+
+def test_the_oracle_test_judges_nearly_all_rows_and_meets_every_exit() -> None:
+    rows = random_rows(100, 60, seed=5)
+    answers = [answer for speed in (0.4, 0.6, 0.8) for answer in oracle(MODELS["pooled"], rows, speed, 1)]
+    assert sum(margin > TOLERANCE for _, _, margin in answers) >= 295
+    assert {layer for layer, _, _ in answers} == {1, 2, 3, 4}
+
+
+def test_at_speed_one_every_row_leaves_at_the_first_exit(exit_model: EarlyExitModel) -> None:
+    got = Engine(exit_model, EngineConfig(speed=1.0, dtype="fp32", token_budget=64)).run(random_rows(50, 40, seed=3))
+    assert set(got.exit_layers) == {1}
+
+
+def test_at_speed_zero_every_row_goes_to_full_depth(exit_model: EarlyExitModel) -> None:
+    rows = random_rows(50, 40, seed=3)
+    got = Engine(exit_model, EngineConfig(speed=0.0, dtype="fp32", token_budget=64)).run(rows)
+    assert set(got.exit_layers) == {4}
+    assert got.layer_tokens == 4 * len(rows.token_ids)
+
+
+def test_a_uniform_answer_leaves_at_speed_one_only() -> None:
+    model = new_model()
+    for head in model.exits.values():
+        torch.nn.init.zeros_(head.out.weight)
+        torch.nn.init.zeros_(head.out.bias)
+    rows = random_rows(5, 9, seed=0)
+    assert set(Engine(model, EngineConfig(speed=1.0, dtype="fp32")).run(rows).exit_layers) == {1}
+    assert set(Engine(model, EngineConfig(speed=0.99, dtype="fp32")).run(rows).exit_layers) == {4}
+
+
+def test_rows_keep_their_order_and_calls_keep_no_state(exit_model: EarlyExitModel) -> None:
+    engine = Engine(exit_model, EngineConfig(speed=0.4, dtype="fp32", token_budget=100))
+    rows = random_rows(64, 50, seed=7)
+    first = engine.run(rows)
+    shuffle = np.random.default_rng(0).permutation(len(rows))
+    engine.run(random_rows(10, 20, seed=8))
+    np.testing.assert_array_equal(first.probabilities, engine.run(rows).probabilities)
+    shuffled = engine.run(rows.take(shuffle))
+    np.testing.assert_allclose(shuffled.probabilities, first.probabilities[shuffle], atol=TOLERANCE)
+    assert len(set(first.exit_layers)) > 1
+
+
+def test_no_rows_give_no_predictions(exit_model: EarlyExitModel) -> None:
+    got = Engine(exit_model, EngineConfig(speed=0.4)).run(TokenRows.from_lists([]))
+    assert len(got.exit_layers) == len(got.label_ids) == 0
+
+
+def test_bf16_gives_nearly_the_same_labels(exit_model: EarlyExitModel) -> None:
+    rows = random_rows(300, 40, seed=11)
+    fp32 = Engine(exit_model, EngineConfig(speed=0.0, dtype="fp32")).run(rows).label_ids
+    bf16 = Engine(exit_model, EngineConfig(speed=0.0, dtype="bf16")).run(rows).label_ids
+    assert (fp32 == bf16).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("speed", 1.5), ("speed", -0.1), ("exit_every", 0), ("token_budget", 0), ("dtype", "fp8")]
+)
+def test_a_setting_out_of_range_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        EngineConfig(**{field: value})  # type: ignore[arg-type]

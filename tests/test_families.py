@@ -1,0 +1,123 @@
+"""Every family gives transformers' own logits, and its directories go back and forth."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
+
+from models.early_exit import EarlyExitModel
+from models.families import UnsupportedModelError
+from pipeline.config import EngineConfig
+from pipeline.engine import Engine, all_exits
+from pipeline.rows import TokenRows
+from tests.conftest import CONFIGS, random_classifier, random_exits, random_rows
+
+TELLS_SEGMENTS = {"bert", "electra", "ernie"}
+
+
+def reference_logits(model: PreTrainedModel, rows: TokenRows, *, pad_to_longest: bool) -> torch.Tensor:
+    """What transformers says: rows one at a time, or all in one padded batch."""
+    lengths = rows.lengths.tolist()
+    width = max(lengths)
+    pad = model.config.pad_token_id or 0
+    answers = []
+    ids = torch.full((len(rows), width), pad)
+    mask, types = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        start = rows.offsets[row]
+        ids[row, :length] = torch.from_numpy(rows.token_ids[start : start + length].copy())
+        mask[row, :length] = 1
+        types[row, rows.segments[row] : length] = 1
+    slices = [slice(None)] if pad_to_longest else [slice(row, row + 1) for row in range(len(rows))]
+    for which in slices:
+        end = width if pad_to_longest else lengths[which.start]
+        inputs = {"input_ids": ids[which, :end], "attention_mask": mask[which, :end]}
+        if model.config.model_type in TELLS_SEGMENTS:
+            inputs["token_type_ids"] = types[which, :end]
+        with torch.no_grad():
+            answers.append(model(**inputs).logits)
+    return torch.cat(answers)
+
+
+def our_last_logits(model: EarlyExitModel, rows: TokenRows) -> torch.Tensor:
+    logits = torch.empty(len(rows), model.shape.classes)
+    with torch.inference_mode():
+        for where, by_layer in all_exits(model, rows, token_budget=96):
+            logits[torch.from_numpy(where)] = by_layer[model.shape.layers]
+    return logits
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["one-by-one", "padded-batch"])
+@pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_last_exit_equals_transformers_on_ragged_batches(
+    family: str, pairs: bool, padded: bool, tmp_path: Path
+) -> None:
+    theirs = random_classifier(family)
+    theirs.save_pretrained(tmp_path)
+    # Ids from 2 on: transformers itself numbers positions differently when a row holds RoBERTa's pad id and is padded.
+    rows = random_rows(23, 60, seed=1, pairs=pairs and family in TELLS_SEGMENTS)
+    rows.token_ids[rows.token_ids < 2] = 2
+    expected = reference_logits(theirs, rows, pad_to_longest=padded)
+    ours = our_last_logits(EarlyExitModel.from_pretrained(tmp_path), rows)
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    assert expected.std() > 0.1  # logits that are all alike would prove nothing
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_engine_without_exits_equals_transformers(family: str, tmp_path: Path) -> None:
+    theirs = random_classifier(family)
+    theirs.save_pretrained(tmp_path)
+    rows = random_rows(31, 60, seed=2)  # a typed pad token among the ids
+    engine = Engine(EarlyExitModel.from_pretrained(tmp_path), EngineConfig(dtype="fp32", token_budget=128))
+    expected = torch.softmax(reference_logits(theirs, rows, pad_to_longest=False), -1)
+    torch.testing.assert_close(torch.from_numpy(engine.run(rows).probabilities), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "attention"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_saved_model_comes_back_whole_and_transformers_opens_it(family: str, kind: str, tmp_path: Path) -> None:
+    theirs = random_classifier(family)
+    theirs.save_pretrained(tmp_path / "plain")
+    model = random_exits(EarlyExitModel.from_pretrained(tmp_path / "plain"), kind)
+    model.save_pretrained(tmp_path / "ours")
+    again = EarlyExitModel.from_pretrained(tmp_path / "ours")
+    assert again.exit_layers == (1, 2, 3, 4)
+    assert again.branch_head == kind
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")
+    assert type(plain) is type(theirs)
+    for name, value in theirs.state_dict().items():
+        if ".pooler." not in name or family in ("bert", "ernie"):  # the others have no pooler in the classifier's path
+            assert torch.equal(value, plain.state_dict()[name]), name
+
+
+def test_a_fastbert_teacher_head_is_saved_and_transformers_loads_its_backbone(tmp_path: Path) -> None:
+    random_classifier("bert").save_pretrained(tmp_path / "plain")
+    model = EarlyExitModel.from_pretrained(tmp_path / "plain", new_labels=["a", "b"], new_last_head="attention")
+    model.save_pretrained(tmp_path / "ours")
+    again = EarlyExitModel.from_pretrained(tmp_path / "ours")
+    assert again.last_head == "attention"
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    backbone = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours").bert
+    assert torch.equal(backbone.embeddings.word_embeddings.weight, model.backbone.embeddings.word_embeddings.weight)
+
+
+def test_another_family_is_refused_by_name(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"'gpt2' is not supported; supported are: bert, camembert, distil"):
+        EarlyExitModel.from_pretrained(tmp_path)
+
+
+def test_a_backbone_that_was_never_fine_tuned_is_refused_unless_fine_tuning_starts(tmp_path: Path) -> None:
+    random_classifier("bert").bert.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"no 'classifier\.bias', so it is not a fine-tuned classifier"):
+        EarlyExitModel.from_pretrained(tmp_path)
+    assert EarlyExitModel.from_pretrained(tmp_path, new_labels=["x", "y"]).labels == ["x", "y"]
+
+
+def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no model there"):
+        EarlyExitModel.from_pretrained(tmp_path)
