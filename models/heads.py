@@ -59,7 +59,7 @@ class AttentionHead(nn.Module):
 
 def _attend_from_first(query_BW: Tensor, key_value_T2W: Tensor, runs: Sequence[Run]) -> Tensor:
     """Attend from one query a row to all tokens of the row: [B, W], [T, 2W] -> [B, W]."""
-    rows, width = query_BW.shape
+    _rows, width = query_BW.shape
     mixed, token, row = [], 0, 0
     for run in runs:
         kv = key_value_T2W[token : token + run.tokens].view(run.rows, run.length, 2, ATTENTION_HEAD_HEADS, -1)

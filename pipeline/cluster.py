@@ -1,14 +1,18 @@
 """Join a Ray cluster or start one here, and see that the wanted actors fit before anything can hang."""
 
+import contextlib
 import logging
 import os
 import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 import ray.data
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 from pipeline.errors import UserError
 
@@ -17,7 +21,7 @@ PACKAGES = Path(__file__).resolve().parents[1]
 MAX_THREADS = 8
 """Threads of a CPU actor: matrix products of a few thousand tokens gain little from more; more actors gain linearly."""
 TASK_CPUS = {"read": 0.1, "tokenise": 0.3, "write": 0.1}
-"""Logical CPUs of the tasks beside the actors. Their sum fits beside an actor on one core; fractions, or nothing would start."""
+"""Logical CPUs of the tasks beside the actors: fractions, so that they fit beside an actor on a machine of one core."""
 OBJECT_STORE_BYTES = 1 << 30
 """For a Ray of our own: a shard on its way takes a few MB, so this holds a hundred."""
 
@@ -46,12 +50,15 @@ def join_or_start() -> None:
     logging.getLogger("ray.data").setLevel(
         logging.CRITICAL
     )  # errors reach the driver as exceptions; said once is enough
+    # One E line of Ray's for every actor pool that may restart is no error; the level is announced in a line of its own.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = running_cluster()
     if address is not None:
         try:
             # Workers on other machines get the code from here; inside `ray job submit` they may have it already.
             modules = [str(PACKAGES / name) for name in ("models", "pipeline")]
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"py_modules": modules})
+            with _held_back_stderr():
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"py_modules": modules})
         except ConnectionError as error:
             raise UserError(f"no Ray cluster answers at {address}; unset RAY_ADDRESS to start one here") from error
         return
@@ -62,13 +69,32 @@ def join_or_start() -> None:
     Config.initialize("")  # Ray reads the mode once, at import; this is how Ray itself makes it look again
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-    )
+    with _held_back_stderr():
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+
+
+@contextlib.contextmanager
+def _held_back_stderr() -> Iterator[None]:
+    """Hold back what Ray's C++ part prints while it starts, and show it only if that fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def running_cluster() -> str | None:

@@ -17,8 +17,10 @@ class AllExits:
     """What every exit says of every row. E exits, B rows."""
 
     layers: tuple[int, ...]
-    label_ids_EB: npt.NDArray[np.int64]
-    uncertainty_EB: npt.NDArray[np.float32]
+    label_ids: npt.NDArray[np.int64]
+    """[E, B]."""
+    uncertainty: npt.NDArray[np.float32]
+    """[E, B]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,25 +48,25 @@ def record_all_exits(model: EarlyExitModel, examples: Examples) -> AllExits:
             for place, layer in enumerate(layers):
                 labels[place, rows] = logits[layer].argmax(-1).cpu().numpy()
                 uncertainty[place, rows] = normalised_entropy(logits[layer]).cpu().numpy()
-    return AllExits(layers=layers, label_ids_EB=labels, uncertainty_EB=uncertainty)
+    return AllExits(layers=layers, label_ids=labels, uncertainty=uncertainty)
 
 
 def at_speed(model: EarlyExitModel, examples: Examples, recorded: AllExits, speed: float) -> OperatingPoint:
     """Derive what the engine would do at this speed."""
     if examples.label_ids is None:
         raise ValueError("evaluation needs labels")
-    leaves_EB = may_exit(torch.from_numpy(recorded.uncertainty_EB), speed).numpy()
+    leaves_EB = may_exit(torch.from_numpy(recorded.uncertainty), speed).numpy()
     leaves_EB[-1] = True
     first_B = leaves_EB.argmax(0)
     layers = np.array(recorded.layers)
     exit_layers_B = layers[first_B]
-    labels_B = recorded.label_ids_EB[first_B, np.arange(len(first_B))]
+    labels_B = recorded.label_ids[first_B, np.arange(len(first_B))]
     lengths = examples.rows.lengths
     spent = model.flops.full_depth(lengths) if speed <= 0 else model.flops.rows(lengths, exit_layers_B)
     return OperatingPoint(
         speed=speed,
         accuracy=float((labels_B == examples.label_ids).mean()),
-        agreement=float((labels_B == recorded.label_ids_EB[-1]).mean()),
+        agreement=float((labels_B == recorded.label_ids[-1]).mean()),
         mean_exit_layer=float(exit_layers_B.mean()),
         flops_speedup=float(model.flops.full_depth(lengths).sum() / spent.sum()),
         exits={int(layer): int((exit_layers_B == layer).sum()) for layer in layers},
@@ -74,7 +76,7 @@ def at_speed(model: EarlyExitModel, examples: Examples, recorded: AllExits, spee
 def markdown_table(points: list[OperatingPoint]) -> str:
     """Lay operating points out as a Markdown table."""
     layers = list(points[0].exits)
-    head = ["speed", "accuracy", "agreement", "mean exit", "FLOPs saved", *(f"exit {layer}" for layer in layers)]
+    head = ["speed", "accuracy", "agreement", "mean exit", "fewer FLOPs", *(f"exit {layer}" for layer in layers)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for p in points:
         cells = [f"{p.speed:.2f}" if p.speed else "full depth", f"{p.accuracy:.4f}", f"{p.agreement:.4f}"]

@@ -5,7 +5,7 @@ that cannot be read, from its start or from some row on, ends its last shard wit
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -26,7 +26,7 @@ class Columns:
     text: str
     pair: str | None = None
     id: str | None = None
-    keep: pa.Schema = pa.schema([])
+    keep: pa.Schema = field(default_factory=lambda: pa.schema([]))
     """Columns to carry through, with the type that every part gives them."""
 
     @property
@@ -105,15 +105,15 @@ def check_rows(file: InputFile, columns: Columns, raw: RawRows, schema: pa.Schem
     if columns.pair is not None:
         arrays[PAIR], pair_problems = _check_texts(raw.columns[columns.pair], columns.pair)
         problems = [first or second for first, second in zip(problems, pair_problems, strict=True)]
-    for field in columns.keep:
-        arrays[field.name] = _typed(raw.columns[field.name], field, problems)
+    for kept in columns.keep:
+        arrays[kept.name] = _typed(raw.columns[kept.name], kept, problems)
     arrays[TEXT] = texts
     default_ids = [f"{file.name}:{row}" for row in range(raw.start, raw.start + count)]
     given = raw.columns[columns.id] if columns.id is not None else None
     arrays[ID] = default_ids if given is None else _ids(given, default_ids)
     arrays[REASON] = [problem and problem.reason for problem in problems]
     arrays[DETAIL] = [problem and problem.detail for problem in problems]
-    return pa.table([pa.array(arrays[field.name], field.type) for field in schema], schema=schema)
+    return pa.table([pa.array(arrays[f.name], f.type) for f in schema], schema=schema)
 
 
 def _check_texts(values: pa.Array | list[object], column: str) -> tuple[list[str | None], list[Unusable | None]]:
@@ -146,22 +146,22 @@ def _check_text(value: object, column: str) -> tuple[str | None, Unusable | None
     return value, None
 
 
-def _typed(values: pa.Array | list[object], field: pa.Field, problems: list[Unusable | None]) -> pa.Array:
+def _typed(values: pa.Array | list[object], kept: pa.Field, problems: list[Unusable | None]) -> pa.Array:
     """Give a kept column its type; a value that does not fit makes its row a reject."""
     if isinstance(values, pa.Array):
         try:
-            return values.cast(field.type)
+            return values.cast(kept.type)
         except pa.ArrowInvalid:
             values = values.to_pylist()
     fitting: list[object] = []
     for row, value in enumerate(values):
         try:
             usable = None if isinstance(value, Unusable) else value
-            fitting.append(pa.scalar(usable, field.type).as_py())
+            fitting.append(pa.scalar(usable, kept.type).as_py())
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             fitting.append(None)
-            problems[row] = problems[row] or Unusable("bad_kept_value", f"column '{field.name}': not {field.type}")
-    return pa.array(fitting, field.type)
+            problems[row] = problems[row] or Unusable("bad_kept_value", f"column '{kept.name}': not {kept.type}")
+    return pa.array(fitting, kept.type)
 
 
 def _ids(values: pa.Array | list[object], defaults: list[str]) -> list[str]:

@@ -156,3 +156,9 @@ def _remarks(random: np.random.Generator, polarities: list[int], negate: float) 
         negation = f"{random.choice(NEGATIONS)} " if negated else ""
         remarks.append(f"the {random.choice(NOUNS)} was {negation}{random.choice(words)}")
     return f" {random.choice(['and', ','])} ".join(remarks)
+
+
+def vocabulary() -> list[str]:
+    """Every word that a review can hold, sorted."""
+    opening = " ".join(OPENINGS).split()
+    return sorted({*NOUNS, *GOOD, *BAD, *NEGATIONS, *TURNS, *opening, "the", "was", "and", ",", "."})

@@ -7,7 +7,7 @@ state with the best score on the dev set is the one that stays.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -204,7 +204,7 @@ PROGRESS_SECONDS = 15.0
 
 
 def _with_progress(
-    batches: list[IntArray],
+    batches: Sequence[IntArray],
     epoch: int,
     config: TrainingConfig,
     say: Say,

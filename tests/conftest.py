@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,12 +55,12 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No cluster or config of the machine's reaches a test; two threads, as everywhere in these tests."""
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cluster, config or hub of the machine's reaches a test."""
     for name in ("OFFRAMP_CONFIG", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield
+    return
 
 
 def random_classifier(family: str, seed: int = 0) -> PreTrainedModel:
@@ -155,6 +154,3 @@ def run_job(name: str, *options: str, timeout: float = 120, **environment: str) 
         env=os.environ | {"RAY_ADDRESS": "local"} | environment,
         check=False,
     )
-
-
-JobRunner = Callable[..., subprocess.CompletedProcess[str]]

@@ -56,16 +56,14 @@ def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
         command.parse(new_parser(), ["--config", str(tmp_path / "absent.toml")])
 
 
-def test_errors_of_the_user_end_with_code_2_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_user_end_with_code_2_and_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def main(_args: argparse.Namespace) -> int:
         raise UserError("the input\nis wrong")
 
-    parser = new_parser()
-    parser.set_defaults(model="m")
-    for action in parser._actions:
-        action.required = False
-    with pytest.raises(SystemExit) as stop, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["job"])
-        command.run(main, parser)
+    monkeypatch.setattr("sys.argv", ["job", "--model", "m"])
+    with pytest.raises(SystemExit) as stop:
+        command.run(main, new_parser())
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1

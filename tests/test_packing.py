@@ -1,5 +1,7 @@
 """Packing is integers: literal goldens, and properties against a slow reading of the rules."""
 
+import itertools
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,7 +65,7 @@ def test_micro_batches_hold_every_row_and_token_once(lengths: list[int], budget:
 def test_runs_join_equal_neighbours_and_only_those(lengths: list[int]) -> None:
     runs = runs_of(array(lengths))
     assert [run.length for run in runs for _ in range(run.rows)] == lengths
-    assert all(a.length != b.length for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a.length != b.length for a, b in itertools.pairwise(runs))
 
 
 @given(LENGTHS)

@@ -194,7 +194,7 @@ def test_listing_takes_a_file_a_folder_or_a_glob_in_name_order(tmp_path: Path) -
 
 
 def test_nothing_to_read_is_the_users_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file to read; known extensions are .parquet"):
+    with pytest.raises(UserError, match=r"no file to read; known extensions are \.parquet"):
         list_inputs(str(tmp_path))
     with pytest.raises(UserError, match="no such file, folder or match"):
         list_inputs(str(tmp_path / "absent"))

@@ -1,0 +1,116 @@
+#!/usr/bin/env python
+"""Show the whole path on a made-up corpus, offline: train a small early-exit model, classify 50,000 rows, look at them.
+
+Everything it does is a command that you can run yourself; it prints each of them.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import time
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from jobs import command
+from models.early_exit import quiet_transformers
+from pipeline.synthetic import CLASSES, LEVELS, reviews, vocabulary
+
+JOBS = Path(__file__).resolve().parent
+TRAIN_ROWS, TEST_ROWS, CORPUS_FILES = 12_000, 2_000, 5
+
+
+def main(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    folder = Path(args.folder)
+    shutil.rmtree(folder / "out", ignore_errors=True)  # so that the demo shows work, also the second time
+    (folder / "corpus").mkdir(parents=True, exist_ok=True)
+    print(f"1. A corpus of {args.rows:,} reviews, easy to hard, in {folder}/corpus, and rows with labels beside it")
+    write_reviews(folder / "train.parquet", TRAIN_ROWS, seed=1)
+    write_reviews(folder / "test.parquet", TEST_ROWS, seed=2)
+    for number in range(CORPUS_FILES):
+        write_reviews(folder / "corpus" / f"part-{number}.parquet", args.rows // CORPUS_FILES, seed=10 + number)
+    make_backbone(folder / "backbone")
+    print("\n2. Fine-tune a small BERT, from scratch, into the full-depth classifier")
+    job(f"finetune.py --backbone {folder}/backbone --train {folder}/train.parquet --dev {folder}/test.parquet "
+        f"--class-names {','.join(CLASSES)} --output {folder}/teacher --epochs 4 --learning-rate 5e-4")  # fmt: skip
+    print("\n3. Distil an exit for every layer from its own answers: no labels needed")
+    job(f"distill.py --model {folder}/teacher --input {folder}/train.parquet --output {folder}/model --head attention "
+        "--epochs 2")  # fmt: skip
+    print("\n4. Classify the corpus on Ray")
+    job(f"classify.py --model {folder}/model --input {folder}/corpus --output {folder}/out --id-column id "
+        f"--keep level truth --speed {args.speed}")  # fmt: skip
+    print("\n5. What it cost in accuracy")
+    job(f"evaluate.py --model {folder}/model --data {folder}/test.parquet --speeds {args.speed}")
+    look(folder)
+    print(f"\ndone in {time.monotonic() - started:.0f} s")
+    return command.DONE
+
+
+def write_reviews(path: Path, rows: int, seed: int) -> None:
+    """Write made-up reviews with their label and level."""
+    made = list(reviews(rows, seed))
+    table = pa.table(
+        {
+            "id": [f"{path.stem}-{row}" for row in range(rows)],
+            "text": [review.text for review in made],
+            "label": pa.array([review.label for review in made], pa.int64()),
+            "truth": [CLASSES[review.label] for review in made],
+            "level": [review.level for review in made],
+        }
+    )
+    pq.write_table(table, path)
+
+
+def make_backbone(directory: Path) -> None:
+    """Write a small BERT with random weights, and a tokenizer whose vocabulary is the corpus's words."""
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=128,
+    )
+    with quiet_transformers():
+        BertForSequenceClassification(config).save_pretrained(directory)
+        (directory / "vocab.txt").write_text("\n".join(words) + "\n")
+        BertTokenizer(str(directory / "vocab.txt"), model_max_length=128).save_pretrained(directory)
+
+
+def job(line: str) -> None:
+    """Show a job's command line, run it, and end the demo if it fails."""
+    print(f"\n   $ python jobs/{line}\n", flush=True)
+    name, *options = shlex.split(line)
+    subprocess.run([sys.executable, str(JOBS / name), *options], check=True)
+
+
+def look(folder: Path) -> None:
+    """Look at the result with pandas, as a user would."""
+    print("\n6. Look at it: easy rows leave first\n")
+    print(f'   >>> out = pd.read_parquet("{folder}/out")')
+    print('   >>> out["right"] = out.label == out.truth')
+    print('   >>> out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean().round(3)\n')
+    out = pd.read_parquet(folder / "out")
+    out["right"] = out.label == out.truth
+    print(out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean().round(3).loc[LEVELS].to_string())
+
+
+parser = command.new_parser(__doc__)
+parser.add_argument("--folder", default="demo", metavar="DIR", help="folder for corpus, models and results")
+parser.add_argument("--rows", type=int, default=50_000, metavar="N", help="rows of the corpus")
+parser.add_argument("--speed", type=float, default=0.2, metavar="S", help="speed to classify at")
+
+if __name__ == "__main__":
+    command.run(main, parser)

@@ -1,0 +1,174 @@
+"""The main job as a user runs it: real Ray, real files, its own process."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.synthetic import reviews
+from tests.conftest import REPOSITORY, run_job
+
+TEXTS = [review.text for review in reviews(600, seed=9)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Every format, with bad rows and a file cut short among good ones."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": [*TEXTS[:200], None], "source": ["parquet"] * 201}), folder / "a.parquet")
+    lines = [json.dumps({"text": text, "source": "jsonl"}) for text in TEXTS[200:400]]
+    lines += ["{broken", json.dumps({"text": "the room was clean . " * 50_000, "source": "a megabyte"})]
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    csv = "text,source\n" + "".join(f'"{text}",csv\n' for text in TEXTS[400:])
+    (folder / "c.csv").write_bytes(csv.encode() + b"\xff\xfe,csv\n")
+    whole = (folder / "a.parquet").read_bytes()
+    (folder / "d.parquet").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def classify(model: Path, corpus: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return run_job(
+        "classify.py", "--model", str(model), "--input", str(corpus), "--output", str(out), "--speed", "0.6", *options
+    )
+
+
+def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = classify(model_directory, corpus, out, "--keep", "source", "--probabilities")
+    assert first.returncode == 0, first.stderr
+    assert "Traceback" not in first.stderr
+
+    rows, rejects = pd.read_parquet(out), pd.read_parquet(out / "_rejects")
+    manifest = json.loads((out / "_manifest.json").read_text())
+    assert len(rows) == 601
+    assert rows.id.is_unique
+    assert set(rows.source) == {"parquet", "jsonl", "csv", "a megabyte"}
+    assert set(rows.label) <= {"negative", "positive"}
+    assert rows.exit_layer.between(1, 4).all()
+    assert rows.exit_layer.nunique() > 1
+    assert rows.uncertainty.between(0, 1).all()
+    assert (rows.score - rows.probabilities.map(max)).abs().max() < 1e-6
+    assert rows.set_index("id").truncated.loc["b.jsonl.gz:201"]
+    assert sorted(rejects.reason) == ["invalid_json", "invalid_utf8", "null_text", "unreadable_file"]
+    assert rejects.set_index("reason").loc["unreadable_file", "file"] == str(corpus / "d.parquet")
+    assert set(rejects.id) & set(rows.id) == set()
+    totals = manifest["totals"]
+    assert totals["rows_in"] == totals["rows_out"] + totals["rows_rejected"] == 604
+    assert sum(totals["exits"]) == totals["rows_out"] == len(rows)
+    assert "604 rows" in first.stdout
+    assert "d.parquet: " in first.stdout
+
+    before = (out / "_manifest.json").read_bytes()
+    again = classify(model_directory, corpus, out, "--keep", "source", "--probabilities")
+    assert (again.returncode, (out / "_manifest.json").read_bytes()) == (0, before)
+    assert "nothing to do" in again.stdout
+
+    other = classify(model_directory, corpus, out, "--keep", "source", "--probabilities", "--speed", "0.5")
+    assert other.returncode == 2
+    assert "speed was 0.6, is 0.5" in other.stderr
+
+    parts = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    (corpus / "e.jsonl").write_text(json.dumps({"text": TEXTS[0], "source": "new"}))
+    nightly = classify(model_directory, corpus, out, "--keep", "source", "--probabilities", "--strict")
+    assert nightly.returncode == 1  # --strict: the rejects of the night before are still there
+    assert len(pd.read_parquet(out)) == 602
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    for number in range(12):
+        texts = [review.text for review in reviews(3000, seed=number)]
+        pq.write_table(pa.table({"text": texts}), corpus / f"{number:02}.parquet")
+    command = [sys.executable, str(REPOSITORY / "jobs" / "classify.py"), "--model", str(model_directory)]
+    command += ["--input", str(corpus), "--output", str(out), "--speed", "0.6"]
+    job = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"RAY_ADDRESS": "local"}
+    )
+    deadline = time.monotonic() + 90
+    while len(list(out.glob("part-*"))) < 2 and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    stdout, stderr = job.communicate(timeout=60)
+    assert job.returncode not in (0, 1, 2), stdout + stderr
+    assert "the same command goes on from there" in stdout
+    assert "Traceback" not in stderr
+    assert not (out / "_manifest.json").exists()
+    kept = (out / "_receipts.jsonl").read_text().count('"shard"')
+    assert 1 <= kept < 12
+
+    resumed = classify(model_directory, corpus, out)
+    assert resumed.returncode == 0, resumed.stderr
+    rows = pd.read_parquet(out)
+    assert len(rows) == 36_000
+    assert rows.id.is_unique
+    assert f"{36_000 - 3000 * kept:,} rows in" in resumed.stdout  # only what was missing
+
+
+def wrong(tmp_path: Path, what: str, model: Path) -> tuple[list[str], str]:
+    """Options that are wrong in one way, and what the error must name."""
+    good = tmp_path / "good.parquet"
+    pq.write_table(pa.table({"text": ["a room"], "stars": [5]}), good)
+    options = {"--model": str(model), "--input": str(good), "--output": str(tmp_path / "out")}
+    if what == "missing column":
+        options["--text-column"], culprit = "body", f"--text-column body: {good} has no such column; it has text, stars"
+    elif what == "wrong type":
+        options["--text-column"], culprit = "stars", f"--text-column stars: in {good} it is of type int64"
+    elif what == "empty folder":
+        (tmp_path / "empty").mkdir()
+        options["--input"], culprit = str(tmp_path / "empty"), f"--input {tmp_path / 'empty'}: no file to read"
+    elif what == "no model":
+        options["--model"], culprit = str(tmp_path / "nowhere"), f"{tmp_path / 'nowhere'}: no model there"
+    elif what == "output is a file":
+        (tmp_path / "file").touch()
+        options["--output"], culprit = str(tmp_path / "file"), f"--output {tmp_path / 'file'}: cannot be written"
+    elif what == "output cannot be made":
+        options["--output"], culprit = "/proc/nowhere", "--output /proc/nowhere: cannot be written"
+    elif what == "speed out of range":
+        options["--speed"], culprit = "2", "--speed must be in [0, 1], not 2.0"
+    elif what == "kept column clashes":
+        options["--keep"], culprit = "label", "--keep label"
+    else:
+        options["--max-tokens"], culprit = "1000", "--max-tokens 1000: the model takes 70 tokens at most"
+    return [part for pair in options.items() for part in pair], culprit
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "missing column",
+        "wrong type",
+        "empty folder",
+        "no model",
+        "output is a file",
+        "output cannot be made",
+        "speed out of range",
+        "kept column clashes",
+        "too many tokens",
+    ],
+)
+def test_a_wrong_command_names_the_culprit_in_one_line(what: str, model_directory: Path, tmp_path: Path) -> None:
+    options, culprit = wrong(tmp_path, what, model_directory)
+    done = run_job("classify.py", *options)
+    assert done.returncode == 2
+    assert culprit in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_only_unreadable_files_are_named_too(model_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.parquet").write_bytes(b"PAR1 no")
+    done = classify(model_directory, tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 2
+    assert "broken.parquet" in done.stderr
