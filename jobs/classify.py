@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
+from ray.exceptions import RayError
+
 from jobs import command, options
 from models.early_exit import EarlyExitModel
 from pipeline.classification import Outcome, classify_corpus, fingerprint_of, resolve_columns
@@ -43,13 +45,14 @@ def main(args: argparse.Namespace) -> int:
         engine = EngineConfig(speed=args.speed, exit_every=args.exit_every, dtype=args.dtype)
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    output = prepare_folder(args.output)
     model = EarlyExitModel.from_pretrained(args.model)
     if len(model.exit_layers) == 1 and args.speed > 0:
         print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
+    tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
+    output = prepare_folder(args.output, args.input)
     spec = ClassifySpec(
         columns=columns,
-        tokeniser=options.load_tokeniser_spec(args.model, model, args.max_tokens),
+        tokeniser=tokeniser,
         model=options.absolute_model(args.model),
         engine=engine,
         output=output,
@@ -64,11 +67,11 @@ def main(args: argparse.Namespace) -> int:
         except DoesNotFitError as error:
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return command.FAILED
-        except SystemExit:
-            done = ledger.totals()
-            print(
-                f"stopped: {done.rows_in:,} rows in {done.shards:,} shards are kept; the same command goes on from there"
-            )
+        except RayError as error:
+            print(f"{parser.prog}: error: {cause_of(error)}\n{kept(ledger)}", file=sys.stderr)
+            return command.FAILED
+        except (SystemExit, KeyboardInterrupt):
+            print(f"stopped: {kept(ledger)}")
             raise
     if outcome is None:
         print(f"nothing to do: {output} already holds the results of every file")
@@ -76,6 +79,19 @@ def main(args: argparse.Namespace) -> int:
     report(outcome, output)
     rejected = outcome.totals.rows_rejected + len(outcome.totals.unreadable)
     return command.FAILED if args.strict and rejected else command.DONE
+
+
+def kept(ledger: Ledger) -> str:
+    """Say what a run that did not end has left."""
+    done = ledger.totals()
+    return f"{done.rows_in:,} rows in {done.shards:,} shards are kept; the same command goes on from there"
+
+
+def cause_of(error: RayError) -> str:
+    """Return the line of a failed task or actor that says why: the last that is not Ray's advice."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"
 
 
 def report(outcome: Outcome, output: Path) -> None:
@@ -116,7 +132,7 @@ parser.add_argument(
     help="leave when the uncertainty is at most S: 0 full depth, 1 fastest",
 )
 parser.add_argument(
-    "--exit-every", type=int, default=1, metavar="K", help="look at the exits after every K-th layer only"
+    "--exit-every", type=options.positive, default=1, metavar="K", help="look at the exits after every K-th layer only"
 )
 parser.add_argument("--id-column", metavar="NAME", help="column that names a row (default: <file>:<row>)")
 parser.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="columns to carry into the output")
@@ -125,7 +141,7 @@ parser.add_argument(
     "--dtype", choices=DTYPE_NAMES, default="auto", help="precision; auto: bf16 where the hardware has it"
 )
 parser.add_argument(
-    "--actors", type=int, metavar="N", help="classify actors (default: one a GPU, else one for 8 cores)"
+    "--actors", type=options.positive, metavar="N", help="classify actors (default: one a GPU, else one for 8 cores)"
 )
 parser.add_argument("--overwrite", action="store_true", help="drop what the output folder holds and start over")
 parser.add_argument("--strict", action="store_true", help="end with exit code 1 if any row was rejected")

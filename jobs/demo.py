@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from jobs import command
+from jobs import command, options
 from models.early_exit import quiet_transformers
 from pipeline.synthetic import CLASSES, LEVELS, reviews, vocabulary
 
@@ -109,7 +109,7 @@ def look(folder: Path) -> None:
 
 parser = command.new_parser(__doc__)
 parser.add_argument("--folder", default="demo", metavar="DIR", help="folder for corpus, models and results")
-parser.add_argument("--rows", type=int, default=50_000, metavar="N", help="rows of the corpus")
+parser.add_argument("--rows", type=options.positive, default=50_000, metavar="N", help="rows of the corpus")
 parser.add_argument("--speed", type=float, default=0.2, metavar="S", help="speed to classify at")
 
 if __name__ == "__main__":

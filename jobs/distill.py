@@ -47,7 +47,7 @@ parser.add_argument("--input", required=True, metavar="PATH", help="text of the 
 parser.add_argument("--dev", metavar="PATH", help="text to choose the epoch by (default: a tenth of --input)")
 parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the early-exit model to")
 parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads")
-parser.add_argument("--limit", type=int, metavar="N", help="use the first N rows of --input only")
+parser.add_argument("--limit", type=options.positive, metavar="N", help="use the first N rows of --input only")
 options.add_text_options(parser)
 options.add_training_options(parser, epochs=3, batch=128, rate=1e-3)
 

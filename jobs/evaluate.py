@@ -18,6 +18,7 @@ import torch
 
 from jobs import command, options
 from models.early_exit import EarlyExitModel
+from pipeline.config import DTYPE_NAMES
 from pipeline.engine import DTYPES, best_dtype
 from pipeline.evaluation import at_speed, markdown_table, record_all_exits
 from pipeline.labelled import read_texts, tokenise_texts
@@ -43,7 +44,7 @@ parser.add_argument("--label-column", default="label", metavar="NAME", help="col
 parser.add_argument(
     "--speeds", type=float, nargs="+", default=[n / 10 for n in range(1, 10)], metavar="S", help="speeds to report"
 )
-parser.add_argument("--dtype", choices=["auto", *DTYPES], default="auto", help="precision of the matrices")
+parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices")
 options.add_text_options(parser)
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ parser.add_argument("--output", required=True, metavar="DIR", help="directory to
 parser.add_argument("--label-column", default="label", metavar="NAME", help="column of the label: a name or an index")
 parser.add_argument("--class-names", metavar="A,B,...|FILE", help="names by index, or a JSON file that lists them")
 parser.add_argument("--head", choices=["pooled", "attention"], default="pooled", help="kind of the last head")
-parser.add_argument("--limit", type=int, metavar="N", help="use the first N rows of --train only")
+parser.add_argument("--limit", type=options.positive, metavar="N", help="use the first N rows of --train only")
 options.add_text_options(parser)
 options.add_training_options(parser, epochs=3, batch=64, rate=1e-4)
 

@@ -14,19 +14,27 @@ from pipeline.tokenise import Tokeniser, TokeniserSpec
 from pipeline.training import TrainingConfig
 
 
+def positive(text: str) -> int:
+    """Parse a whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where texts stand in a file."""
     parser.add_argument("--text-column", default="text", metavar="NAME", help="column of the text")
     parser.add_argument("--pair-column", metavar="NAME", help="column of the second text, for pairs")
     parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help="tokens kept of a row (default: what the model can take)"
+        "--max-tokens", type=positive, metavar="N", help="tokens kept of a row (default: what the model can take)"
     )
 
 
 def add_training_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rate: float) -> None:
     """Add the options of the training loop, with the job's own defaults."""
-    parser.add_argument("--epochs", type=int, default=epochs, metavar="N", help="passes over the training rows")
-    parser.add_argument("--batch-rows", type=int, default=batch, metavar="N", help="rows in a training step")
+    parser.add_argument("--epochs", type=positive, default=epochs, metavar="N", help="passes over the training rows")
+    parser.add_argument("--batch-rows", type=positive, default=batch, metavar="N", help="rows in a training step")
     parser.add_argument("--learning-rate", type=float, default=rate, metavar="X", help="peak learning rate of AdamW")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of shuffling, dropout and new heads")
 

@@ -3,6 +3,7 @@
 Element-wise work (GELU, LayerNorm, softmax) is left out, as in FastBERT's table 1 and in torch's own counter.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,10 @@ class FlopCounter:
 
     shape: Shape
     exit_heads: dict[int, str]
+
+    def with_heads_at(self, layers: Iterable[int]) -> "FlopCounter":
+        """Return a counter for rows that are looked at after these layers only."""
+        return FlopCounter(self.shape, {layer: self.exit_heads[layer] for layer in layers})
 
     def layer(self, lengths_B: Counts) -> Counts:
         """FLOPs of one layer for rows of these lengths: [B] -> [B]."""
@@ -48,5 +53,4 @@ class FlopCounter:
     def full_depth(self, lengths_B: npt.ArrayLike) -> Counts:
         """FLOPs of the plain model, with its last head only: [B] -> [B] float64."""
         last = self.shape.layers
-        plain = FlopCounter(self.shape, {last: self.exit_heads[last]})
-        return plain.rows(lengths_B, np.full(np.shape(lengths_B), last))
+        return self.with_heads_at([last]).rows(lengths_B, np.full(np.shape(lengths_B), last))

@@ -38,7 +38,6 @@ class ClassifyActor:
         model = EarlyExitModel.from_pretrained(spec.model)
         self.labels = np.array(model.labels)
         self.layers = model.shape.layers
-        self.flops = model.flops
         self.engine = Engine(model, spec.engine, plan.device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -51,16 +50,14 @@ class ClassifyActor:
             predictions = self.engine.run(tokens)
             block.rows = self._results(good, predictions, rows.filter(pc.invert(usable)))
             exits = np.bincount(predictions.exit_layers, minlength=self.layers + 1)[1:]
-            full_depth_only = self.spec.engine.speed == 0.0
-            full = self.flops.full_depth(tokens.lengths)
-            spent = full if full_depth_only else self.flops.rows(tokens.lengths, predictions.exit_layers)
+            flops = self.engine.flops
             block.receipt = replace(
                 block.receipt,
                 exits=exits.tolist(),
                 layer_tokens=predictions.layer_tokens,
                 filler_tokens=predictions.filler_tokens,
-                flops=float(spent.sum()),
-                flops_full_depth=float(full.sum()),
+                flops=float(flops.rows(tokens.lengths, predictions.exit_layers).sum()),
+                flops_full_depth=float(flops.full_depth(tokens.lengths).sum()),
             )
         return block.to_arrow()
 

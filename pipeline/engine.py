@@ -81,6 +81,8 @@ class Engine:
         self.model = model.eval().to(self.device, self.dtype)
         self.token_budget = config.token_budget or default_token_budget(self.device)
         self._blocks = self._plan_blocks()
+        self.flops = self.model.flops.with_heads_at(block.stop for block in self._blocks)
+        """Counts what this engine computes: heads that it never looks at cost nothing."""
 
     @torch.inference_mode()
     def run(self, rows: TokenRows) -> Predictions:

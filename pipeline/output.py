@@ -42,11 +42,13 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def prepare_folder(output: str) -> Path:
-    """Make the output folder and see that it can be written; raise UserError if not."""
+def prepare_folder(output: str, corpus: str) -> Path:
+    """Make the output folder and see that it can be written; raise UserError if not, or if it lies in the corpus."""
     if "://" in output:
         raise UserError(f"--output {output}: only local folders are written so far")
     folder = Path(output).expanduser().absolute()
+    if folder.resolve().is_relative_to(Path(corpus).expanduser().resolve()):
+        raise UserError(f"--output {output}: lies inside --input, where the next run would read it as corpus")
     try:
         (folder / REJECTS_FOLDER).mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{uuid.uuid4().hex[:8]}"

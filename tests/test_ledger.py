@@ -28,7 +28,7 @@ def corpus(tmp_path: Path) -> Corpus:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return prepare_folder(str(tmp_path / "out"))
+    return prepare_folder(str(tmp_path / "out"), str(tmp_path / "in"))
 
 
 def receipt(corpus: Corpus, file: int, start: int, rows: int, *, last: bool) -> Receipt:
@@ -132,6 +132,12 @@ def test_a_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(OSError, match="No space left"):
         write_part(folder, "abc", REJECTS.empty_table())
     assert [path.name for path in folder.iterdir()] == ["_rejects"]
+
+
+def test_an_output_folder_inside_the_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lies inside --input"):
+        prepare_folder(str(tmp_path / "in" / "out"), str(tmp_path / "in"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_totals_add_up() -> None:
