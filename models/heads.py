@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from models.backbone import first_tokens
+from models.backbone import attend, first_tokens
 from models.runs import Run
 
 ATTENTION_HEAD_WIDTH = 128
@@ -26,7 +25,11 @@ class PooledHead(nn.Module):
         self.out = nn.Linear(hidden, classes)
 
     def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
-        logits_BC: Tensor = self.out(self.dropout(self.activation(self.dense(first_tokens(x_TH, runs)))))
+        return self.judge(first_tokens(x_TH, runs))
+
+    def judge(self, first_BH: Tensor) -> Tensor:
+        """Map first tokens to logits: [B, H] -> [B, C]."""
+        logits_BC: Tensor = self.out(self.dropout(self.activation(self.dense(first_BH))))
         return logits_BC
 
 
@@ -51,20 +54,7 @@ class AttentionHead(nn.Module):
     def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
         narrow_TW = torch.tanh(self.narrow(x_TH))
         query_BW = self.query(first_tokens(narrow_TW, runs))
-        mixed_BW = _attend_from_first(query_BW, self.key_value(narrow_TW), runs)
+        mixed_BW = attend(query_BW, self.key_value(narrow_TW), runs, ATTENTION_HEAD_HEADS, first_only=True)
         pooled_BW = torch.tanh(self.dense(self.dropout(self.attention_out(mixed_BW))))
         logits_BC: Tensor = self.out(pooled_BW)
         return logits_BC
-
-
-def _attend_from_first(query_BW: Tensor, key_value_T2W: Tensor, runs: Sequence[Run]) -> Tensor:
-    """Attend from one query a row to all tokens of the row: [B, W], [T, 2W] -> [B, W]."""
-    _rows, width = query_BW.shape
-    mixed, token, row = [], 0, 0
-    for run in runs:
-        kv = key_value_T2W[token : token + run.tokens].view(run.rows, run.length, 2, ATTENTION_HEAD_HEADS, -1)
-        key, value = kv.permute(2, 0, 3, 1, 4)
-        query = query_BW[row : row + run.rows].view(run.rows, 1, ATTENTION_HEAD_HEADS, -1).transpose(1, 2)
-        mixed.append(F.scaled_dot_product_attention(query, key, value).reshape(run.rows, width))
-        token, row = token + run.tokens, row + run.rows
-    return mixed[0] if len(mixed) == 1 else torch.cat(mixed)

@@ -17,6 +17,8 @@ class EngineConfig:
     """Tokens in a micro-batch; None is `default_token_budget` of the device."""
     resident_tokens: int = 1 << 20
     """Tokens whose hidden states are held at once: 1.6 GB at hidden 768 in bf16."""
+    first_token_first: bool = True
+    """With pooled heads, decide before the layer is finished. Off only to measure what it is worth."""
     dtype: str = "auto"
     """'fp32', 'bf16', or 'auto': bf16 where the hardware multiplies it, else fp32."""
 

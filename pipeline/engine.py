@@ -1,31 +1,43 @@
 """The engine: token ids in, predictions out. It knows nothing of text, Arrow or Ray.
 
-It works *layer-major*. All rows of a call are sorted by length into one token buffer; a block of layers runs over all of
-them in micro-batches of a fixed token budget; the exit head judges every row; rows that leave are written down, the
-survivors are moved together, and the next block runs over them in micro-batches that are as full as the first ones. So
-the matrices stay large however few rows are left, and FLOPs saved become time saved.
+It works *layer-major*. All rows of a call are sorted by length into one token buffer; a layer runs over all of them in
+micro-batches of a fixed token budget; the exit head judges every row; rows that leave are written down, the survivors are
+moved together, and the next layer runs over them in micro-batches that are as full as the first ones. So the matrices stay
+large however few rows are left, and FLOPs saved become time saved.
+
+*First-token-first*: a pooled head reads one token. So at an exit layer keys and values are computed for all tokens, the rest of
+the layer for the first tokens only; then the head decides, and the layer is finished for the survivors alone. The answers
+are the same, and a row that leaves pays a sixth of its exit layer.
 
 Every call returns exactly its own rows, in their order, and keeps no state: a repeated call gives the same answer.
 
-Memory: two bytes (bf16) x hidden x `resident_tokens` for the buffer, plus about 8 x hidden x `token_budget` values at work.
-Larger calls are worked through in groups of `resident_tokens`.
+Memory: two bytes (bf16) x hidden x (`resident_tokens` + 5 x tokens of a chunk), plus about 8 x hidden x `token_budget` values. Larger
+calls are worked through in groups of `resident_tokens`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from models.backbone import PackedTokens
+from models.backbone import EncoderLayer, PackedTokens, first_tokens
 from models.criteria import may_exit, normalised_entropy
 from models.early_exit import EarlyExitModel
+from models.heads import PooledHead
 from models.runs import Run
 from pipeline.config import EngineConfig
 from pipeline.packing import MicroBatch, cut_by_tokens, micro_batches, runs_of, sort_by_length, tile_size
 from pipeline.rows import IntArray, Predictions, TokenRows
 
+CHUNK_BUDGETS = 16
+"""Micro-batches that an exit decides on at once, on CPUs: some hundred first tokens make a dense matrix, and keys and values of
+this many tokens stay small. On a GPU a chunk is all that is resident, since every decision waits for the device."""
+FIRST_TOKEN_TILE = 256
+"""Matrices of first tokens have a multiple of this many rows, so that few shapes occur."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -62,6 +74,7 @@ class _Results:
     probabilities: Tensor
     exit_layers: Tensor
     uncertainty: Tensor
+    exit_plan: IntArray | None
 
     def record(self, rows: IntArray, layer: int, logits: Tensor, uncertainty: Tensor) -> None:
         where = torch.from_numpy(rows)
@@ -80,18 +93,24 @@ class Engine:
         self.dtype = DTYPES[dtype]
         self.model = model.eval().to(self.device, self.dtype)
         self.token_budget = config.token_budget or default_token_budget(self.device)
-        self._blocks = self._plan_blocks()
-        self.flops = self.model.flops.with_heads_at(block.stop for block in self._blocks)
+        self.chunk_tokens = config.resident_tokens if self.device.type == "cuda" else CHUNK_BUDGETS * self.token_budget
+        self._exits = self._plan_exits()
+        self.flops = self.model.flops.with_heads_at(self._exits)
         """Counts what this engine computes: heads that it never looks at cost nothing."""
 
     @torch.inference_mode()
-    def run(self, rows: TokenRows) -> Predictions:
-        """Classify rows; the answer has exactly these rows, in this order."""
+    def run(self, rows: TokenRows, exit_plan: IntArray | None = None) -> Predictions:
+        """Classify rows; the answer has exactly these rows, in this order.
+
+        `exit_plan` [B] forces the layer at which each row leaves, in place of the criterion: for benchmarks, whose speed
+        should not depend on the weights.
+        """
         count = len(rows)
         results = _Results(
             probabilities=torch.zeros(count, self.model.shape.classes),
             exit_layers=torch.zeros(count, dtype=torch.int16),
             uncertainty=torch.zeros(count),
+            exit_plan=exit_plan,
         )
         order = sort_by_length(rows.lengths)
         filler = 0
@@ -108,67 +127,148 @@ class Engine:
             filler_tokens=filler,
         )
 
-    def _plan_blocks(self) -> list[range]:
-        """Cut the layers into blocks that end at an exit; without exits there is one block."""
+    def _plan_exits(self) -> list[int]:
+        """Layers after which rows are looked at, the last one included; without exits only that one."""
         last = self.model.shape.layers
-        ends = [e for e in self.model.exit_layers if e % self.config.exit_every == 0 and e < last]
         if self.config.speed == 0.0:
-            ends = []
-        starts = [0, *ends]
-        return [range(start, stop) for start, stop in zip(starts, [*ends, last], strict=True)]
+            return [last]
+        return [layer for layer in self.model.exit_layers if layer % self.config.exit_every == 0 or layer == last]
 
     def _run_group(self, rows: TokenRows, active: IntArray, results: _Results) -> int:
-        """Run the rows numbered `active` (sorted by length) through all blocks; return the filler tokens computed."""
+        """Run the rows numbered `active` (sorted by length) until all have left; return the filler tokens computed."""
         group = rows.take(active)
         lengths, filler = group.lengths, 0
-        margin = tile_size(self.token_budget)
-        buffer_TH = torch.empty(
-            int(lengths.sum()) + margin, self.model.shape.hidden, dtype=self.dtype, device=self.device
-        )
-        buffer_TH[-margin:] = 0  # the last micro-batch's filler, and never uninitialised memory that may hold NaN
-        for block in self._blocks:
-            batches = list(micro_batches(lengths, self.token_budget))
-            logits = torch.cat([self._run_block(block, batch, buffer_TH, group) for batch in batches])
-            uncertainty = normalised_entropy(logits)
-            filler += len(block) * sum(batch.filler for batch in batches)
-            if block.stop == self.model.shape.layers:
-                results.record(active, block.stop, logits, uncertainty)
-                break
-            leaves = may_exit(uncertainty, self.config.speed).cpu()  # the one synchronisation of a block
-            gone, stays = leaves.numpy(), ~leaves.numpy()
-            if gone.any():
-                results.record(active[gone], block.stop, logits[leaves], uncertainty[leaves])
-                self._compact(buffer_TH, batches, lengths, stays)
-                active, lengths = active[stays], lengths[stays]
+        buffer_TH = self._empty(int(lengths.sum()), self.model.shape.hidden)
+        done = 0
+        for exit_layer in self._exits:
+            filler += self._run_layers(range(done, exit_layer - 1), buffer_TH, lengths, group if done == 0 else None)
+            stays, more = self._run_exit(exit_layer, buffer_TH, active, lengths, results)
+            active, lengths, filler, done = active[stays], lengths[stays], filler + more, exit_layer
             if len(active) == 0:
                 break
         return filler
 
-    def _run_block(self, block: range, batch: MicroBatch, buffer_TH: Tensor, group: TokenRows) -> Tensor:
-        """Run one micro-batch through a block of layers and the exit head after it: -> logits [B, C]."""
-        if block.start == 0:
-            members = group.take(np.arange(batch.row_start, batch.row_stop))
-            x_TH = self.model.backbone.embeddings(pack(members, batch.runs, batch.filler, self.device))
-        else:
-            x_TH = buffer_TH[batch.token_start : batch.token_stop + batch.filler]
-        for index in block:
-            x_TH = self.model.backbone.layers[index](x_TH, batch.runs)
-        if block.stop < self.model.shape.layers:
-            buffer_TH[batch.tokens] = x_TH[: batch.num_tokens]
-        logits_BC: Tensor = self.model.exits[str(block.stop)](x_TH, batch.runs)
-        return logits_BC
+    def _empty(self, tokens: int, width: int) -> Tensor:
+        """Memory for tokens, and behind them for the last micro-batch's filler, which must not hold NaN."""
+        margin = tile_size(self.token_budget)
+        made = torch.empty(tokens + margin, width, dtype=self.dtype, device=self.device)
+        made[-margin:] = 0
+        return made
 
-    def _compact(self, buffer_TH: Tensor, batches: list[MicroBatch], lengths: IntArray, stays: IntArray) -> None:
-        """Move the survivors' tokens to the front of the buffer, order kept. Writing never overtakes reading."""
-        write = 0
+    def _run_layers(self, layers: range, buffer_TH: Tensor, lengths: IntArray, group: TokenRows | None) -> int:
+        """Run whole layers over all tokens in place, after embedding `group` if given; return the filler computed."""
+        if not layers and group is None:
+            return 0
+        filler = 0
+        for batch in micro_batches(lengths, self.token_budget):
+            if group is not None:
+                members = group.take(np.arange(batch.row_start, batch.row_stop))
+                x_TH = self.model.backbone.embeddings(pack(members, batch.runs, batch.filler, self.device))
+            else:
+                x_TH = buffer_TH[batch.tokens_and_filler]
+            for index in layers:
+                x_TH = self.model.backbone.layers[index](x_TH, batch.runs)
+            buffer_TH[batch.tokens] = x_TH[: batch.num_tokens]
+            filler += batch.filler * len(layers)
+        return filler
+
+    def _run_exit(
+        self, exit_layer: int, buffer_TH: Tensor, active: IntArray, lengths: IntArray, results: _Results
+    ) -> tuple[npt.NDArray[np.bool_], int]:
+        """Run an exit layer: write down who leaves, move the survivors together in the buffer with the layer done.
+
+        Returns who stays [B], and the filler tokens computed. Works in chunks of many micro-batches, so that first tokens
+        make dense matrices too; what is written never overtakes what is still to be read.
+        """
+        layer, head = self.model.backbone.layer(exit_layer), self.model.exits[str(exit_layer)]
+        step: _FirstTokenFirst | _AllTokens = _AllTokens(layer, head)
+        if isinstance(head, PooledHead) and self.config.first_token_first:
+            step = _FirstTokenFirst(layer, head)
+        last = exit_layer == self.model.shape.layers
+        stays_B = np.zeros(len(active), np.bool_)
+        read = write = filler = 0
+        for part in cut_by_tokens(lengths, self.chunk_tokens):
+            chunk_lengths = lengths[part]
+            tokens = int(chunk_lengths.sum())
+            batches = list(micro_batches(chunk_lengths, self.token_budget))
+            x_TH = buffer_TH[read : read + tokens + batches[-1].filler]
+            logits = step.judge(x_TH, batches, self._empty(tokens, step.width * x_TH.shape[1]))
+            uncertainty = normalised_entropy(logits)
+            if last:
+                leaves = torch.ones(len(chunk_lengths), dtype=torch.bool)
+            elif results.exit_plan is not None:
+                leaves = torch.from_numpy(results.exit_plan[active[part]] <= exit_layer)
+            else:
+                leaves = may_exit(uncertainty, self.config.speed).cpu()  # the one synchronisation of a chunk
+            stays = ~leaves.numpy()
+            results.record(active[part][~stays], exit_layer, logits[leaves], uncertainty[leaves])
+            if stays.any():
+                survivors = list(micro_batches(chunk_lengths[stays], self.token_budget))
+                keep = None if stays.all() else self._token_index(chunk_lengths, stays)
+                step.finish(x_TH, keep, survivors, buffer_TH[write:])
+                write += survivors[-1].token_stop
+                filler += sum(batch.filler for batch in survivors)
+            stays_B[part] = stays
+            read += tokens
+        return stays_B, filler
+
+    def _token_index(self, lengths: IntArray, stays: npt.NDArray[np.bool_]) -> Tensor:
+        """Places of the survivors' tokens, and behind them any places for filler."""
+        keep = np.flatnonzero(np.repeat(stays, lengths))
+        return torch.from_numpy(np.pad(keep, (0, tile_size(self.token_budget)))).to(self.device)
+
+
+class _FirstTokenFirst:
+    """An exit layer with a pooled head: decide on the first tokens, finish the layer for the survivors."""
+
+    width = 2
+    """Of the workspace, in hidden sizes: keys and values."""
+
+    def __init__(self, layer: EncoderLayer, head: PooledHead) -> None:
+        self.layer, self.head = layer, head
+
+    def judge(self, x_TH: Tensor, batches: list[MicroBatch], kv_T2H: Tensor) -> Tensor:
+        """Return the head's logits [B, C]; keeps keys and values for `finish`."""
         for batch in batches:
-            keep = np.flatnonzero(np.repeat(stays[batch.rows], lengths[batch.rows]))
-            if len(keep) == batch.num_tokens and write == batch.token_start:
-                write += batch.num_tokens  # nobody left so far: it lies where it should
-                continue
-            index = torch.from_numpy(keep).to(self.device)
-            buffer_TH[write : write + len(keep)] = buffer_TH[batch.tokens].index_select(0, index)
-            write += len(keep)
+            kv_T2H[batch.tokens_and_filler] = self.layer.keys_and_values(x_TH[batch.tokens_and_filler])
+        self.kv_T2H = kv_T2H
+        runs = tuple(run for batch in batches for run in batch.runs)
+        first_BH = first_tokens(x_TH, runs)
+        padded = F.pad(first_BH, (0, 0, 0, -len(first_BH) % FIRST_TOKEN_TILE))
+        y_BH = self.layer.finish(padded, kv_T2H, runs, first_only=True)
+        return self.head.judge(y_BH)[: len(first_BH)]
+
+    def finish(self, x_TH: Tensor, keep: Tensor | None, survivors: list[MicroBatch], out_TH: Tensor) -> None:
+        """Write the survivors' tokens, one after the other, with the layer done."""
+        x_TH = x_TH if keep is None else x_TH.index_select(0, keep)
+        kv_T2H = self.kv_T2H if keep is None else self.kv_T2H.index_select(0, keep)
+        for batch in survivors:
+            y_TH = self.layer.finish(x_TH[batch.tokens_and_filler], kv_T2H[batch.tokens_and_filler], batch.runs)
+            out_TH[batch.tokens] = y_TH[: batch.num_tokens]
+
+
+class _AllTokens:
+    """An exit layer whose head reads every token: the layer first, then the head, then the survivors move together."""
+
+    width = 1
+
+    def __init__(self, layer: EncoderLayer, head: nn.Module) -> None:
+        self.layer, self.head = layer, head
+
+    def judge(self, x_TH: Tensor, batches: list[MicroBatch], y_TH: Tensor) -> Tensor:
+        """Return the head's logits [B, C]; keeps the layer's output for `finish`."""
+        logits = []
+        for batch in batches:
+            done = self.layer(x_TH[batch.tokens_and_filler], batch.runs)
+            y_TH[batch.tokens] = done[: batch.num_tokens]
+            logits.append(self.head(done, batch.runs))
+        self.y_TH = y_TH
+        return torch.cat(logits)
+
+    def finish(self, _x_TH: Tensor, keep: Tensor | None, survivors: list[MicroBatch], out_TH: Tensor) -> None:
+        """Write the survivors' tokens, one after the other."""
+        tokens = survivors[-1].token_stop
+        out_TH[:tokens] = self.y_TH[:tokens] if keep is None else self.y_TH.index_select(0, keep[:tokens])
 
 
 def all_exits(

@@ -42,6 +42,10 @@ class MicroBatch:
         return slice(self.token_start, self.token_stop)
 
     @property
+    def tokens_and_filler(self) -> slice:
+        return slice(self.token_start, self.token_stop + self.filler)
+
+    @property
     def num_tokens(self) -> int:
         return self.token_stop - self.token_start
 

@@ -1,0 +1,64 @@
+"""Made-up work for benchmarks: lengths as real corpora have them, and exits by plan, so that weights do not matter."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.rows import IntArray, TokenRows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Token rows and the layer at which each of them leaves."""
+
+    rows: TokenRows
+    exit_plan: IntArray
+
+    @property
+    def mean_exit(self) -> float:
+        return float(self.exit_plan.mean())
+
+
+def make_workload(
+    count: int,
+    *,
+    mean_tokens: float,
+    sigma: float,
+    longest: int,
+    layers: int,
+    mean_exit: float,
+    vocabulary: int,
+    seed: int,
+) -> Workload:
+    """Draw rows of log-normal lengths (mean and sigma of the logarithm given) and exit layers with this mean."""
+    random = np.random.default_rng(seed)
+    lengths = np.exp(random.normal(np.log(mean_tokens) - sigma**2 / 2, sigma, count))
+    lengths = np.clip(lengths.round().astype(np.int64), 4, longest)
+    rows = TokenRows(
+        token_ids=random.integers(vocabulary // 30, vocabulary, lengths.sum(), dtype=np.int32),
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        segments=lengths.astype(np.int32),
+    )
+    shares = exit_shares(layers, mean_exit)
+    return Workload(rows=rows, exit_plan=random.choice(np.arange(1, layers + 1), size=count, p=shares))
+
+
+def exit_shares(layers: int, mean_exit: float) -> npt.NDArray[np.float64]:
+    """Return the share of rows that leaves after each layer: falling (or rising) geometrically, with this mean.
+
+    Of all distributions on 1..L with a given mean this one has the largest entropy, so it favours no layer.
+    """
+    if not 1 <= mean_exit <= layers:
+        raise ValueError(f"mean exit must be in [1, {layers}], not {mean_exit}")
+    numbers = np.arange(1, layers + 1)
+
+    def shares(slope: float) -> npt.NDArray[np.float64]:
+        weights = np.exp(slope * (numbers - numbers.mean()))
+        return weights / weights.sum()
+
+    low, high = -40.0, 40.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if shares(middle) @ numbers < mean_exit else (low, middle)
+    return shares(low)

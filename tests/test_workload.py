@@ -1,0 +1,65 @@
+"""Benchmark work is what it says, and forced exits are obeyed."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.early_exit import EarlyExitModel
+from pipeline.config import EngineConfig
+from pipeline.engine import Engine
+from pipeline.peers import BATCH_ROWS, padded_batches
+from pipeline.workload import exit_shares, make_workload
+from tests.conftest import random_rows
+
+
+@given(st.integers(1, 24), st.floats(0, 1))
+def test_exit_shares_have_the_wanted_mean(layers: int, where: float) -> None:
+    mean = 1 + where * (layers - 1)
+    shares = exit_shares(layers, mean)
+    assert shares.sum() == pytest.approx(1)
+    assert (shares >= 0).all()
+    assert shares @ np.arange(1, layers + 1) == pytest.approx(mean, abs=1e-3)
+
+
+def test_a_workload_repeats_and_has_the_wanted_means() -> None:
+    make = partial(make_workload, mean_tokens=50, sigma=0.6, longest=512, layers=12, mean_exit=4, vocabulary=30_000)
+    work, again = make(20_000, seed=1), make(20_000, seed=1)
+    assert work.rows.lengths.mean() == pytest.approx(50, rel=0.03)
+    assert work.mean_exit == pytest.approx(4, rel=0.03)
+    assert np.array_equal(work.rows.token_ids, again.rows.token_ids)
+    assert np.array_equal(work.exit_plan, again.exit_plan)
+
+
+def test_the_engine_obeys_a_plan_and_still_answers_as_the_heads_do(exit_model: EarlyExitModel) -> None:
+    rows = random_rows(80, 40, seed=1)
+    plan = np.random.default_rng(0).integers(1, 5, len(rows))
+    engine = Engine(exit_model, EngineConfig(speed=0.5, dtype="fp32", token_budget=90))
+    got = engine.run(rows, plan)
+    np.testing.assert_array_equal(got.exit_layers, plan)
+    at_one = engine.run(rows, np.ones(len(rows), np.int64))
+    np.testing.assert_allclose(got.probabilities[plan == 1], at_one.probabilities[plan == 1], atol=1e-5)
+
+
+def test_first_token_first_changes_no_answer(exit_model: EarlyExitModel) -> None:
+    rows = random_rows(150, 50, seed=4)
+    answers = [
+        Engine(exit_model, EngineConfig(speed=0.7, dtype="fp32", token_budget=128, first_token_first=first)).run(rows)
+        for first in (True, False)
+    ]
+    np.testing.assert_array_equal(answers[0].exit_layers, answers[1].exit_layers)
+    np.testing.assert_allclose(answers[0].probabilities, answers[1].probabilities, atol=1e-5)
+    assert len(set(answers[0].exit_layers)) > 1
+
+
+def test_a_peer_sees_every_row_once() -> None:
+    rows = random_rows(70, 20, seed=2)
+    order = np.argsort(rows.lengths, kind="stable")
+    seen = []
+    for ids, mask in padded_batches(rows, order):
+        assert len(ids) <= BATCH_ROWS
+        seen += [ids[row][mask[row] == 1].tolist() for row in range(len(ids))]
+    wanted = [rows.token_ids[rows.offsets[row] : rows.offsets[row + 1]].tolist() for row in order]
+    assert seen == wanted
