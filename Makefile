@@ -12,6 +12,9 @@ demo: $(READY)  ## make a corpus, train a small early-exit model, classify 50,00
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest
 
+bench: $(READY)  ## the engine against what you would run instead
+	$(BIN)/python jobs/benchmark.py
+
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
