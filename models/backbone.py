@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from models.families import Shape
+from models.fused import FusedLinear
 from models.runs import Run
 
 KEY_TILE = 16
@@ -138,12 +139,13 @@ class Embeddings(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One post-LayerNorm transformer layer (Devlin et al. 2019), whole or in the two steps of first-token-first."""
+    """One post-LayerNorm transformer layer (Devlin et al. 2019), in two steps: the second may be for some tokens only."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.heads, self.attention_dropout = shape.attention_heads, shape.attention_dropout
-        self.qkv = nn.Linear(shape.hidden, 3 * shape.hidden)
+        self.query = nn.Linear(shape.hidden, shape.hidden)
+        self.key_value = nn.Linear(shape.hidden, 2 * shape.hidden)
         self.attention_out = nn.Linear(shape.hidden, shape.hidden)
         self.attention_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps)
         self.ffn_in = nn.Linear(shape.hidden, shape.intermediate)
@@ -153,26 +155,24 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
-        q_TH, kv_T2H = self.qkv(x_TH).split([x_TH.shape[1], 2 * x_TH.shape[1]], dim=1)
-        dropout = self.attention_dropout if self.training else 0.0
-        return self._after_attention(x_TH, attend(q_TH, kv_T2H, runs, self.heads, dropout=dropout))
+        return self.finish(x_TH, self.keys_and_values(x_TH), runs)
 
     def keys_and_values(self, x_TH: Tensor) -> Tensor:
         """First step, over all tokens: [T, H] -> [T, 2H], a sixth of the layer's matrix products."""
-        hidden = x_TH.shape[1]
-        return F.linear(x_TH, self.qkv.weight[hidden:], self.qkv.bias[hidden:])
+        kv_T2H: Tensor = self.key_value(x_TH)
+        return kv_T2H
 
     def finish(self, x_QH: Tensor, kv_T2H: Tensor, runs: Sequence[Run], *, first_only: bool = False) -> Tensor:
         """Second step, for all tokens or the first ones only: inputs [Q, H], keys and values of all tokens -> [Q, H]."""
-        hidden = x_QH.shape[1]
-        q_QH = F.linear(x_QH, self.qkv.weight[:hidden], self.qkv.bias[:hidden])
-        return self._after_attention(x_QH, attend(q_QH, kv_T2H, runs, self.heads, first_only=first_only))
-
-    def _after_attention(self, x_QH: Tensor, mixed_QH: Tensor) -> Tensor:
-        x_QH = self.attention_norm(x_QH + self.dropout(self.attention_out(mixed_QH)))
-        ffn_QH = self.ffn_out(self.activation(self.ffn_in(x_QH)))
-        y_QH: Tensor = self.ffn_norm(x_QH + self.dropout(ffn_QH))
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed_QH = attend(self.query(x_QH), kv_T2H, runs, self.heads, first_only=first_only, dropout=dropout)
+        x_QH = self.attention_norm(self._plus(self.attention_out, mixed_QH, x_QH))
+        inner_QI = self.activation(self.ffn_in(x_QH))
+        y_QH: Tensor = self.ffn_norm(self._plus(self.ffn_out, inner_QI, x_QH))
         return y_QH
+
+    def _plus(self, linear: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
+        return linear.plus(x, residual) if isinstance(linear, FusedLinear) else residual + self.dropout(linear(x))
 
 
 class Backbone(nn.Module):

@@ -2,7 +2,7 @@
 
 All of them are the same post-LayerNorm encoder under different parameter names. One small table a family is enough to
 load any of them into `models.backbone.Backbone` and to write it back so that transformers itself opens the directory.
-Query, key and value are three matrices there and one here (one product instead of three).
+Keys and values are two matrices there and one here: one product over all tokens, which first-token-first does before the rest.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,8 @@ class Family:
 
 
 _BERT_LAYER = {
-    "qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "query": ("attention.self.query",),
+    "key_value": ("attention.self.key", "attention.self.value"),
     "attention_out": ("attention.output.dense",),
     "attention_norm": ("attention.output.LayerNorm",),
     "ffn_in": ("intermediate.dense",),
@@ -43,7 +44,8 @@ _BERT_LAYER = {
     "ffn_norm": ("output.LayerNorm",),
 }
 _DISTILBERT_LAYER = {
-    "qkv": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    "query": ("attention.q_lin",),
+    "key_value": ("attention.k_lin", "attention.v_lin"),
     "attention_out": ("attention.out_lin",),
     "attention_norm": ("sa_layer_norm",),
     "ffn_in": ("ffn.lin1",),

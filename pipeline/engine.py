@@ -11,8 +11,8 @@ are the same, and a row that leaves pays a sixth of its exit layer.
 
 Every call returns exactly its own rows, in their order, and keeps no state: a repeated call gives the same answer.
 
-Memory: two bytes (bf16) x hidden x (`resident_tokens` + 5 x tokens of a chunk), plus about 8 x hidden x `token_budget` values. Larger
-calls are worked through in groups of `resident_tokens`.
+Memory: two bytes (bf16) x hidden x (`resident_tokens` + 5 x tokens of a chunk), plus about 8 x hidden x `token_budget` values.
+Larger calls are worked through in groups of `resident_tokens`.
 """
 
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from models.backbone import EncoderLayer, PackedTokens, first_tokens
 from models.criteria import may_exit, normalised_entropy
 from models.early_exit import EarlyExitModel
+from models.fused import can_fuse, fuse_linears
 from models.heads import PooledHead
 from models.runs import Run
 from pipeline.config import EngineConfig
@@ -93,6 +94,8 @@ class Engine:
         self.dtype = DTYPES[dtype]
         self.model = model.eval().to(self.device, self.dtype)
         self.token_budget = config.token_budget or default_token_budget(self.device)
+        if can_fuse(self.device, self.dtype):
+            fuse_linears(self.model.backbone.layers, self.token_budget)
         self.chunk_tokens = config.resident_tokens if self.device.type == "cuda" else CHUNK_BUDGETS * self.token_budget
         self._exits = self._plan_exits()
         self.flops = self.model.flops.with_heads_at(self._exits)
