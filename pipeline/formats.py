@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -67,11 +68,8 @@ def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
             return {TEXT_COLUMN: pa.string()}
         with _open(file) as stream:
             if file.format == "jsonl":
-                for line in stream:
-                    value, _ = _parse_json(line)
-                    if isinstance(value, dict):
-                        return dict.fromkeys(value)
-                return {}
+                parsed = (_parse_json(line)[0] for line in islice(stream, CHUNK_ROWS))
+                return dict.fromkeys(key for value in parsed if isinstance(value, dict) for key in value)
             return dict.fromkeys(_csv_header(_csv_reader(file, stream)), pa.string())
     except (OSError, EOFError, pa.ArrowException) as error:
         raise FileFormatError(_one_line(error)) from error
@@ -101,9 +99,11 @@ def _as_bytes(array: pa.Array) -> pa.Array:
     """View strings as bytes: Arrow does not check their UTF-8 when it reads a file, and a bad one raises only later."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    if array.type == pa.string_view():
+        array = array.cast(pa.large_string())
     if pa.types.is_string(array.type):
         return array.view(pa.binary())
-    return array.cast(pa.large_string()).view(pa.large_binary()) if array.type == pa.string_view() else array
+    return array.view(pa.large_binary()) if pa.types.is_large_string(array.type) else array
 
 
 def _lines(file: InputFile, columns: list[str]) -> Iterator[RawRows]:

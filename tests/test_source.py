@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import pipeline.source
 from pipeline.errors import UserError
+from pipeline.formats import file_columns
 from pipeline.inputs import InputFile, list_inputs
 from pipeline.source import Columns, Shard, read_shards
 
@@ -100,8 +101,10 @@ def test_bad_csv_rows_cost_themselves_only(tmp_path: Path) -> None:
     assert rows_of(shards)[3]["text"] == "two\nlines"
 
 
-def test_bad_parquet_rows_cost_themselves_only(tmp_path: Path) -> None:
-    broken = pa.array([b"good", None, b"\xff", b""]).view(pa.string())
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_bad_parquet_rows_cost_themselves_only(kind: pa.DataType, tmp_path: Path) -> None:
+    raw = pa.large_binary() if kind == pa.large_string() else pa.binary()
+    broken = pa.array([b"good", None, b"\xff", b""], raw).view(kind)
     pq.write_table(pa.table({"text": broken}), tmp_path / "a.parquet")
     assert reasons(read(tmp_path / "a.parquet")) == [None, "null_text", "invalid_utf8", "empty_text"]
 
@@ -112,6 +115,12 @@ def test_bad_parquet_rows_cost_themselves_only(tmp_path: Path) -> None:
 def test_every_arrow_type_of_text_is_read(kind: pa.DataType, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array(["a", "ü"]).cast(kind)}), tmp_path / "a.parquet")
     assert rows_of(read(tmp_path / "a.parquet"))[1]["text"] == "ü"
+
+
+def test_columns_of_jsonl_are_those_of_its_first_rows_not_of_one(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [b"{broken", b'{"n": 1}', b'{"text": "x", "n": 2}'])
+    (file,) = list_inputs(str(path)).files
+    assert list(file_columns(file)) == ["n", "text"]
 
 
 def test_a_pair_needs_both_texts(tmp_path: Path) -> None:
