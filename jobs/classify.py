@@ -107,7 +107,7 @@ def report(outcome: Outcome, output: Path) -> None:
     print(f"  truncated    {totals.truncated:,} rows")
     print(f"  exits        {' '.join(f'{layer}:{n:,}' for layer, n in enumerate(totals.exits, start=1) if n)}")
     print(
-        f"  mean exit    {totals.mean_exit_layer:.2f} of {len(totals.exits)} layers, FLOPs {totals.flops_speedup:.2f}x saved"
+        f"  mean exit    {totals.mean_exit_layer:.2f} of {len(totals.exits)} layers, {totals.flops_speedup:.2f}x fewer FLOPs"
     )
     print(f"  stage time   {busy}")
     print(f"  peak MB      {memory}, driver {outcome.driver_peak_mb:,.0f}")

@@ -1,7 +1,6 @@
 """The main run, from a checked request to published results: resume, stream, write receipts down, publish."""
 
 import hashlib
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipeline.formats import FileFormatError, file_columns, is_text
 from pipeline.inputs import Corpus, InputFile
 from pipeline.ledger import Fingerprint, Ledger, code_version
 from pipeline.progress import Progress
-from pipeline.receipts import Totals
+from pipeline.receipts import Totals, peak_memory_mb
 from pipeline.schema import OUTPUT_COLUMNS, output_schema
 from pipeline.source import Columns
 from pipeline.stages import ClassifySpec, classify_files, receipts_of
@@ -118,5 +117,6 @@ def classify_corpus(corpus: Corpus, spec: ClassifySpec, ledger: Ledger, *, actor
             raise AssertionError(f"the chain ended without {len(unfinished)} files, such as {next(iter(unfinished))}")
     seconds = time.monotonic() - started
     manifest = ledger.publish(corpus, seconds)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Outcome(totals=ledger.totals(), fresh=fresh, seconds=seconds, manifest=manifest, driver_peak_mb=peak)
+    return Outcome(
+        totals=ledger.totals(), fresh=fresh, seconds=seconds, manifest=manifest, driver_peak_mb=peak_memory_mb()
+    )

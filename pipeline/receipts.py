@@ -5,11 +5,13 @@ and joins blocks of many rows as it likes, but it cannot cut a row; so one shard
 """
 
 import json
+import re
 import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
@@ -48,7 +50,7 @@ class Receipt:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock time by stage."""
     peak_mb: dict[str, float] = field(default_factory=dict)
-    """Largest memory of the process that ran the stage, MB."""
+    """Largest memory of the process that ran the stage, by `peak_memory_mb`."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -85,8 +87,21 @@ class ShardBlock:
         started = time.perf_counter()
         yield
         seconds = self.receipt.seconds | {name: time.perf_counter() - started}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self.receipt = replace(self.receipt, seconds=seconds, peak_mb=self.receipt.peak_mb | {name: peak})
+        self.receipt = replace(self.receipt, seconds=seconds, peak_mb=self.receipt.peak_mb | {name: peak_memory_mb()})
+
+
+def peak_memory_mb() -> float:
+    """Return the largest memory that this process has had of its own, MB.
+
+    Pages of Ray's object store, which every process maps as it touches them, are left out: they are counted by Ray, bounded by
+    its own setting, and shared.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.exists():
+        shared = re.search(r"RssShmem:\s+(\d+) kB", status.read_text())
+        peak -= int(shared[1]) if shared else 0
+    return peak / 1024
 
 
 @dataclass(slots=True)
