@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import re
 
 from ray.exceptions import RayError
 
@@ -88,10 +89,10 @@ def kept(ledger: Ledger) -> str:
 
 
 def cause_of(error: RayError) -> str:
-    """Return the line of a failed task or actor that says why: the last that is not Ray's advice."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1] if lines else 'no message'}"
+    """Return the line of a failed task or actor that says why: the first exception that is not one of Ray's wrappers."""
+    raised = re.findall(r"^([\w.]*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
+    causes = [f"{name}: {text}" for name, text in raised if not name.startswith("ray.") and name != "UserCodeException"]
+    return causes[0] if causes else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def report(outcome: Outcome, output: Path) -> None:

@@ -21,7 +21,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Keep the layout of descriptions and show defaults that say something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False) or action.required
+        silent = action.default in (None, False, []) or action.required
         return action.help if silent else super()._get_help_string(action)
 
 
@@ -50,6 +50,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     # SIGTERM (job stop, pre-emption) unwinds like Ctrl-C, so that every `finally` runs; with its usual exit code.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is said once, at the end
     try:
         code = main(parse(parser)) or DONE
     except (UserError, UnsupportedModelError, FileNotFoundError) as error:

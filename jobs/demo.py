@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     make_backbone(folder / "backbone")
     print("\n2. Fine-tune a small BERT, from scratch, into the full-depth classifier")
     job(f"finetune.py --backbone {folder}/backbone --train {folder}/train.parquet --dev {folder}/test.parquet "
-        f"--class-names {','.join(CLASSES)} --output {folder}/teacher --epochs 4 --learning-rate 5e-4")  # fmt: skip
+        f"--class-names {','.join(CLASSES)} --output {folder}/teacher --epochs 5 --learning-rate 5e-4")  # fmt: skip
     print("\n3. Distil an exit for every layer from its own answers: no labels needed")
     job(f"distill.py --model {folder}/teacher --input {folder}/train.parquet --output {folder}/model --head attention "
         "--epochs 2")  # fmt: skip

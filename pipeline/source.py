@@ -137,8 +137,10 @@ def _check_text(value: object, column: str) -> tuple[str | None, Unusable | None
             value = value.decode()
         elif isinstance(value, str) and not value.isascii():
             value.encode()  # a lone surrogate, as in the JSON escape \ud800, is no text either
-    except UnicodeError as error:
+    except UnicodeDecodeError as error:
         return None, Unusable("invalid_utf8", f"column '{column}': {error}")
+    except UnicodeEncodeError:
+        return None, Unusable("invalid_utf8", f"column '{column}' holds bytes, or an escape, that is no UTF-8")
     if not isinstance(value, str):
         return None, Unusable("not_text", f"column '{column}' holds {type(value).__name__}, not text")
     if not value.strip():

@@ -42,6 +42,14 @@ def classify(model: Path, corpus: Path, out: Path, *options: str) -> subprocess.
     )
 
 
+def start_job(model: Path, corpus: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(REPOSITORY / "jobs" / "classify.py"), "--model", str(model)]
+    command += ["--input", str(corpus), "--output", str(out), "--speed", "0.6"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"RAY_ADDRESS": "local"}
+    )
+
+
 def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = classify(model_directory, corpus, out, "--keep", "source", "--probabilities")
@@ -91,11 +99,7 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     for number in range(12):
         texts = [review.text for review in reviews(3000, seed=number)]
         pq.write_table(pa.table({"text": texts}), corpus / f"{number:02}.parquet")
-    command = [sys.executable, str(REPOSITORY / "jobs" / "classify.py"), "--model", str(model_directory)]
-    command += ["--input", str(corpus), "--output", str(out), "--speed", "0.6"]
-    job = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"RAY_ADDRESS": "local"}
-    )
+    job = start_job(model_directory, corpus, out)
     deadline = time.monotonic() + 90
     while len(list(out.glob("part-*"))) < 2 and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.05)
@@ -114,6 +118,22 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     assert len(rows) == 36_000
     assert rows.id.is_unique
     assert f"{36_000 - 3000 * kept:,} rows in" in resumed.stdout  # only what was missing
+
+
+def test_a_task_that_fails_is_told_in_one_line(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("\n".join(TEXTS))
+    job = start_job(model_directory, corpus, out)
+    deadline = time.monotonic() + 60
+    while not (out / "_receipts.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    out.rename(tmp_path / "gone")  # Ray has yet to start, so no part is written before
+    _, stderr = job.communicate(timeout=120)
+    assert job.returncode == 1
+    assert "error: FileNotFoundError: [Errno 2] No such file or directory" in stderr
+    assert "0 rows in 0 shards are kept; the same command goes on from there" in stderr
+    assert stderr.count("\n") == 2
 
 
 def wrong(tmp_path: Path, what: str, model: Path) -> tuple[list[str], str]:
