@@ -61,7 +61,8 @@ def attend(
     Queries are those of all tokens (Q = T), or with `first_only` of every row's first token (Q = B rows, filler after them).
     """
     hidden = q_QH.shape[1]
-    pad = q_QH.device.type == "cpu" and not torch.is_grad_enabled()
+    # One query a row is not worth a copy of the keys.
+    pad = q_QH.device.type == "cpu" and not torch.is_grad_enabled() and not first_only
     outputs, query, token = [], 0, 0
     for run in runs:
         asking = 1 if first_only else run.length

@@ -97,6 +97,7 @@ class Engine:
         if can_fuse(self.device, self.dtype):
             fuse_linears(self.model.backbone.layers, self.token_budget)
         self.chunk_tokens = config.resident_tokens if self.device.type == "cuda" else CHUNK_BUDGETS * self.token_budget
+        self._workspace = _Workspace(tile_size(self.token_budget), self.dtype, self.device)
         self._exits = self._plan_exits()
         self.flops = self.model.flops.with_heads_at(self._exits)
         """Counts what this engine computes: heads that it never looks at cost nothing."""
@@ -141,7 +142,7 @@ class Engine:
         """Run the rows numbered `active` (sorted by length) until all have left; return the filler tokens computed."""
         group = rows.take(active)
         lengths, filler = group.lengths, 0
-        buffer_TH = self._empty(int(lengths.sum()), self.model.shape.hidden)
+        buffer_TH = self._workspace.take("hidden", int(lengths.sum()), self.model.shape.hidden)
         done = 0
         for exit_layer in self._exits:
             filler += self._run_layers(range(done, exit_layer - 1), buffer_TH, lengths, group if done == 0 else None)
@@ -150,13 +151,6 @@ class Engine:
             if len(active) == 0:
                 break
         return filler
-
-    def _empty(self, tokens: int, width: int) -> Tensor:
-        """Memory for tokens, and behind them for the last micro-batch's filler, which must not hold NaN."""
-        margin = tile_size(self.token_budget)
-        made = torch.empty(tokens + margin, width, dtype=self.dtype, device=self.device)
-        made[-margin:] = 0
-        return made
 
     def _run_layers(self, layers: range, buffer_TH: Tensor, lengths: IntArray, group: TokenRows | None) -> int:
         """Run whole layers over all tokens in place, after embedding `group` if given; return the filler computed."""
@@ -184,9 +178,9 @@ class Engine:
         make dense matrices too; what is written never overtakes what is still to be read.
         """
         layer, head = self.model.backbone.layer(exit_layer), self.model.exits[str(exit_layer)]
-        step: _FirstTokenFirst | _AllTokens = _AllTokens(layer, head)
+        step: _FirstTokenFirst | _AllTokens = _AllTokens(layer, head, self._workspace)
         if isinstance(head, PooledHead) and self.config.first_token_first:
-            step = _FirstTokenFirst(layer, head)
+            step = _FirstTokenFirst(layer, head, self._workspace)
         last = exit_layer == self.model.shape.layers
         stays_B = np.zeros(len(active), np.bool_)
         read = write = filler = 0
@@ -195,7 +189,7 @@ class Engine:
             tokens = int(chunk_lengths.sum())
             batches = list(micro_batches(chunk_lengths, self.token_budget))
             x_TH = buffer_TH[read : read + tokens + batches[-1].filler]
-            logits = step.judge(x_TH, batches, self._empty(tokens, step.width * x_TH.shape[1]))
+            logits = step.judge(x_TH, batches, tokens)
             uncertainty = normalised_entropy(logits)
             if last:
                 leaves = torch.ones(len(chunk_lengths), dtype=torch.bool)
@@ -221,30 +215,52 @@ class Engine:
         return torch.from_numpy(np.pad(keep, (0, tile_size(self.token_budget)))).to(self.device)
 
 
+class _Workspace:
+    """Named memory for tokens that is made once and used again: fresh memory costs page faults, more than the arithmetic on it.
+
+    Behind the tokens there is always room for the last micro-batch's filler. Nothing in it is ever NaN.
+    """
+
+    def __init__(self, margin: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.margin, self.dtype, self.device = margin, dtype, device
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, tokens: int, width: int) -> Tensor:
+        """Return [tokens + margin, width]; what was taken under this name before is overwritten."""
+        needed = (tokens + self.margin) * width
+        if name not in self._held or self._held[name].numel() < needed:
+            self._held[name] = torch.zeros(needed, dtype=self.dtype, device=self.device)
+        return self._held[name][:needed].view(tokens + self.margin, width)
+
+    def gather(self, name: str, source_TW: Tensor, places: Tensor) -> Tensor:
+        """Return the rows of the source at these places, which end in a margin of any places for filler."""
+        out = self.take(name, len(places) - self.margin, source_TW.shape[1])
+        return torch.index_select(source_TW, 0, places, out=out)
+
+
 class _FirstTokenFirst:
     """An exit layer with a pooled head: decide on the first tokens, finish the layer for the survivors."""
 
-    width = 2
-    """Of the workspace, in hidden sizes: keys and values."""
+    def __init__(self, layer: EncoderLayer, head: PooledHead, workspace: _Workspace) -> None:
+        self.layer, self.head, self.workspace = layer, head, workspace
 
-    def __init__(self, layer: EncoderLayer, head: PooledHead) -> None:
-        self.layer, self.head = layer, head
-
-    def judge(self, x_TH: Tensor, batches: list[MicroBatch], kv_T2H: Tensor) -> Tensor:
+    def judge(self, x_TH: Tensor, batches: list[MicroBatch], tokens: int) -> Tensor:
         """Return the head's logits [B, C]; keeps keys and values for `finish`."""
+        self.kv_T2H = self.workspace.take("keys and values", tokens, 2 * x_TH.shape[1])
         for batch in batches:
-            kv_T2H[batch.tokens_and_filler] = self.layer.keys_and_values(x_TH[batch.tokens_and_filler])
-        self.kv_T2H = kv_T2H
+            self.kv_T2H[batch.tokens_and_filler] = self.layer.keys_and_values(x_TH[batch.tokens_and_filler])
         runs = tuple(run for batch in batches for run in batch.runs)
         first_BH = first_tokens(x_TH, runs)
         padded = F.pad(first_BH, (0, 0, 0, -len(first_BH) % FIRST_TOKEN_TILE))
-        y_BH = self.layer.finish(padded, kv_T2H, runs, first_only=True)
+        y_BH = self.layer.finish(padded, self.kv_T2H, runs, first_only=True)
         return self.head.judge(y_BH)[: len(first_BH)]
 
     def finish(self, x_TH: Tensor, keep: Tensor | None, survivors: list[MicroBatch], out_TH: Tensor) -> None:
         """Write the survivors' tokens, one after the other, with the layer done."""
-        x_TH = x_TH if keep is None else x_TH.index_select(0, keep)
-        kv_T2H = self.kv_T2H if keep is None else self.kv_T2H.index_select(0, keep)
+        kv_T2H = self.kv_T2H
+        if keep is not None:
+            x_TH = self.workspace.gather("survivors", x_TH, keep)
+            kv_T2H = self.workspace.gather("survivors' keys and values", kv_T2H, keep)
         for batch in survivors:
             y_TH = self.layer.finish(x_TH[batch.tokens_and_filler], kv_T2H[batch.tokens_and_filler], batch.runs)
             out_TH[batch.tokens] = y_TH[: batch.num_tokens]
@@ -253,25 +269,26 @@ class _FirstTokenFirst:
 class _AllTokens:
     """An exit layer whose head reads every token: the layer first, then the head, then the survivors move together."""
 
-    width = 1
+    def __init__(self, layer: EncoderLayer, head: nn.Module, workspace: _Workspace) -> None:
+        self.layer, self.head, self.workspace = layer, head, workspace
 
-    def __init__(self, layer: EncoderLayer, head: nn.Module) -> None:
-        self.layer, self.head = layer, head
-
-    def judge(self, x_TH: Tensor, batches: list[MicroBatch], y_TH: Tensor) -> Tensor:
+    def judge(self, x_TH: Tensor, batches: list[MicroBatch], tokens: int) -> Tensor:
         """Return the head's logits [B, C]; keeps the layer's output for `finish`."""
+        self.y_TH = self.workspace.take("layer done", tokens, x_TH.shape[1])
         logits = []
         for batch in batches:
             done = self.layer(x_TH[batch.tokens_and_filler], batch.runs)
-            y_TH[batch.tokens] = done[: batch.num_tokens]
+            self.y_TH[batch.tokens] = done[: batch.num_tokens]
             logits.append(self.head(done, batch.runs))
-        self.y_TH = y_TH
         return torch.cat(logits)
 
     def finish(self, _x_TH: Tensor, keep: Tensor | None, survivors: list[MicroBatch], out_TH: Tensor) -> None:
         """Write the survivors' tokens, one after the other."""
         tokens = survivors[-1].token_stop
-        out_TH[:tokens] = self.y_TH[:tokens] if keep is None else self.y_TH.index_select(0, keep[:tokens])
+        if keep is None:
+            out_TH[:tokens] = self.y_TH[:tokens]
+        else:
+            torch.index_select(self.y_TH, 0, keep[:tokens], out=out_TH[:tokens])
 
 
 def all_exits(
