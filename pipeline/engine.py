@@ -229,9 +229,8 @@ class _Workspace:
         """Return [tokens + margin, width]; what was taken under this name before is overwritten."""
         needed = (tokens + self.margin) * width
         if name not in self._held or self._held[name].numel() < needed:
-            self._held.pop(
-                name, None
-            )  # first, or both would be held at once; an eighth more, or it would grow at every call
+            # The old memory goes first, or both would be held at once; an eighth more, or it would grow at every call.
+            self._held.pop(name, None)
             self._held[name] = torch.zeros(needed + needed // 8, dtype=self.dtype, device=self.device)
         return self._held[name][:needed].view(tokens + self.margin, width)
 
