@@ -154,3 +154,9 @@ def run_job(name: str, *options: str, timeout: float = 120, **environment: str) 
         env=os.environ | {"RAY_ADDRESS": "local"} | environment,
         check=False,
     )
+
+
+def shards_kept(out: Path) -> int:
+    """Shards whose receipts the driver has written down: parts appear earlier, and count for nothing before."""
+    receipts = out / "_receipts.jsonl"
+    return receipts.read_text().count('"shard"') if receipts.exists() else 0
