@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from models.families import Shape
-from models.fused import FusedLinear
 from models.runs import Run
 
 KEY_TILE = 16
@@ -139,6 +138,32 @@ class Embeddings(nn.Module):
         return torch.where(real, real.cumsum(1) + self.shape.first_position - 1, self.shape.pad_id)
 
 
+class ResidualLinear(nn.Linear):
+    """A linear layer whose output, after dropout, is added to what went round it."""
+
+    def __init__(self, width_in: int, width_out: int, dropout: float) -> None:
+        super().__init__(width_in, width_out)
+        self.dropout = nn.Dropout(dropout)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        added: Tensor = residual + self.dropout(self(x))
+        return added
+
+
+class FeedForward(nn.Module):
+    """Expand, activate, contract, and add the input."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.expand = nn.Linear(shape.hidden, shape.intermediate)
+        self.contract = ResidualLinear(shape.intermediate, shape.hidden, shape.dropout)
+        self.activation_name = shape.activation
+        self.activation = ACT2FN[shape.activation]
+
+    def forward(self, x_QH: Tensor) -> Tensor:
+        return self.contract.plus(self.activation(self.expand(x_QH)), x_QH)
+
+
 class EncoderLayer(nn.Module):
     """One post-LayerNorm transformer layer (Devlin et al. 2019), in two steps: the second may be for some tokens only."""
 
@@ -147,13 +172,10 @@ class EncoderLayer(nn.Module):
         self.heads, self.attention_dropout = shape.attention_heads, shape.attention_dropout
         self.query = nn.Linear(shape.hidden, shape.hidden)
         self.key_value = nn.Linear(shape.hidden, 2 * shape.hidden)
-        self.attention_out = nn.Linear(shape.hidden, shape.hidden)
+        self.attention_out = ResidualLinear(shape.hidden, shape.hidden, shape.dropout)
         self.attention_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps)
-        self.ffn_in = nn.Linear(shape.hidden, shape.intermediate)
-        self.ffn_out = nn.Linear(shape.intermediate, shape.hidden)
+        self.ffn = FeedForward(shape)
         self.ffn_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps)
-        self.activation = ACT2FN[shape.activation]
-        self.dropout = nn.Dropout(shape.dropout)
 
     def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
         return self.finish(x_TH, self.keys_and_values(x_TH), runs)
@@ -167,13 +189,9 @@ class EncoderLayer(nn.Module):
         """Second step, for all tokens or the first ones only: inputs [Q, H], keys and values of all tokens -> [Q, H]."""
         dropout = self.attention_dropout if self.training else 0.0
         mixed_QH = attend(self.query(x_QH), kv_T2H, runs, self.heads, first_only=first_only, dropout=dropout)
-        x_QH = self.attention_norm(self._plus(self.attention_out, mixed_QH, x_QH))
-        inner_QI = self.activation(self.ffn_in(x_QH))
-        y_QH: Tensor = self.ffn_norm(self._plus(self.ffn_out, inner_QI, x_QH))
+        x_QH = self.attention_norm(self.attention_out.plus(mixed_QH, x_QH))
+        y_QH: Tensor = self.ffn_norm(self.ffn(x_QH))
         return y_QH
-
-    def _plus(self, linear: nn.Module, x: Tensor, residual: Tensor) -> Tensor:
-        return linear.plus(x, residual) if isinstance(linear, FusedLinear) else residual + self.dropout(linear(x))
 
 
 class Backbone(nn.Module):

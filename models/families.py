@@ -39,8 +39,8 @@ _BERT_LAYER = {
     "key_value": ("attention.self.key", "attention.self.value"),
     "attention_out": ("attention.output.dense",),
     "attention_norm": ("attention.output.LayerNorm",),
-    "ffn_in": ("intermediate.dense",),
-    "ffn_out": ("output.dense",),
+    "ffn.expand": ("intermediate.dense",),
+    "ffn.contract": ("output.dense",),
     "ffn_norm": ("output.LayerNorm",),
 }
 _DISTILBERT_LAYER = {
@@ -48,8 +48,8 @@ _DISTILBERT_LAYER = {
     "key_value": ("attention.k_lin", "attention.v_lin"),
     "attention_out": ("attention.out_lin",),
     "attention_norm": ("sa_layer_norm",),
-    "ffn_in": ("ffn.lin1",),
-    "ffn_out": ("ffn.lin2",),
+    "ffn.expand": ("ffn.lin1",),
+    "ffn.contract": ("ffn.lin2",),
     "ffn_norm": ("output_layer_norm",),
 }
 

@@ -1,12 +1,23 @@
-"""Linear layers for inference in bf16 on CPUs: weights packed once, bias, activation and residual inside the product.
+"""Layers for inference in bf16 on CPUs: weights packed once, bias, activation and residual inside the product.
 
 torch's own `F.linear` re-orders a bf16 weight at every call and copies the bias over the output first. oneDNN, which does the
-product in both cases, also takes a weight in its own order and adds bias and residual on the way out; torch exposes that as
-the operators that its compiler emits. 2 cores with AMX, 2,048 tokens, 768 -> 768 with residual: 1.25 ms plain, 1.03 ms here.
+product in both cases, also takes a weight in its own order and does the rest on the way out; torch exposes that as the
+operators that its compiler emits. One core with AMX, 512 tokens, hidden 768: 0.42 ms for 768 -> 768 plain, 0.32 ms here; 4.5 ms
+for a feed-forward block with packed weights, 3.7 ms with the activation inside and in two pieces.
 """
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from models.backbone import EncoderLayer, FeedForward
+
+PIECE_WIDTH = 1536
+"""Inner width at which a feed-forward block is worked on: what one piece makes for some hundred tokens stays in the cache of a
+core, and oneDNN reads it back faster than rows of twice the length."""
+POST_OPS: Mapping[str, tuple[str, list[float], str]] = {"gelu": ("gelu", [], "none"), "relu": ("relu", [], "")}
+"""Activations that oneDNN applies inside the product, exactly as torch does on its own."""
 
 
 def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
@@ -19,24 +30,47 @@ def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
 class FusedLinear(nn.Module):
     """Takes the place of an nn.Linear; cannot be trained or saved."""
 
-    def __init__(self, linear: nn.Linear, tokens: int) -> None:
-        """Pack for matrices of about `tokens` rows."""
+    def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int, activation: str = "") -> None:
+        """Pack [out, in] for matrices of about `tokens` rows; `activation` is '' or one of POST_OPS."""
         super().__init__()
-        self.bias = linear.bias
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), tokens)
+        self.bias = None if bias is None else bias.detach().contiguous()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), tokens)
+        self._post_op = POST_OPS[activation] if activation else ("none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, *self._post_op)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """Return linear(x) + residual in one pass."""
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
 
 
-def fuse_linears(module: nn.Module, tokens: int) -> None:
-    """Replace every nn.Linear below `module`, in place."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, FusedLinear(child, tokens))
-        else:
-            fuse_linears(child, tokens)
+class FusedFeedForward(nn.Module):
+    """Takes the place of a FeedForward: piece by piece of the inner width, the sum kept in the output."""
+
+    def __init__(self, ffn: FeedForward, tokens: int) -> None:
+        super().__init__()
+        inside = ffn.activation_name if ffn.activation_name in POST_OPS else ""
+        self.activation: Callable[[Tensor], Tensor] = nn.Identity() if inside else ffn.activation
+        wide, narrow = ffn.expand, ffn.contract
+        pieces = max(1, wide.out_features // PIECE_WIDTH)
+        self.pieces: list[tuple[FusedLinear, FusedLinear]] = []
+        weights = (wide.weight.chunk(pieces), wide.bias.chunk(pieces), narrow.weight.chunk(pieces, dim=1))
+        for number, (wide_weight, wide_bias, narrow_weight) in enumerate(zip(*weights, strict=True)):
+            expand = FusedLinear(wide_weight, wide_bias, tokens, inside)
+            contract = FusedLinear(narrow_weight, narrow.bias if number == 0 else None, tokens)
+            self.pieces.append((expand, contract))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for expand, contract in self.pieces:
+            y = contract.plus(self.activation(expand(x)), y)
+        return y
+
+
+def fuse(layer: EncoderLayer, tokens: int) -> None:
+    """Replace what can be replaced in a layer, in place, for matrices of about `tokens` rows."""
+    for name in ("query", "key_value", "attention_out"):
+        linear = getattr(layer, name)
+        setattr(layer, name, FusedLinear(linear.weight, linear.bias, tokens))
+    setattr(layer, "ffn", FusedFeedForward(layer.ffn, tokens))  # noqa: B010 - typed as what it replaces

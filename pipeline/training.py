@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from models.backbone import PackedTokens
 from models.early_exit import EarlyExitModel
 from models.losses import self_distillation
-from pipeline.engine import DTYPES, all_exits, best_dtype, pack
+from pipeline.engine import DTYPES, all_exits, best_dtype
 from pipeline.labelled import Examples
+from pipeline.lane import pack
 from pipeline.packing import runs_of, training_batches
 from pipeline.rows import IntArray, TokenRows
 
