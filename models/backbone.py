@@ -4,7 +4,7 @@ Rows are laid one after the other in one `[tokens, hidden]` matrix. There is no 
 mask: rows of equal length stand together in *runs*, and attention sees each run as a dense rectangle. Linear layers,
 which are nearly all of the work, see only the token axis. Training, the engine and the tests run this one code.
 
-Legend of suffixes: T tokens, Q tokens that ask (all, or the first of each row), B rows, L length of a row, N attention heads,
+Legend of suffixes: T tokens, Q tokens or rows, B rows, L length of a row, N attention heads,
 D width of a head, H hidden.
 """
 
@@ -52,40 +52,60 @@ def first_tokens(x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
     return firsts[0] if len(firsts) == 1 else torch.cat(firsts)
 
 
-def attend(
-    q_QH: Tensor, kv_T2H: Tensor, runs: Sequence[Run], heads: int, *, first_only: bool = False, dropout: float = 0.0
-) -> Tensor:
-    """Multi-head attention inside every row: queries [Q, H], keys and values side by side [T, 2H] -> [Q, H].
-
-    Queries are those of all tokens (Q = T), or with `first_only` of every row's first token (Q = B rows, filler after them).
-    """
-    hidden = q_QH.shape[1]
-    # One query a row is not worth a copy of the keys.
-    pad = q_QH.device.type == "cpu" and not torch.is_grad_enabled() and not first_only
-    outputs, query, token = [], 0, 0
+def attend(q_TH: Tensor, kv_T2H: Tensor, runs: Sequence[Run], heads: int, *, dropout: float = 0.0) -> Tensor:
+    """Multi-head attention inside every row: queries [T, H], keys and values side by side [T, 2H] -> [T, H]."""
+    hidden = q_TH.shape[1]
+    pad = q_TH.device.type == "cpu" and not torch.is_grad_enabled()
+    outputs, token = [], 0
     for run in runs:
-        asking = 1 if first_only else run.length
-        asked = run.rows * asking
-        q_BNLD = q_QH[query : query + asked].view(run.rows, asking, heads, -1).transpose(1, 2)
-        kv_BL2H = kv_T2H[token : token + run.tokens].view(run.rows, run.length, 2 * hidden)
+        span = slice(token, token + run.tokens)
+        q_BNLD = q_TH[span].view(run.rows, run.length, heads, -1).transpose(1, 2)
+        kv_BL2H = kv_T2H[span].view(run.rows, run.length, 2 * hidden)
         mask_LL = None
         filler = -run.length % KEY_TILE if pad else 0
         if filler:
             kv_BL2H = F.pad(kv_BL2H, (0, 0, 0, filler))
-            mask_LL = _hide_filler(asking, run.length, filler, q_QH.dtype)
+            mask_LL = _hide_filler(run.length, filler, q_TH.dtype)
         k_BNLD, v_BNLD = kv_BL2H.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         out_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=mask_LL, dropout_p=dropout)
-        outputs.append(out_BNLD.transpose(1, 2).reshape(asked, hidden))
-        query, token = query + asked, token + run.tokens
-    if query < len(q_QH):
-        outputs.append(q_QH.new_zeros(len(q_QH) - query, hidden))
+        outputs.append(out_BNLD.transpose(1, 2).reshape(run.tokens, hidden))
+        token += run.tokens
+    if token < len(q_TH):
+        outputs.append(q_TH.new_zeros(len(q_TH) - token, hidden))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+def attend_from_first(
+    q_BH: Tensor, x_TH: Tensor, runs: Sequence[Run], heads: int, kv_2HH: Tensor, bias_2H: Tensor, dropout: float = 0.0
+) -> Tensor:
+    """What `attend` gives the first token of every row, without keys and values of the others: [B, H].
+
+    With one query a row, q . (K x) is better computed as (K^T q) . x, and sum_l a_l (V x_l) as V (sum_l a_l x_l): two small
+    products a row in place of two a token. The keys' bias moves all scores of a query alike, so softmax drops it; the values'
+    bias is added once, since the weights a_l sum to 1. Queries past the last row are filler.
+
+    The same re-ordering serves the latent attention of DeepSeek-V2 (Liu et al. 2024, section 2.1.2).
+    """
+    width = q_BH.shape[1] // heads
+    key_NDH, value_NDH = kv_2HH.view(2, heads, width, -1)
+    asked_BNH = torch.matmul(q_BH.view(-1, heads, width).transpose(0, 1), key_NDH).transpose(0, 1)
+    mixed, row, token = [], 0, 0
+    for run in runs:
+        x_B1LH = x_TH[token : token + run.tokens].view(run.rows, 1, run.length, -1)
+        asked_B1NH = asked_BNH[row : row + run.rows, None]
+        scale = width**-0.5
+        mixed.append(F.scaled_dot_product_attention(asked_B1NH, x_B1LH, x_B1LH, dropout_p=dropout, scale=scale)[:, 0])
+        row, token = row + run.rows, token + run.tokens
+    if row < len(q_BH):
+        mixed.append(x_TH.new_zeros(len(q_BH) - row, heads, x_TH.shape[1]))
+    mixed_NBH = torch.cat(mixed).transpose(0, 1)
+    return torch.matmul(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape) + bias_2H[len(bias_2H) // 2 :]
+
+
 @lru_cache(maxsize=2048)
-def _hide_filler(queries: int, length: int, filler: int, dtype: torch.dtype) -> Tensor:
-    """Mask [queries, length + filler] that lets queries see the real keys only."""
-    mask = torch.zeros(queries, length + filler, dtype=dtype)
+def _hide_filler(length: int, filler: int, dtype: torch.dtype) -> Tensor:
+    """Mask [length, length + filler] that lets queries see the real keys only."""
+    mask = torch.zeros(length, length + filler, dtype=dtype)
     mask[:, length:] = -torch.inf
     return mask
 
@@ -165,7 +185,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One post-LayerNorm transformer layer (Devlin et al. 2019), in two steps: the second may be for some tokens only."""
+    """One post-LayerNorm transformer layer (Devlin et al. 2019)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -178,17 +198,18 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps)
 
     def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
-        return self.finish(x_TH, self.keys_and_values(x_TH), runs)
-
-    def keys_and_values(self, x_TH: Tensor) -> Tensor:
-        """First step, over all tokens: [T, H] -> [T, 2H], a sixth of the layer's matrix products."""
-        kv_T2H: Tensor = self.key_value(x_TH)
-        return kv_T2H
-
-    def finish(self, x_QH: Tensor, kv_T2H: Tensor, runs: Sequence[Run], *, first_only: bool = False) -> Tensor:
-        """Second step, for all tokens or the first ones only: inputs [Q, H], keys and values of all tokens -> [Q, H]."""
         dropout = self.attention_dropout if self.training else 0.0
-        mixed_QH = attend(self.query(x_QH), kv_T2H, runs, self.heads, first_only=first_only, dropout=dropout)
+        mixed_TH = attend(self.query(x_TH), self.key_value(x_TH), runs, self.heads, dropout=dropout)
+        return self._after_attention(x_TH, mixed_TH)
+
+    def first_tokens_only(self, x_TH: Tensor, runs: Sequence[Run], filler: int = 0) -> Tensor:
+        """What `forward` gives the first token of every row, at a small part of the cost: [B + filler, H]."""
+        first_BH = F.pad(first_tokens(x_TH, runs), (0, 0, 0, filler))
+        weight, bias = self.key_value.weight, self.key_value.bias
+        mixed_BH = attend_from_first(self.query(first_BH), x_TH, runs, self.heads, weight, bias)
+        return self._after_attention(first_BH, mixed_BH)
+
+    def _after_attention(self, x_QH: Tensor, mixed_QH: Tensor) -> Tensor:
         x_QH = self.attention_norm(self.attention_out.plus(mixed_QH, x_QH))
         y_QH: Tensor = self.ffn_norm(self.ffn(x_QH))
         return y_QH

@@ -33,6 +33,8 @@ class FusedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, tokens: int, activation: str = "") -> None:
         """Pack [out, in] for matrices of about `tokens` rows; `activation` is '' or one of POST_OPS."""
         super().__init__()
+        self.weight: Tensor | None = None
+        """The plain weight, where somebody still needs it."""
         self.bias = None if bias is None else bias.detach().contiguous()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), tokens)
         self._post_op = POST_OPS[activation] if activation else ("none", [], "")
@@ -70,7 +72,9 @@ class FusedFeedForward(nn.Module):
 
 def fuse(layer: EncoderLayer, tokens: int) -> None:
     """Replace what can be replaced in a layer, in place, for matrices of about `tokens` rows."""
+    plain = layer.key_value.weight.detach()
     for name in ("query", "key_value", "attention_out"):
         linear = getattr(layer, name)
         setattr(layer, name, FusedLinear(linear.weight, linear.bias, tokens))
+    setattr(layer.key_value, "weight", plain)  # noqa: B010 - first_tokens_only reads it
     setattr(layer, "ffn", FusedFeedForward(layer.ffn, tokens))  # noqa: B010 - typed as what it replaces

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from models.backbone import attend, first_tokens
+from models.backbone import attend_from_first, first_tokens
 from models.runs import Run
 
 ATTENTION_HEAD_WIDTH = 128
@@ -36,8 +36,8 @@ class PooledHead(nn.Module):
 class AttentionHead(nn.Module):
     """FastBERT's classifier (Liu et al. 2020): narrow, self-attention over all tokens, first token -> classes.
 
-    Layers and activations are those of the released code. Only the first token's query is ever used, so only that one is
-    computed: the answer is the same.
+    Layers and activations are those of the released code. Only the first token is ever read after the attention, so only its
+    query is computed: the answer is the same.
     """
 
     def __init__(self, hidden: int, classes: int, *, dropout: float = 0.1) -> None:
@@ -54,7 +54,8 @@ class AttentionHead(nn.Module):
     def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
         narrow_TW = torch.tanh(self.narrow(x_TH))
         query_BW = self.query(first_tokens(narrow_TW, runs))
-        mixed_BW = attend(query_BW, self.key_value(narrow_TW), runs, ATTENTION_HEAD_HEADS, first_only=True)
+        weight, bias = self.key_value.weight, self.key_value.bias
+        mixed_BW = attend_from_first(query_BW, narrow_TW, runs, ATTENTION_HEAD_HEADS, weight, bias)
         pooled_BW = torch.tanh(self.dense(self.dropout(self.attention_out(mixed_BW))))
         logits_BC: Tensor = self.out(pooled_BW)
         return logits_BC

@@ -6,8 +6,8 @@ all but one idle for some shapes; whole lanes never wait for each other.
 
 Every call returns exactly its own rows, in their order, and keeps no state: a repeated call gives the same answer.
 
-Memory, beside the model: two bytes (bf16) x hidden x (`resident_tokens` + lanes x 5 x tokens of a chunk), plus about
-8 x hidden x `token_budget` values a lane. Larger calls are worked through in groups of `resident_tokens`.
+Memory, beside the model: two bytes (bf16) x hidden x `resident_tokens`, and for each lane about 10 x hidden x `token_budget`
+values. Larger calls are worked through in groups of `resident_tokens`.
 """
 
 from collections.abc import Iterator
@@ -23,9 +23,8 @@ from pipeline.lane import Lane, LaneConfig, Results, pack
 from pipeline.packing import cut_by_tokens, runs_of, sort_by_length, tile_size
 from pipeline.rows import IntArray, Predictions, TokenRows
 
-CHUNK_TOKENS = 32768
-"""Tokens that an exit decides on at once, on CPUs: some hundred first tokens make a dense matrix, and keys and values of this
-many tokens stay small. On a GPU a chunk is all that is resident, since every decision waits for the device."""
+FIRST_TOKENS = {"cpu": 256, "cuda": 8192}
+"""Rows whose first tokens are worked on at once: a dense matrix; memory is 4 x hidden x heads bytes a row in bf16."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -68,7 +67,7 @@ class Engine:
             exits=exits,
             speed=config.speed,
             token_budget=self.token_budget,
-            chunk_tokens=CHUNK_TOKENS if self.device.type == "cpu" else config.resident_tokens,
+            first_tokens=FIRST_TOKENS[self.device.type],
             first_token_first=config.first_token_first,
         )
         self._lanes = [Lane(self.model, lane_config, self.device, self.dtype) for _ in range(self.threads)]

@@ -1,32 +1,32 @@
 """A lane: runs rows through the model layer by layer, on one CPU thread or one GPU, with memory of its own.
 
 It works *layer-major*. All rows are sorted by length into one token buffer; a layer runs over all of them in micro-batches of
-a fixed token budget; the exit head judges every row; rows that leave are written down, the survivors are moved together, and
-the next layer runs over them in micro-batches that are as full as the first ones. So the matrices stay large however few rows
-are left, and FLOPs saved become time saved.
+a fixed token budget; the exit head judges every row; rows that leave are written down, and the next layer gathers the
+survivors into micro-batches that are as full as the first ones. So the matrices stay large however few rows are left, and
+FLOPs saved become time saved.
 
-*First-token-first*: a pooled head reads one token. So at an exit layer keys and values are computed for all tokens, the rest of
-the layer for the first tokens only; then the head decides, and the layer is finished for the survivors alone. The answers
-are the same, and a row that leaves pays a sixth of its exit layer.
+*First-token-first*: a pooled head reads one token. So an exit layer is run for the first tokens only, which takes no keys and
+values of the other tokens (see `attend_from_first`), the head decides, and the layer is run for the survivors alone. The
+answers are the same, and a row that leaves pays next to nothing for its exit layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone import EncoderLayer, PackedTokens, first_tokens
+from models.backbone import PackedTokens
 from models.criteria import may_exit, normalised_entropy
 from models.early_exit import EarlyExitModel
 from models.heads import PooledHead
 from models.runs import Run
-from pipeline.packing import MicroBatch, cut_by_tokens, micro_batches, tile_size
+from pipeline.packing import MicroBatch, micro_batches, runs_of, tile_size
 from pipeline.rows import IntArray, TokenRows
 
-FIRST_TOKEN_TILE = 256
+FIRST_TOKEN_TILE = 64
 """Matrices of first tokens have a multiple of this many rows, so that few shapes occur."""
 
 
@@ -63,8 +63,8 @@ class LaneConfig:
     """Layers after which rows are looked at, ascending; the last layer included."""
     speed: float
     token_budget: int
-    chunk_tokens: int
-    """Tokens that an exit decides on at once."""
+    first_tokens: int
+    """Rows whose first tokens are worked on at once."""
     first_token_first: bool
 
 
@@ -72,159 +72,103 @@ class Lane:
     """Runs groups of rows, one after the other. Lanes share the model, which they only read."""
 
     def __init__(self, model: EarlyExitModel, config: LaneConfig, device: torch.device, dtype: torch.dtype) -> None:
-        self.model, self.config, self.device = model, config, device
-        self._workspace = _Workspace(tile_size(config.token_budget), dtype, device)
+        self.model, self.config, self.device, self.dtype = model, config, device, dtype
+        self._held = torch.empty(0, dtype=dtype, device=device)
 
     def run(self, rows: TokenRows, active: IntArray, results: Results) -> int:
         """Run the rows numbered `active` (sorted by length) until all have left; return the filler tokens computed."""
         group = rows.take(active)
-        lengths, filler = group.lengths, 0
-        buffer_TH = self._workspace.take("hidden", int(lengths.sum()), self.model.shape.hidden)
-        done = 0
+        lengths, done, filler = group.lengths, 0, 0
+        buffer_TH = self._buffer(len(group.token_ids))
+
+        def embed(batch: MicroBatch) -> Tensor:
+            members = group.take(np.arange(batch.row_start, batch.row_stop))
+            embedded: Tensor = self.model.backbone.embeddings(pack(members, batch.runs, batch.filler, self.device))
+            return embedded
+
+        load: Callable[[MicroBatch], Tensor] = embed
         for exit_layer in self.config.exits:
-            filler += self._run_layers(range(done, exit_layer - 1), buffer_TH, lengths, group if done == 0 else None)
-            stays, more = self._run_exit(exit_layer, buffer_TH, active, lengths, results)
-            active, lengths, filler, done = active[stays], lengths[stays], filler + more, exit_layer
-            if len(active) == 0:
+            head = self.model.exits[str(exit_layer)]
+            if isinstance(head, PooledHead) and self.config.first_token_first:
+                filler += self._run_layers(range(done, exit_layer - 1), load, lengths, buffer_TH)
+                logits = self._judge_first_tokens(exit_layer, head, lengths, buffer_TH)
+                done = exit_layer - 1
+            else:
+                judged: list[Tensor] = []
+                filler += self._run_layers(range(done, exit_layer), load, lengths, buffer_TH, head, judged)
+                logits = torch.cat(judged)
+                done = exit_layer
+            stays = ~self._decide(exit_layer, logits, active, results)
+            if not stays.any():
                 break
+            load = self._loader(buffer_TH, lengths, stays)
+            active, lengths = active[stays], lengths[stays]
         return filler
 
-    def _run_layers(self, layers: range, buffer_TH: Tensor, lengths: IntArray, group: TokenRows | None) -> int:
-        """Run whole layers over all tokens in place, after embedding `group` if given; return the filler computed."""
-        if not layers and group is None:
-            return 0
+    def _buffer(self, tokens: int) -> Tensor:
+        """Return [tokens and room for filler, H]: the same memory at every call, since fresh memory costs page faults."""
+        needed, hidden = tokens + tile_size(self.config.token_budget), self.model.shape.hidden
+        if len(self._held) < needed:
+            # The old memory goes first, or both would be held at once; an eighth more, or it would grow at every call.
+            self._held = torch.empty(0)
+            self._held = torch.zeros(needed + needed // 8, hidden, dtype=self.dtype, device=self.device)
+        return self._held[:needed]
+
+    def _run_layers(
+        self,
+        layers: range,
+        load: Callable[[MicroBatch], Tensor],
+        lengths: IntArray,
+        buffer_TH: Tensor,
+        head: nn.Module | None = None,
+        judged: list[Tensor] | None = None,
+    ) -> int:
+        """Load rows, run whole layers over them and leave them one after the other in the buffer; return the filler computed.
+
+        What is written never overtakes what is still to be loaded. With a head, its logits [B, C] are appended to `judged`.
+        """
         filler = 0
         for batch in micro_batches(lengths, self.config.token_budget):
-            if group is not None:
-                members = group.take(np.arange(batch.row_start, batch.row_stop))
-                x_TH = self.model.backbone.embeddings(pack(members, batch.runs, batch.filler, self.device))
-            else:
-                x_TH = buffer_TH[batch.tokens_and_filler]
+            x_TH = load(batch)
             for index in layers:
                 x_TH = self.model.backbone.layers[index](x_TH, batch.runs)
             buffer_TH[batch.tokens] = x_TH[: batch.num_tokens]
+            if head is not None and judged is not None:
+                judged.append(head(x_TH, batch.runs))
             filler += batch.filler * len(layers)
         return filler
 
-    def _run_exit(
-        self, exit_layer: int, buffer_TH: Tensor, active: IntArray, lengths: IntArray, results: Results
-    ) -> tuple[npt.NDArray[np.bool_], int]:
-        """Run an exit layer: write down who leaves, move the survivors together in the buffer with the layer done.
+    def _loader(
+        self, buffer_TH: Tensor, lengths: IntArray, stays: npt.NDArray[np.bool_]
+    ) -> Callable[[MicroBatch], Tensor]:
+        """Return what gathers a micro-batch of the rows that stay; its filler may be any tokens."""
+        if stays.all():
+            return lambda batch: buffer_TH[batch.tokens_and_filler]
+        places = np.pad(np.flatnonzero(np.repeat(stays, lengths)), (0, tile_size(self.config.token_budget)))
+        places_T = torch.from_numpy(places).to(self.device)
+        return lambda batch: buffer_TH.index_select(0, places_T[batch.tokens_and_filler])
 
-        Returns who stays [B], and the filler tokens computed. Works in chunks of many micro-batches, so that first tokens
-        make dense matrices too; what is written never overtakes what is still to be read.
-        """
-        layer, head = self.model.backbone.layer(exit_layer), self.model.exits[str(exit_layer)]
-        step: _FirstTokenFirst | _AllTokens = _AllTokens(layer, head, self._workspace)
-        if isinstance(head, PooledHead) and self.config.first_token_first:
-            step = _FirstTokenFirst(layer, head, self._workspace)
-        last = exit_layer == self.model.shape.layers
-        stays_B = np.zeros(len(active), np.bool_)
-        read = write = filler = 0
-        for part in cut_by_tokens(lengths, self.config.chunk_tokens):
-            chunk_lengths = lengths[part]
-            tokens = int(chunk_lengths.sum())
-            batches = list(micro_batches(chunk_lengths, self.config.token_budget))
-            x_TH = buffer_TH[read : read + tokens + batches[-1].filler]
-            logits = step.judge(x_TH, batches, tokens)
-            uncertainty = normalised_entropy(logits)
-            if last:
-                leaves = torch.ones(len(chunk_lengths), dtype=torch.bool)
-            elif results.exit_plan is not None:
-                leaves = torch.from_numpy(results.exit_plan[active[part]] <= exit_layer)
-            else:
-                leaves = may_exit(uncertainty, self.config.speed).cpu()  # the one synchronisation of a chunk
-            stays = ~leaves.numpy()
-            results.record(active[part][~stays], exit_layer, logits[leaves], uncertainty[leaves])
-            if stays.any():
-                survivors = list(micro_batches(chunk_lengths[stays], self.config.token_budget))
-                keep = None if stays.all() else self._token_index(chunk_lengths, stays)
-                step.finish(x_TH, keep, survivors, buffer_TH[write:])
-                write += survivors[-1].token_stop
-                filler += sum(batch.filler for batch in survivors)
-            stays_B[part] = stays
-            read += tokens
-        return stays_B, filler
-
-    def _token_index(self, lengths: IntArray, stays: npt.NDArray[np.bool_]) -> Tensor:
-        """Places of the survivors' tokens, and behind them any places for filler."""
-        keep = np.flatnonzero(np.repeat(stays, lengths))
-        return torch.from_numpy(np.pad(keep, (0, tile_size(self.config.token_budget)))).to(self.device)
-
-
-class _Workspace:
-    """Named memory for tokens that is made once and used again: fresh memory costs page faults, more than the arithmetic on it.
-
-    Behind the tokens there is always room for the last micro-batch's filler. Nothing in it is ever NaN.
-    """
-
-    def __init__(self, margin: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.margin, self.dtype, self.device = margin, dtype, device
-        self._held: dict[str, Tensor] = {}
-
-    def take(self, name: str, tokens: int, width: int) -> Tensor:
-        """Return [tokens + margin, width]; what was taken under this name before is overwritten."""
-        needed = (tokens + self.margin) * width
-        if name not in self._held or self._held[name].numel() < needed:
-            # The old memory goes first, or both would be held at once; an eighth more, or it would grow at every call.
-            self._held.pop(name, None)
-            self._held[name] = torch.zeros(needed + needed // 8, dtype=self.dtype, device=self.device)
-        return self._held[name][:needed].view(tokens + self.margin, width)
-
-    def gather(self, name: str, source_TW: Tensor, places: Tensor) -> Tensor:
-        """Return the rows of the source at these places, which end in a margin of any places for filler."""
-        out = self.take(name, len(places) - self.margin, source_TW.shape[1])
-        return torch.index_select(source_TW, 0, places, out=out)
-
-
-class _FirstTokenFirst:
-    """An exit layer with a pooled head: decide on the first tokens, finish the layer for the survivors."""
-
-    def __init__(self, layer: EncoderLayer, head: PooledHead, workspace: _Workspace) -> None:
-        self.layer, self.head, self.workspace = layer, head, workspace
-
-    def judge(self, x_TH: Tensor, batches: list[MicroBatch], tokens: int) -> Tensor:
-        """Return the head's logits [B, C]; keeps keys and values for `finish`."""
-        self.kv_T2H = self.workspace.take("keys and values", tokens, 2 * x_TH.shape[1])
-        for batch in batches:
-            self.kv_T2H[batch.tokens_and_filler] = self.layer.keys_and_values(x_TH[batch.tokens_and_filler])
-        runs = tuple(run for batch in batches for run in batch.runs)
-        first_BH = first_tokens(x_TH, runs)
-        padded = F.pad(first_BH, (0, 0, 0, -len(first_BH) % FIRST_TOKEN_TILE))
-        y_BH = self.layer.finish(padded, self.kv_T2H, runs, first_only=True)
-        return self.head.judge(y_BH)[: len(first_BH)]
-
-    def finish(self, x_TH: Tensor, keep: Tensor | None, survivors: list[MicroBatch], out_TH: Tensor) -> None:
-        """Write the survivors' tokens, one after the other, with the layer done."""
-        kv_T2H = self.kv_T2H
-        if keep is not None:
-            x_TH = self.workspace.gather("survivors", x_TH, keep)
-            kv_T2H = self.workspace.gather("survivors' keys and values", kv_T2H, keep)
-        for batch in survivors:
-            y_TH = self.layer.finish(x_TH[batch.tokens_and_filler], kv_T2H[batch.tokens_and_filler], batch.runs)
-            out_TH[batch.tokens] = y_TH[: batch.num_tokens]
-
-
-class _AllTokens:
-    """An exit layer whose head reads every token: the layer first, then the head, then the survivors move together."""
-
-    def __init__(self, layer: EncoderLayer, head: nn.Module, workspace: _Workspace) -> None:
-        self.layer, self.head, self.workspace = layer, head, workspace
-
-    def judge(self, x_TH: Tensor, batches: list[MicroBatch], tokens: int) -> Tensor:
-        """Return the head's logits [B, C]; keeps the layer's output for `finish`."""
-        self.y_TH = self.workspace.take("layer done", tokens, x_TH.shape[1])
-        logits = []
-        for batch in batches:
-            done = self.layer(x_TH[batch.tokens_and_filler], batch.runs)
-            self.y_TH[batch.tokens] = done[: batch.num_tokens]
-            logits.append(self.head(done, batch.runs))
+    def _judge_first_tokens(self, exit_layer: int, head: PooledHead, lengths: IntArray, buffer_TH: Tensor) -> Tensor:
+        """Run the exit layer for first tokens only, and the head on them: logits [B, C]. The buffer stays as it is."""
+        layer, logits, token = self.model.backbone.layer(exit_layer), [], 0
+        for start in range(0, len(lengths), self.config.first_tokens):
+            part = lengths[start : start + self.config.first_tokens]
+            tokens = int(part.sum())
+            tile = -len(part) % FIRST_TOKEN_TILE
+            first_BH = layer.first_tokens_only(buffer_TH[token : token + tokens], runs_of(part), filler=tile)
+            logits.append(head.judge(first_BH)[: len(part)])
+            token += tokens
         return torch.cat(logits)
 
-    def finish(self, _x_TH: Tensor, keep: Tensor | None, survivors: list[MicroBatch], out_TH: Tensor) -> None:
-        """Write the survivors' tokens, one after the other."""
-        tokens = survivors[-1].token_stop
-        if keep is None:
-            out_TH[:tokens] = self.y_TH[:tokens]
+    def _decide(self, exit_layer: int, logits: Tensor, active: IntArray, results: Results) -> npt.NDArray[np.bool_]:
+        """Write down who leaves, and return them: [B]."""
+        uncertainty = normalised_entropy(logits)
+        if exit_layer == self.model.shape.layers:
+            leaves = torch.ones(len(active), dtype=torch.bool)
+        elif results.exit_plan is not None:
+            leaves = torch.from_numpy(results.exit_plan[active] <= exit_layer)
         else:
-            torch.index_select(self.y_TH, 0, keep[:tokens], out=out_TH[:tokens])
+            leaves = may_exit(uncertainty, self.config.speed).cpu()  # the one synchronisation of a block of layers
+        results.record(active[leaves.numpy()], exit_layer, logits[leaves], uncertainty[leaves])
+        decided: npt.NDArray[np.bool_] = leaves.numpy()
+        return decided
