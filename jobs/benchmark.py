@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     missing = add_peers(systems, config, model, args.peers)
     share = {name: make_workload(max(args.rows // SLOW.get(name, 1), 64), **sizes) for name in systems}
     share |= {name: work for name in systems if name not in SLOW}
-    ceiling = matmul_ceiling(model.shape, engine.token_budget, engine.device, engine.dtype)
+    ceiling = matmul_ceiling(model.shape, engine.device, engine.dtype)
     print_card(args, engine, ceiling, missing)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     timings = measure(systems, share, args.repetitions, wait, lambda line: print(line, file=sys.stderr, flush=True))

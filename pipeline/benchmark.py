@@ -1,18 +1,23 @@
 """Measure systems side by side: warm-up, interleaved repetitions, medians, and the machine's own ceiling."""
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from models.families import Shape
+from models.fused import FusedLinear, can_fuse
 from pipeline.workload import Workload
 
-CEILING_SECONDS = 1.0
-"""For each matrix shape; long enough that clocks settle."""
+CEILING_TOKENS = {"cpu": (512, 1024, 2048), "cuda": (8192, 16384, 32768)}
+CEILING_PASSES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,31 +61,41 @@ def measure(
     return {name: Timing(seconds=values) for name, values in seconds.items()}
 
 
-def matmul_ceiling(shape: Shape, tokens: int, device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second that the device reaches on this model's matrix products alone, at this many tokens: their limit.
+def matmul_ceiling(shape: Shape, device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second that the device reaches on this model's matrix products alone, one layer's weights after the other's.
 
-    Of the fastest call, not the median one: neighbours on a shared machine slow calls down and never speed them up.
+    The highest of several ways (tokens at once; all threads in one product or each in its own; weights packed or not), and
+    the fastest pass of each: neighbours on a shared machine slow passes down and never speed them up.
     """
     hidden, inner = shape.hidden, shape.intermediate
-    products = [(hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden)]
-    flops = seconds = 0.0
-    with torch.inference_mode():
-        for width_in, width_out in products:
-            x = torch.randn(tokens, width_in, device=device, dtype=dtype)
-            weight = torch.randn(width_out, width_in, device=device, dtype=dtype)
-            bias = torch.randn(width_out, device=device, dtype=dtype)
-            for _ in range(3):
-                F.linear(x, weight, bias)
-            times: list[float] = []
-            until = time.perf_counter() + CEILING_SECONDS
-            while time.perf_counter() < until or len(times) < 5:
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+    sizes = [(hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden)]
+    weights = [torch.randn(out, into, device=device, dtype=dtype) * 0.02 for into, out in sizes * shape.layers]
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    products: list[Sequence[Callable[[Tensor], Tensor]]] = [[partial(F.linear, weight=weight) for weight in weights]]
+    if can_fuse(device, dtype):
+        products.append([FusedLinear(weight, None, 1024) for weight in weights])
+    best = 0.0
+    for tokens, ways, lanes in itertools.product(CEILING_TOKENS[device.type], products, {1, threads}):
+        inputs = {width: torch.randn(tokens, width, device=device, dtype=dtype) for width in (hidden, inner)}
+        one_pass = partial(_pass, ways, [inputs[weight.shape[1]] for weight in weights], threads // lanes, device)
+        with ThreadPoolExecutor(lanes) as pool:
+            for _ in range(CEILING_PASSES):
                 started = time.perf_counter()
-                F.linear(x, weight, bias)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                times.append(time.perf_counter() - started)
-            flops += 2.0 * tokens * width_in * width_out
-            seconds += min(times)
-    return flops / seconds
+                list(pool.map(lambda _lane: one_pass(), range(lanes)))  # noqa: B023 - it is run at once
+                flops = 2.0 * tokens * lanes * sum(weight.numel() for weight in weights)
+                best = max(best, flops / (time.perf_counter() - started))
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    return best
+
+
+def _pass(
+    products: Sequence[Callable[[Tensor], Tensor]], inputs: Sequence[Tensor], threads: int, device: torch.device
+) -> None:
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    with torch.inference_mode():
+        for product, x in zip(products, inputs, strict=True):
+            product(x)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
