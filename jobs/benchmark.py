@@ -1,10 +1,12 @@
 #!/usr/bin/env python
 """Measure the engine against what a user would run instead, in one process, as ratios. The last line is one JSON document.
 
-Rows have log-normal lengths; early exit follows a plan with the given mean, so that speed does not depend on weights.
+Without --model, weights are random, rows have log-normal lengths, and early exit follows a plan with the given mean, so that
+speed does not depend on weights. With --model and --input, texts, lengths and exits are real.
 
   python jobs/benchmark.py --shape bert-base --mean-tokens 50 --mean-exit 4
-  python jobs/benchmark.py --shape 6x384 --peers hf-bf16-sorted --output speed.json
+  python jobs/benchmark.py --shape 6x384 --peers hf-bf16-sorted --token-budget 1024 512 2048
+  python jobs/benchmark.py --model my-model --input corpus/ --speed 0.3
 """
 
 import sys
@@ -14,119 +16,149 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import copy
+import itertools
 import json
+import os
 import platform
+import warnings
+from dataclasses import replace
 from importlib.metadata import version
 
+import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from jobs import command, options
-from models.early_exit import EarlyExitModel
-from pipeline.benchmark import Timing, matmul_ceiling, measure
-from pipeline.config import EngineConfig
+from models.early_exit import HEAD_KINDS, EarlyExitModel, quiet_transformers
+from pipeline.benchmark import System, Timing, matmul_ceiling, measure
+from pipeline.config import DTYPE_NAMES, EngineConfig
 from pipeline.engine import Engine
 from pipeline.errors import UserError
-from pipeline.peers import MissingPeerError, Runner, hugging_face, one_row_at_a_time, openvino
+from pipeline.labelled import read_texts, tokenise_texts
+from pipeline.peers import PEERS, SLOW, MissingPeerError, PeerNeeds
 from pipeline.workload import Workload, make_workload
 
 SHAPES = {"bert-base": (12, 768), "bert-large": (24, 1024)}
-SLOW = {"hf-fp32-arrival": 8, "papers-batch-1": 8, "openvino-fp32": 4}
-"""Peers that get a fraction of the rows, since they take that many times longer; all figures are rows a second."""
-PEERS = ["hf-bf16-sorted", "hf-fp32-arrival", "papers-batch-1", "openvino-bf16", "openvino-fp32"]
+FULL, EARLY = "full-depth", "early-exit"
 
 
 def main(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = shape_config(args.shape)
-    model = EarlyExitModel(config)
-    model.add_exits(args.head)
-    layers = model.shape.layers
-    sizes = {"mean_tokens": args.mean_tokens, "sigma": args.sigma, "longest": 512, "layers": layers}
-    sizes |= {"mean_exit": args.mean_exit, "vocabulary": config.vocab_size, "seed": args.seed}
-    work = make_workload(args.rows, **sizes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    systems, engine = our_systems(model, device, args.head)
-    missing = add_peers(systems, config, model, args.peers)
-    share = {name: make_workload(max(args.rows // SLOW.get(name, 1), 64), **sizes) for name in systems}
-    share |= {name: work for name in systems if name not in SLOW}
+    model = load_model(args)
+    config = EngineConfig(
+        speed=args.speed, token_budget=args.token_budget[0], exit_every=args.exit_every[0], dtype=args.dtype
+    )
+    work = real_work(args, model, config, device) if args.input else made_work(args, model)
+    engine = Engine(copy.deepcopy(model), config, device)
+    systems = our_systems(args, model, config, work, engine)
+    missing = add_peers(systems, args, model, work, device)
     ceiling = matmul_ceiling(model.shape, engine.device, engine.dtype)
-    print_card(args, engine, ceiling, missing)
+    print_card(args, engine, work, ceiling, missing)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    timings = measure(systems, share, args.repetitions, wait, lambda line: print(line, file=sys.stderr, flush=True))
-    result = summarise(timings, share, model, ceiling, layers) | {"missing": missing, "options": vars(args)}
+    timings = measure(systems, args.repetitions, wait, lambda line: print(line, file=sys.stderr, flush=True))
+    result = summarise(timings, systems, model, ceiling) | {"missing": missing, "options": vars(args)}
     print_table(timings, result)
     if args.output:
         Path(args.output).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 
-def shape_config(name: str) -> BertConfig:
+def load_model(args: argparse.Namespace) -> EarlyExitModel:
+    if args.model:
+        return EarlyExitModel.from_pretrained(args.model)
     try:
-        layers, hidden = SHAPES.get(name) or (int(part) for part in name.split("x"))
+        layers, hidden = SHAPES.get(args.shape) or (int(part) for part in args.shape.split("x"))
     except ValueError as error:
-        raise UserError(
-            f"--shape {name}: is one of {', '.join(SHAPES)}, or <layers>x<hidden>, such as 6x384"
-        ) from error
-    heads = 12 if hidden == 384 else hidden // 64
-    return BertConfig(
-        num_hidden_layers=layers, hidden_size=hidden, num_attention_heads=heads, intermediate_size=4 * hidden
-    )
+        known = ", ".join(SHAPES)
+        raise UserError(f"--shape {args.shape}: is one of {known}, or <layers>x<hidden>, such as 6x384") from error
+    sizes = {"num_attention_heads": 12 if hidden == 384 else hidden // 64, "intermediate_size": 4 * hidden}
+    model = EarlyExitModel(BertConfig(num_hidden_layers=layers, hidden_size=hidden, **sizes))
+    model.add_exits(args.head)
+    return model
 
 
-def our_systems(model: EarlyExitModel, device: str, head: str) -> tuple[dict[str, Runner], Engine]:
-    full = Engine(copy.deepcopy(model), EngineConfig(speed=0.0), device)
-    early = Engine(copy.deepcopy(model), EngineConfig(speed=0.5), device)
-    systems: dict[str, Runner] = {"full-depth": lambda work: none(full.run(work.rows))}
-    systems["early-exit"] = lambda work: none(early.run(work.rows, work.exit_plan))
-    if head == "pooled":
-        plain = Engine(copy.deepcopy(model), EngineConfig(speed=0.5, first_token_first=False), device)
-        plain_full = Engine(copy.deepcopy(model), EngineConfig(speed=0.0, first_token_first=False), device)
-        systems["early-exit, all tokens"] = lambda work: none(plain.run(work.rows, work.exit_plan))
-        systems["full-depth, all tokens"] = lambda work: none(plain_full.run(work.rows))
-    return systems, full
+def made_work(args: argparse.Namespace, model: EarlyExitModel) -> Workload:
+    sizes = {"mean_tokens": args.mean_tokens, "sigma": args.sigma, "longest": model.shape.max_tokens}
+    sizes |= {"layers": model.shape.layers, "mean_exit": args.mean_exit, "vocabulary": model.shape.vocabulary}
+    return make_workload(args.rows, **sizes, seed=args.seed)
 
 
-def none(_result: object) -> None:
-    """Drop a result."""
+def real_work(args: argparse.Namespace, model: EarlyExitModel, config: EngineConfig, device: str) -> Workload:
+    """Rows of a corpus, and the exits that the model takes for them: the plan of every early-exit system."""
+    if not args.model:
+        raise UserError("--input needs --model, whose tokenizer and exits make work of the texts")
+    tokeniser = options.load_tokeniser(args.model, model, args.max_tokens)
+    texts = read_texts(args.input, options.text_columns(args, None), limit=args.rows)
+    rows = tokenise_texts(texts, tokeniser, model.labels).rows
+    exits = Engine(copy.deepcopy(model), config, device).run(rows).exit_layers
+    return Workload(rows=rows, exit_plan=exits.astype(np.int64))
 
 
-def add_peers(systems: dict[str, Runner], config: BertConfig, model: EarlyExitModel, wanted: list[str]) -> list[str]:
+def our_systems(
+    args: argparse.Namespace, model: EarlyExitModel, config: EngineConfig, work: Workload, engine: Engine
+) -> dict[str, System]:
+    """Full depth and early exit; without first-token-first; and early exit with other budgets and blocks, if wanted."""
+
+    def make(config: EngineConfig) -> Engine:
+        return Engine(copy.deepcopy(model), config, engine.device.type)
+
+    def planned(engine: Engine) -> System:
+        return System(run=lambda work: engine.run(work.rows, work.exit_plan), work=work)
+
+    full = make(replace(config, speed=0.0))
+    systems = {FULL: System(run=lambda work: full.run(work.rows), work=work), EARLY: planned(engine)}
+    if model.last_head == "classifier" and model.branch_head == "pooled":
+        plain = replace(config, first_token_first=False)
+        plain_full = make(replace(plain, speed=0.0))
+        systems[f"{EARLY}, all tokens"] = planned(make(plain))
+        systems[f"{FULL}, all tokens"] = System(run=lambda work: plain_full.run(work.rows), work=work)
+    for budget, block in list(itertools.product(args.token_budget, args.exit_every))[1:]:
+        name = f"{EARLY}, token budget {budget or engine.token_budget}, exit every {block}"
+        systems[name] = planned(make(replace(config, token_budget=budget, exit_every=block)))
+    return systems
+
+
+def add_peers(
+    systems: dict[str, System], args: argparse.Namespace, model: EarlyExitModel, work: Workload, device: str
+) -> list[str]:
     """Add the peers that are installed; return what the others lack."""
-    theirs = (
-        AutoModelForSequenceClassification.from_config(config).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    with quiet_transformers():
+        if args.model:
+            theirs = AutoModelForSequenceClassification.from_pretrained(args.model, dtype=torch.float32)
+        else:
+            theirs = AutoModelForSequenceClassification.from_config(model.config)
+    step = max(len(work.rows) // 256, 1)
+    needs = PeerNeeds(
+        theirs=theirs.eval().to(device), ours=model, threads=torch.get_num_threads(), calibration=work.every(step)
     )
     missing = []
-    for name in wanted:
+    for name in args.peers:
         try:
-            if name == "hf-bf16-sorted":
-                systems[name] = hugging_face(copy.deepcopy(theirs).to(torch.bfloat16), in_order_of_length=True)
-            elif name == "hf-fp32-arrival":
-                systems[name] = hugging_face(theirs, in_order_of_length=False)
-            elif name == "papers-batch-1":
-                systems[name] = one_row_at_a_time(copy.deepcopy(model).eval())
-            else:
-                precision = "bf16" if name.endswith("bf16") else "f32"
-                systems[name] = openvino(copy.deepcopy(theirs), precision=precision, threads=torch.get_num_threads())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # exporters' remarks about models that are not ours
+                systems[name] = System(run=PEERS[name](needs), work=work.every(SLOW.get(name, 1)))
         except MissingPeerError as error:
             missing.append(f"{name} (pip install {error})")
     return missing
 
 
 def summarise(
-    timings: dict[str, Timing], work: dict[str, Workload], model: EarlyExitModel, ceiling: float, layers: int
+    timings: dict[str, Timing], systems: dict[str, System], model: EarlyExitModel, ceiling: float
 ) -> dict[str, object]:
     """Work the ratios out: the JSON document."""
-    rates = {name: len(work[name].rows) / timing.median for name, timing in timings.items()}
-    whole = "full-depth, all tokens" if "full-depth, all tokens" in rates else "full-depth"
-    flops = model.flops.full_depth(work[whole].rows.lengths).sum() / timings[whole].median
-    paper = layers / work["early-exit"].mean_exit
-    wall = rates["early-exit"] / rates["full-depth"]
+    rates = {name: len(systems[name].work.rows) / timing.median for name, timing in timings.items()}
+    work, plain = systems[EARLY].work, f"{FULL}, all tokens"
+    whole = plain if plain in rates else FULL
+    flops = model.flops.full_depth(work.rows.lengths).sum() / timings[whole].median
+    paper = model.shape.layers / work.mean_exit
+    wall = rates[EARLY] / rates[FULL]
     result: dict[str, object] = {
         "rows_per_s": {name: round(rate, 2) for name, rate in rates.items()},
         "spread": {name: round(timing.spread, 3) for name, timing in timings.items()},
-        "mean_exit": work["early-exit"].mean_exit,
+        "mean_tokens": round(float(work.rows.lengths.mean()), 1),
+        "mean_exit": round(work.mean_exit, 3),
         "flops_speedup": round(paper, 3),
         "wall_speedup": round(wall, 3),
         "wall_over_flops": round(wall / paper, 3),
@@ -134,22 +166,25 @@ def summarise(
         "ceiling_share": round(flops / ceiling, 3),
         "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
     }
-    if whole != "full-depth":
-        result["wall_over_flops_all_tokens"] = round(rates["early-exit, all tokens"] / rates[whole] / paper, 3)
-        result["wall_over_flops_against_all_tokens"] = round(rates["early-exit"] / rates[whole] / paper, 3)
+    if whole == plain:
+        result["wall_over_flops_all_tokens"] = round(rates[f"{EARLY}, all tokens"] / rates[plain] / paper, 3)
+        result["wall_over_flops_against_all_tokens"] = round(rates[EARLY] / rates[plain] / paper, 3)
     return result
 
 
-def print_card(args: argparse.Namespace, engine: Engine, ceiling: float, missing: list[str]) -> None:
-    print(
-        f"{args.shape}, {args.head} heads, {args.rows:,} rows of mean {args.mean_tokens} tokens, mean exit {args.mean_exit}"
+def print_card(args: argparse.Namespace, engine: Engine, work: Workload, ceiling: float, missing: list[str]) -> None:
+    lengths, shape = work.rows.lengths, engine.model.shape
+    print(f"{args.model or args.shape}: {shape.layers} layers of {shape.hidden}, {engine.model.branch_head} heads")
+    print(f"{len(lengths):,} rows of {lengths.mean():.1f} tokens; mean exit {work.mean_exit:.2f} of {shape.layers}")
+    where = (
+        torch.cuda.get_device_name()
+        if engine.device.type == "cuda"
+        else f"{os.cpu_count()} cores, {platform.machine()}"
     )
-    print(
-        f"{engine.device.type}, {str(engine.dtype)[6:]}, {torch.get_num_threads()} threads, {platform.processor() or 'cpu'}"
-    )
+    print(f"{where}; {str(engine.dtype)[6:]}, {engine.threads} threads, {engine.token_budget} tokens in a micro-batch")
     print(f"matrix products of this model alone reach {ceiling / 1e12:.2f} TFLOP/s")
     if missing:
-        print(f"missing: {', '.join(missing)}")
+        print(f"missing: {', '.join(missing)}; or all of them: pip install 'offramp[bench]'")
 
 
 def print_table(timings: dict[str, Timing], result: dict[str, object]) -> None:
@@ -157,23 +192,48 @@ def print_table(timings: dict[str, Timing], result: dict[str, object]) -> None:
     assert isinstance(rates, dict)
     print("\n| system | rows/s | against full depth | slowest / fastest round |\n| --- | --- | --- | --- |")
     for name, rate in rates.items():
-        print(f"| {name} | {rate:,.1f} | {rate / rates['full-depth']:.2f} | {timings[name].spread:.2f} |")
-    for key in ("flops_speedup", "wall_speedup", "wall_over_flops", "ceiling_share"):
-        print(f"{key}: {result[key]}")
+        print(f"| {name} | {rate:,.1f} | {rate / rates[FULL]:.2f} | {timings[name].spread:.2f} |")
+    print()
+    for key, value in result.items():
+        if isinstance(value, float):
+            print(f"{key}: {value}")
 
 
 parser = command.new_parser(__doc__)
 parser.add_argument("--shape", default="bert-base", metavar="S", help="bert-base, bert-large or <layers>x<hidden>")
-parser.add_argument("--head", choices=["pooled", "attention"], default="pooled", help="kind of the exit heads")
-parser.add_argument("--rows", type=options.positive, default=2000, metavar="N", help="rows of the workload")
+parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads, with --shape")
+parser.add_argument("--model", metavar="MODEL", help="a real model in place of a shape: hub id or directory")
+parser.add_argument("--input", metavar="PATH", help="real texts, with --model: file, folder or glob")
+options.add_text_options(parser)
+parser.add_argument(
+    "--speed", type=float, default=0.5, metavar="S", help="threshold that decides the exits, with --input"
+)
+parser.add_argument("--rows", type=options.positive, default=3000, metavar="N", help="rows of the workload")
 parser.add_argument("--mean-tokens", type=float, default=50, metavar="X", help="mean length of a row")
 parser.add_argument("--sigma", type=float, default=0.6, metavar="X", help="sigma of the logarithm of the length")
 parser.add_argument("--mean-exit", type=float, default=4, metavar="X", help="mean exit layer of the plan")
 parser.add_argument(
-    "--peers", nargs="*", choices=PEERS, default=PEERS[:3], metavar="NAME", help=f"of {', '.join(PEERS)}"
+    "--peers",
+    nargs="*",
+    choices=[*PEERS],
+    default=["hf-bf16-sorted", "hf-fp32-arrival", "papers-batch-1"],
+    metavar="NAME",
+    help=f"of {', '.join(PEERS)}",
 )
 parser.add_argument("--repetitions", type=options.positive, default=3, metavar="N", help="counted rounds")
 parser.add_argument("--threads", type=options.positive, metavar="N", help="CPU threads (default: torch's choice)")
+parser.add_argument(
+    "--token-budget",
+    type=options.positive,
+    nargs="+",
+    default=[None],
+    metavar="N",
+    help="tokens in a micro-batch (default: the engine's choice); more than one: all are measured",
+)
+parser.add_argument(
+    "--exit-every", type=options.positive, nargs="+", default=[1], metavar="K", help="layers in a block; or several"
+)
+parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices")
 parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of lengths and plan")
 parser.add_argument("--output", metavar="FILE", help="write the JSON document there too")
 

@@ -36,12 +36,16 @@ class Timing:
         return max(self.seconds) / min(self.seconds)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """What is measured, on which rows."""
+
+    run: Callable[[Workload], object]
+    work: Workload
+
+
 def measure(
-    systems: Mapping[str, Callable[[Workload], object]],
-    work: Mapping[str, Workload],
-    repetitions: int,
-    synchronise: Callable[[], None],
-    say: Callable[[str], None],
+    systems: Mapping[str, System], repetitions: int, synchronise: Callable[[], None], say: Callable[[str], None]
 ) -> dict[str, Timing]:
     """Time every system on its workload, `repetitions` times, in turns: what slows the machine slows them all.
 
@@ -49,15 +53,15 @@ def measure(
     """
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for repetition in range(repetitions + 1):
-        for name, run in systems.items():
+        for name, system in systems.items():
             synchronise()
             started = time.perf_counter()
-            run(work[name])
+            system.run(system.work)
             synchronise()
             took = time.perf_counter() - started
             if repetition:
                 seconds[name].append(took)
-            say(f"round {repetition}/{repetitions}  {name}: {len(work[name].rows) / took:,.1f} rows/s")
+            say(f"round {repetition}/{repetitions}  {name}: {len(system.work.rows) / took:,.1f} rows/s")
     return {name: Timing(seconds=values) for name, values in seconds.items()}
 
 

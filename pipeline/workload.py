@@ -1,4 +1,4 @@
-"""Made-up work for benchmarks: lengths as real corpora have them, and exits by plan, so that weights do not matter."""
+"""Work for benchmarks: lengths as real corpora have them, and exits by plan, so that weights do not matter."""
 
 from dataclasses import dataclass
 
@@ -18,6 +18,11 @@ class Workload:
     @property
     def mean_exit(self) -> float:
         return float(self.exit_plan.mean())
+
+    def every(self, step: int) -> "Workload":
+        """Return every step-th row."""
+        rows = np.arange(0, len(self.rows), step)
+        return Workload(rows=self.rows.take(rows), exit_plan=self.exit_plan[rows])
 
 
 def make_workload(
