@@ -98,7 +98,7 @@ def cause_of(error: RayError) -> str:
 def report(outcome: Outcome, output: Path) -> None:
     """Print the summary."""
     totals, fresh = outcome.totals, outcome.fresh
-    busy = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in fresh.seconds.items())
+    busy = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in fresh.cpu_seconds.items())
     memory = ", ".join(f"{stage} {peak:,.0f}" for stage, peak in fresh.peak_mb.items())
     print(f"\n{fresh.rows_in:,} rows in {duration(outcome.seconds)}: {fresh.rows_in / outcome.seconds:,.0f} rows/s")
     print(f"  out          {totals.rows_out:,} rows in {totals.shards:,} parts")
@@ -110,7 +110,7 @@ def report(outcome: Outcome, output: Path) -> None:
     print(
         f"  mean exit    {totals.mean_exit_layer:.2f} of {len(totals.exits)} layers, {totals.flops_speedup:.2f}x fewer FLOPs"
     )
-    print(f"  stage time   {busy}")
+    print(f"  CPU time     {busy}")
     print(f"  peak MB      {memory}, driver {outcome.driver_peak_mb:,.0f}")
     if totals.rejected or totals.unreadable:
         print(f"rejects are in {output / REJECTS_FOLDER}, with reasons")

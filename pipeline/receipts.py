@@ -49,6 +49,8 @@ class Receipt:
     flops_full_depth: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall-clock time by stage."""
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """Time of all threads by stage, while they computed."""
     peak_mb: dict[str, float] = field(default_factory=dict)
     """Largest memory of the process that ran the stage, by `peak_memory_mb`."""
 
@@ -84,10 +86,31 @@ class ShardBlock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Note time and memory of a stage on the receipt."""
-        started = time.perf_counter()
+        started = Clock()
         yield
-        seconds = self.receipt.seconds | {name: time.perf_counter() - started}
-        self.receipt = replace(self.receipt, seconds=seconds, peak_mb=self.receipt.peak_mb | {name: peak_memory_mb()})
+        receipt = self.receipt
+        self.receipt = replace(
+            receipt,
+            seconds=receipt.seconds | {name: started.seconds},
+            cpu_seconds=receipt.cpu_seconds | {name: started.cpu_seconds},
+            peak_mb=receipt.peak_mb | {name: peak_memory_mb()},
+        )
+
+
+class Clock:
+    """Counts from the moment it is made."""
+
+    def __init__(self) -> None:
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all threads of this process."""
+        return time.process_time() - self._cpu_started
 
 
 def peak_memory_mb() -> float:
@@ -123,6 +146,7 @@ class Totals:
     flops_full_depth: float = 0.0
     input_bytes: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
     peak_mb: dict[str, float] = field(default_factory=dict)
 
     def add(self, receipt: Receipt) -> None:
@@ -141,6 +165,8 @@ class Totals:
             self.exits[layer] += rows
         for stage, seconds in receipt.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        for stage, seconds in receipt.cpu_seconds.items():
+            self.cpu_seconds[stage] = self.cpu_seconds.get(stage, 0.0) + seconds
         for stage, peak in receipt.peak_mb.items():
             self.peak_mb[stage] = max(self.peak_mb.get(stage, 0.0), peak)
 

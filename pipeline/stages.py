@@ -9,7 +9,6 @@ repeats exactly one shard and writes the very same part again.
 """
 
 import json
-import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ from pipeline.cluster import TASK_CPUS, ActorPlan
 from pipeline.config import EngineConfig
 from pipeline.inputs import InputFile
 from pipeline.output import REJECTS_FOLDER, write_part
-from pipeline.receipts import RECEIPT, Receipt, ShardBlock
+from pipeline.receipts import RECEIPT, Clock, Receipt, ShardBlock
 from pipeline.rows import TokenRows
 from pipeline.schema import (
     DETAIL,
@@ -118,10 +117,10 @@ def receipts_of(chain: Dataset) -> Iterator[Receipt]:
 def _read(batch: pa.Table, columns: Columns) -> Iterator[pa.Table]:
     file = InputFile(**json.loads(batch["file"][0].as_py()))
     done = set(batch["done"][0].as_py())
-    started = time.perf_counter()
+    clock = Clock()
     for shard in read_shards(file, columns):
         if shard.start in done:
-            started = time.perf_counter()
+            clock = Clock()
             continue
         receipt = Receipt(
             shard=shard.id,
@@ -131,10 +130,11 @@ def _read(batch: pa.Table, columns: Columns) -> Iterator[pa.Table]:
             input_bytes=shard.share * file.size,
             read_error=shard.read_error,
             rows_in=len(shard.rows),
-            seconds={"read": time.perf_counter() - started},
+            seconds={"read": clock.seconds},
+            cpu_seconds={"read": clock.cpu_seconds},
         )
         yield ShardBlock(receipt, shard.rows).to_arrow()
-        started = time.perf_counter()
+        clock = Clock()
 
 
 @lru_cache(maxsize=1)
