@@ -109,10 +109,11 @@ def our_systems(
 
     full = make(replace(config, speed=0.0))
     systems = {FULL: System(run=lambda work: full.run(work.rows), work=work), EARLY: planned(engine)}
-    if model.last_head == "classifier" and model.branch_head == "pooled":
-        plain = replace(config, first_token_first=False)
-        plain_full = make(replace(plain, speed=0.0))
+    plain = replace(config, first_token_first=False)
+    if model.branch_head == "pooled":
         systems[f"{EARLY}, all tokens"] = planned(make(plain))
+    if model.last_head == "classifier":
+        plain_full = make(replace(plain, speed=0.0))
         systems[f"{FULL}, all tokens"] = System(run=lambda work: plain_full.run(work.rows), work=work)
     for budget, block in list(itertools.product(args.token_budget, args.exit_every))[1:]:
         name = f"{EARLY}, token budget {budget or engine.token_budget}, exit every {block}"
@@ -167,7 +168,8 @@ def summarise(
         "versions": {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()},
     }
     if whole == plain:
-        result["wall_over_flops_all_tokens"] = round(rates[f"{EARLY}, all tokens"] / rates[plain] / paper, 3)
+        early_plain = rates.get(f"{EARLY}, all tokens", rates[EARLY])
+        result["wall_over_flops_all_tokens"] = round(early_plain / rates[plain] / paper, 3)
         result["wall_over_flops_against_all_tokens"] = round(rates[EARLY] / rates[plain] / paper, 3)
     return result
 

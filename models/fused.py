@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import EncoderLayer, FeedForward
+from models.heads import AttentionHead
 
 PIECE_WIDTH = 1536
 """Inner width at which a feed-forward block is worked on: what one piece makes for some hundred tokens stays in the cache of a
@@ -78,3 +79,9 @@ def fuse(layer: EncoderLayer, tokens: int) -> None:
         setattr(layer, name, FusedLinear(linear.weight, linear.bias, tokens))
     setattr(layer.key_value, "weight", plain)  # noqa: B010 - first_tokens_only reads it
     setattr(layer, "ffn", FusedFeedForward(layer.ffn, tokens))  # noqa: B010 - typed as what it replaces
+
+
+def fuse_head(head: nn.Module, tokens: int) -> None:
+    """Replace the one product of an attention head that is done for every token."""
+    if isinstance(head, AttentionHead):
+        setattr(head, "narrow", FusedLinear(head.narrow.weight, head.narrow.bias, tokens))  # noqa: B010 - as above

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -52,8 +53,15 @@ class AttentionHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
-        narrow_TW = torch.tanh(self.narrow(x_TH))
-        query_BW = self.query(first_tokens(narrow_TW, runs))
+        return self.judge(self.narrowed(x_TH), runs)
+
+    def narrowed(self, x_TH: Tensor) -> Tensor:
+        """Do the part that is done for every token: [T, H] -> [T, W]."""
+        return torch.tanh(self.narrow(x_TH))
+
+    def judge(self, narrow_TW: Tensor, runs: Sequence[Run], filler: int = 0) -> Tensor:
+        """Do the part that is done for every row: [T, W] -> logits [B + filler, C]."""
+        query_BW = self.query(F.pad(first_tokens(narrow_TW, runs), (0, 0, 0, filler)))
         weight, bias = self.key_value.weight, self.key_value.bias
         mixed_BW = attend_from_first(query_BW, narrow_TW, runs, ATTENTION_HEAD_HEADS, weight, bias)
         pooled_BW = torch.tanh(self.dense(self.dropout(self.attention_out(mixed_BW))))

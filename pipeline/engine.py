@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models.early_exit import EarlyExitModel
-from models.fused import can_fuse, fuse
+from models.fused import can_fuse, fuse, fuse_head
 from pipeline.config import EngineConfig
 from pipeline.lane import Lane, LaneConfig, Results, pack
 from pipeline.packing import cut_by_tokens, runs_of, sort_by_length, tile_size
@@ -25,6 +25,8 @@ from pipeline.rows import IntArray, Predictions, TokenRows
 
 FIRST_TOKENS = {"cpu": 256, "cuda": 8192}
 """Rows whose first tokens are worked on at once: a dense matrix; memory is 4 x hidden x heads bytes a row in bf16."""
+CACHED_VALUES = 1024 * 768
+"""Hidden states of a micro-batch on CPUs: 1.5 MB in bf16."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -36,13 +38,15 @@ def best_dtype(device: torch.device) -> str:
     return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def default_token_budget(device: torch.device) -> int:
+def default_token_budget(device: torch.device, hidden: int) -> int:
     """Return the tokens of a micro-batch.
 
-    CPU: of 256..4096 the fastest at hidden 384 and 768 (2 cores with AMX, bf16, mean 50 tokens): activations stay in cache.
+    CPU: what one core's cache holds of hidden states; the fastest of 256..4096 at hidden 384 and 768 (docs/results/speed.md).
     GPU: unmeasured; anchored on A100 figures, where some thousand tokens fill the device.
     """
-    return 1024 if device.type == "cpu" else 16384
+    if device.type == "cuda":
+        return 16384
+    return min(max(CACHED_VALUES // hidden // 256 * 256, 512), 4096)
 
 
 class Engine:
@@ -55,7 +59,7 @@ class Engine:
         dtype = best_dtype(self.device) if config.dtype == "auto" else config.dtype
         self.dtype = DTYPES[dtype]
         self.model = model.eval().to(self.device, self.dtype)
-        self.token_budget = config.token_budget or default_token_budget(self.device)
+        self.token_budget = config.token_budget or default_token_budget(self.device, self.model.shape.hidden)
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         exits = self._plan_exits()
         self.flops = self.model.flops.with_heads_at(exits)
@@ -63,6 +67,8 @@ class Engine:
         if can_fuse(self.device, self.dtype):
             for number in range(1, self.model.shape.layers + 1):
                 fuse(self.model.backbone.layer(number), self.token_budget)
+            for head in self.model.exits.values():
+                fuse_head(head, self.token_budget)
         lane_config = LaneConfig(
             exits=exits,
             speed=config.speed,

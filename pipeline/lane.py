@@ -10,18 +10,19 @@ values of the other tokens (see `attend_from_first`), the head decides, and the 
 answers are the same, and a row that leaves pays next to nothing for its exit layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone import PackedTokens
+from models.backbone import EncoderLayer, PackedTokens, first_tokens
 from models.criteria import may_exit, normalised_entropy
 from models.early_exit import EarlyExitModel
-from models.heads import PooledHead
+from models.heads import ATTENTION_HEAD_WIDTH, AttentionHead, PooledHead
 from models.runs import Run
 from pipeline.packing import MicroBatch, micro_batches, runs_of, tile_size
 from pipeline.rows import IntArray, TokenRows
@@ -68,18 +69,33 @@ class LaneConfig:
     first_token_first: bool
 
 
+Judge = Callable[[Tensor, Sequence[Run], int], Tensor]
+"""Tokens [T, W] of some rows, their runs, filler rows to add -> logits [B + filler, C]."""
+
+
+def _judge_of(head: nn.Module, layer: EncoderLayer | None) -> Judge:
+    """Return what judges rows by a head; with a layer, one that is still to be run, for their first tokens."""
+    if isinstance(head, AttentionHead):
+        return head.judge
+    assert isinstance(head, PooledHead)
+    if layer is not None:
+        return lambda x_TH, runs, filler: head.judge(layer.first_tokens_only(x_TH, runs, filler))
+    return lambda x_TH, runs, filler: head.judge(F.pad(first_tokens(x_TH, runs), (0, 0, 0, filler)))
+
+
 class Lane:
     """Runs groups of rows, one after the other. Lanes share the model, which they only read."""
 
     def __init__(self, model: EarlyExitModel, config: LaneConfig, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.config, self.device, self.dtype = model, config, device, dtype
-        self._held = torch.empty(0, dtype=dtype, device=device)
+        self._held: dict[str, Tensor] = {}
 
     def run(self, rows: TokenRows, active: IntArray, results: Results) -> int:
         """Run the rows numbered `active` (sorted by length) until all have left; return the filler tokens computed."""
         group = rows.take(active)
         lengths, done, filler = group.lengths, 0, 0
-        buffer_TH = self._buffer(len(group.token_ids))
+        margin = tile_size(self.config.token_budget)  # room for the last micro-batch's filler
+        buffer_TH = self._memory("hidden", len(group.token_ids) + margin, self.model.shape.hidden)
 
         def embed(batch: MicroBatch) -> Tensor:
             members = group.take(np.arange(batch.row_start, batch.row_stop))
@@ -88,16 +104,16 @@ class Lane:
 
         load: Callable[[MicroBatch], Tensor] = embed
         for exit_layer in self.config.exits:
-            head = self.model.exits[str(exit_layer)]
-            if isinstance(head, PooledHead) and self.config.first_token_first:
-                filler += self._run_layers(range(done, exit_layer - 1), load, lengths, buffer_TH)
-                logits = self._judge_first_tokens(exit_layer, head, lengths, buffer_TH)
-                done = exit_layer - 1
-            else:
-                judged: list[Tensor] = []
-                filler += self._run_layers(range(done, exit_layer), load, lengths, buffer_TH, head, judged)
-                logits = torch.cat(judged)
-                done = exit_layer
+            head, layer = self.model.exits[str(exit_layer)], self.model.backbone.layer(exit_layer)
+            first = isinstance(head, PooledHead) and self.config.first_token_first
+            whole = exit_layer - 1 if first else exit_layer
+            judged_TW, narrowing = buffer_TH, None
+            if isinstance(head, AttentionHead):
+                judged_TW = self._memory("narrow", len(buffer_TH), ATTENTION_HEAD_WIDTH)
+                narrowing = (head, judged_TW)
+            filler += self._run_layers(range(done, whole), load, lengths, buffer_TH, narrowing)
+            logits = self._judge(_judge_of(head, layer if first else None), lengths, judged_TW)
+            done = whole
             stays = ~self._decide(exit_layer, logits, active, results)
             if not stays.any():
                 break
@@ -105,14 +121,15 @@ class Lane:
             active, lengths = active[stays], lengths[stays]
         return filler
 
-    def _buffer(self, tokens: int) -> Tensor:
-        """Return [tokens and room for filler, H]: the same memory at every call, since fresh memory costs page faults."""
-        needed, hidden = tokens + tile_size(self.config.token_budget), self.model.shape.hidden
-        if len(self._held) < needed:
+    def _memory(self, name: str, tokens: int, width: int) -> Tensor:
+        """Return [tokens, width]: the same memory at every call, since fresh memory costs page faults. Never NaN."""
+        held = self._held.get(name)
+        if held is None or len(held) < tokens:
             # The old memory goes first, or both would be held at once; an eighth more, or it would grow at every call.
-            self._held = torch.empty(0)
-            self._held = torch.zeros(needed + needed // 8, hidden, dtype=self.dtype, device=self.device)
-        return self._held[:needed]
+            self._held.pop(name, None)
+            held = torch.zeros(tokens + tokens // 8, width, dtype=self.dtype, device=self.device)
+            self._held[name] = held
+        return held[:tokens]
 
     def _run_layers(
         self,
@@ -120,12 +137,12 @@ class Lane:
         load: Callable[[MicroBatch], Tensor],
         lengths: IntArray,
         buffer_TH: Tensor,
-        head: nn.Module | None = None,
-        judged: list[Tensor] | None = None,
+        narrowing: tuple[AttentionHead, Tensor] | None = None,
     ) -> int:
         """Load rows, run whole layers over them and leave them one after the other in the buffer; return the filler computed.
 
-        What is written never overtakes what is still to be loaded. With a head, its logits [B, C] are appended to `judged`.
+        What is written never overtakes what is still to be loaded. `narrowing` is a head and the memory [T, W] for what it
+        makes of every token.
         """
         filler = 0
         for batch in micro_batches(lengths, self.config.token_budget):
@@ -133,8 +150,9 @@ class Lane:
             for index in layers:
                 x_TH = self.model.backbone.layers[index](x_TH, batch.runs)
             buffer_TH[batch.tokens] = x_TH[: batch.num_tokens]
-            if head is not None and judged is not None:
-                judged.append(head(x_TH, batch.runs))
+            if narrowing is not None:
+                head, narrow_TW = narrowing
+                narrow_TW[batch.tokens] = head.narrowed(x_TH)[: batch.num_tokens]
             filler += batch.filler * len(layers)
         return filler
 
@@ -148,16 +166,14 @@ class Lane:
         places_T = torch.from_numpy(places).to(self.device)
         return lambda batch: buffer_TH.index_select(0, places_T[batch.tokens_and_filler])
 
-    def _judge_first_tokens(self, exit_layer: int, head: PooledHead, lengths: IntArray, buffer_TH: Tensor) -> Tensor:
-        """Run the exit layer for first tokens only, and the head on them: logits [B, C]. The buffer stays as it is."""
-        layer, logits, token = self.model.backbone.layer(exit_layer), [], 0
+    def _judge(self, judge: Judge, lengths: IntArray, source_TW: Tensor) -> Tensor:
+        """Judge all rows, some hundred at once: logits [B, C]."""
+        logits, token = [], 0
         for start in range(0, len(lengths), self.config.first_tokens):
             part = lengths[start : start + self.config.first_tokens]
-            tokens = int(part.sum())
-            tile = -len(part) % FIRST_TOKEN_TILE
-            first_BH = layer.first_tokens_only(buffer_TH[token : token + tokens], runs_of(part), filler=tile)
-            logits.append(head.judge(first_BH)[: len(part)])
-            token += tokens
+            stop = token + int(part.sum())
+            logits.append(judge(source_TW[token:stop], runs_of(part), -len(part) % FIRST_TOKEN_TILE)[: len(part)])
+            token = stop
         return torch.cat(logits)
 
     def _decide(self, exit_layer: int, logits: Tensor, active: IntArray, results: Results) -> npt.NDArray[np.bool_]:

@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
 
+from models.backbone import first_tokens
 from models.early_exit import EarlyExitModel
 from models.families import UnsupportedModelError
+from models.runs import Run
 from pipeline.config import EngineConfig
 from pipeline.engine import Engine, all_exits
 from pipeline.rows import TokenRows
-from tests.conftest import CONFIGS, random_classifier, random_exits, random_rows
+from tests.conftest import CONFIGS, random_classifier, random_exits, random_rows, spread_weights
 
 TELLS_SEGMENTS = {"bert", "electra", "ernie"}
 
@@ -121,3 +123,17 @@ def test_a_backbone_that_was_never_fine_tuned_is_refused_unless_fine_tuning_star
 def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no model there"):
         EarlyExitModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_layer_for_first_tokens_only_gives_what_the_whole_layer_gives_them(family: str) -> None:
+    model = EarlyExitModel(CONFIGS[family]).eval()
+    spread_weights(model)
+    runs = (Run(3, 5), Run(2, 1), Run(1, 33))
+    x_TH = torch.randn(sum(run.tokens for run in runs), model.shape.hidden)
+    layer = model.backbone.layer(2)
+    with torch.inference_mode():
+        wanted = first_tokens(layer(x_TH, runs), runs)
+        got = layer.first_tokens_only(x_TH, runs, filler=4)
+    assert got.shape == (6 + 4, model.shape.hidden)
+    torch.testing.assert_close(got[:6], wanted, atol=1e-4, rtol=1e-4)

@@ -4,13 +4,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.early_exit import EarlyExitModel
 from pipeline.config import EngineConfig
 from pipeline.engine import Engine
-from pipeline.peers import BATCH_ROWS, padded_batches
+from pipeline.peers import BATCH_ROWS, MissingPeerError, need, padded_batches
 from pipeline.workload import exit_shares, make_workload
 from tests.conftest import random_rows
 
@@ -52,6 +53,36 @@ def test_first_token_first_changes_no_answer(exit_model: EarlyExitModel) -> None
     np.testing.assert_array_equal(answers[0].exit_layers, answers[1].exit_layers)
     np.testing.assert_allclose(answers[0].probabilities, answers[1].probabilities, atol=1e-5)
     assert len(set(answers[0].exit_layers)) > 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_lanes_changes_no_answer(exit_model: EarlyExitModel, threads: int) -> None:
+    rows, before = random_rows(200, 50, seed=6), torch.get_num_threads()
+    config = EngineConfig(speed=0.7, dtype="fp32", token_budget=128)
+    wanted = Engine(exit_model, config).run(rows)
+    try:
+        torch.set_num_threads(threads)
+        engine = Engine(exit_model, config)
+        assert engine.threads == threads
+        got = engine.run(rows)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(got.exit_layers, wanted.exit_layers)
+    np.testing.assert_allclose(got.probabilities, wanted.probabilities, atol=1e-5)
+
+
+def test_peers_that_are_not_installed_are_named() -> None:
+    with pytest.raises(MissingPeerError, match="no_such_runtime"):
+        need("json", "no_such_runtime")
+
+
+def test_every_takes_rows_with_their_exits() -> None:
+    work = make_workload(100, mean_tokens=9, sigma=0.6, longest=50, layers=4, mean_exit=2, vocabulary=300, seed=0)
+    fewer = work.every(8)
+    assert len(fewer.rows) == len(fewer.exit_plan) == 13
+    assert np.array_equal(fewer.rows.take(np.array([1])).token_ids, work.rows.take(np.array([8])).token_ids)
+    assert fewer.exit_plan[1] == work.exit_plan[8]
 
 
 def test_a_peer_sees_every_row_once() -> None:
