@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.families import Shape
-from models.heads import ATTENTION_HEAD_WIDTH
+from models.heads import ATTENTION_HEAD_HEADS, ATTENTION_HEAD_WIDTH
 
 Counts = npt.NDArray[np.float64]
 
@@ -36,8 +36,9 @@ class FlopCounter:
         hidden, classes, width = self.shape.hidden, self.shape.classes, ATTENTION_HEAD_WIDTH
         if kind == "pooled":
             return np.full_like(lengths_B, 2 * hidden * (hidden + classes))
-        per_token = 2 * (hidden * width + 2 * width * width) + 4 * width
-        return lengths_B * per_token + 2 * (3 * width * width + width * classes)
+        # As computed: keys and values on the side of the one query (`attend_from_first`), so little is done for every token.
+        per_token = 2 * hidden * width + 4 * ATTENTION_HEAD_HEADS * width
+        return lengths_B * per_token + 2 * (5 * width * width + width * classes)
 
     def rows(self, lengths_B: npt.ArrayLike, exit_layers_B: npt.ArrayLike) -> Counts:
         """FLOPs of each row up to its exit layer, heads on the way included: [B], [B] -> [B] float64."""
