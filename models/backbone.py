@@ -52,26 +52,26 @@ def first_tokens(x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
     return firsts[0] if len(firsts) == 1 else torch.cat(firsts)
 
 
-def attend(q_TH: Tensor, kv_T2H: Tensor, runs: Sequence[Run], heads: int, *, dropout: float = 0.0) -> Tensor:
-    """Multi-head attention inside every row: queries [T, H], keys and values side by side [T, 2H] -> [T, H]."""
-    hidden = q_TH.shape[1]
-    pad = q_TH.device.type == "cpu" and not torch.is_grad_enabled()
+def attend(qkv_T3H: Tensor, runs: Sequence[Run], heads: int, *, dropout: float = 0.0) -> Tensor:
+    """Multi-head attention inside every row: queries, keys and values side by side [T, 3H] -> [T, H]."""
+    hidden = qkv_T3H.shape[1] // 3
+    pad = qkv_T3H.device.type == "cpu" and not torch.is_grad_enabled()
     outputs, token = [], 0
     for run in runs:
         span = slice(token, token + run.tokens)
-        q_BNLD = q_TH[span].view(run.rows, run.length, heads, -1).transpose(1, 2)
-        kv_BL2H = kv_T2H[span].view(run.rows, run.length, 2 * hidden)
+        q_BLH, kv_BL2H = qkv_T3H[span].view(run.rows, run.length, -1).split((hidden, 2 * hidden), dim=2)
+        q_BNLD = q_BLH.unflatten(2, (heads, -1)).transpose(1, 2)
         mask_LL = None
         filler = -run.length % KEY_TILE if pad else 0
         if filler:
             kv_BL2H = F.pad(kv_BL2H, (0, 0, 0, filler))
-            mask_LL = _hide_filler(run.length, filler, q_TH.dtype)
+            mask_LL = _hide_filler(run.length, filler, qkv_T3H.dtype)
         k_BNLD, v_BNLD = kv_BL2H.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         out_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=mask_LL, dropout_p=dropout)
         outputs.append(out_BNLD.transpose(1, 2).reshape(run.tokens, hidden))
         token += run.tokens
-    if token < len(q_TH):
-        outputs.append(q_TH.new_zeros(len(q_TH) - token, hidden))
+    if token < len(qkv_T3H):
+        outputs.append(qkv_T3H.new_zeros(len(qkv_T3H) - token, hidden))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -190,8 +190,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.heads, self.attention_dropout = shape.attention_heads, shape.attention_dropout
-        self.query = nn.Linear(shape.hidden, shape.hidden)
-        self.key_value = nn.Linear(shape.hidden, 2 * shape.hidden)
+        self.query_key_value = nn.Linear(shape.hidden, 3 * shape.hidden)
         self.attention_out = ResidualLinear(shape.hidden, shape.hidden, shape.dropout)
         self.attention_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps)
         self.ffn = FeedForward(shape)
@@ -199,15 +198,21 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        mixed_TH = attend(self.query(x_TH), self.key_value(x_TH), runs, self.heads, dropout=dropout)
+        mixed_TH = attend(self.query_key_value(x_TH), runs, self.heads, dropout=dropout)
         return self._after_attention(x_TH, mixed_TH)
 
     def first_tokens_only(self, x_TH: Tensor, runs: Sequence[Run], filler: int = 0) -> Tensor:
         """What `forward` gives the first token of every row, at a small part of the cost: [B + filler, H]."""
         first_BH = F.pad(first_tokens(x_TH, runs), (0, 0, 0, filler))
-        weight, bias = self.key_value.weight, self.key_value.bias
-        mixed_BH = attend_from_first(self.query(first_BH), x_TH, runs, self.heads, weight, bias)
+        query, key_value = self._query_and_key_value()
+        mixed_BH = attend_from_first(F.linear(first_BH, *query), x_TH, runs, self.heads, *key_value)
         return self._after_attention(first_BH, mixed_BH)
+
+    def _query_and_key_value(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Weight and bias of the queries [H, H], [H], and those of keys and values, stacked [2H, H], [2H]."""
+        weight, bias = self.query_key_value.weight, self.query_key_value.bias
+        hidden = weight.shape[1]
+        return (weight[:hidden], bias[:hidden]), (weight[hidden:], bias[hidden:])
 
     def _after_attention(self, x_QH: Tensor, mixed_QH: Tensor) -> Tensor:
         x_QH = self.attention_norm(self.attention_out.plus(mixed_QH, x_QH))

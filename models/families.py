@@ -2,7 +2,7 @@
 
 All of them are the same post-LayerNorm encoder under different parameter names. One small table a family is enough to
 load any of them into `models.backbone.Backbone` and to write it back so that transformers itself opens the directory.
-Keys and values are two matrices there and one here: one product over all tokens, which first-token-first does before the rest.
+Queries, keys and values are three matrices there and one here: one product over all tokens.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,8 +35,7 @@ class Family:
 
 
 _BERT_LAYER = {
-    "query": ("attention.self.query",),
-    "key_value": ("attention.self.key", "attention.self.value"),
+    "query_key_value": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "attention_out": ("attention.output.dense",),
     "attention_norm": ("attention.output.LayerNorm",),
     "ffn.expand": ("intermediate.dense",),
@@ -44,8 +43,7 @@ _BERT_LAYER = {
     "ffn_norm": ("output.LayerNorm",),
 }
 _DISTILBERT_LAYER = {
-    "query": ("attention.q_lin",),
-    "key_value": ("attention.k_lin", "attention.v_lin"),
+    "query_key_value": ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     "attention_out": ("attention.out_lin",),
     "attention_norm": ("sa_layer_norm",),
     "ffn.expand": ("ffn.lin1",),

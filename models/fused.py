@@ -73,11 +73,11 @@ class FusedFeedForward(nn.Module):
 
 def fuse(layer: EncoderLayer, tokens: int) -> None:
     """Replace what can be replaced in a layer, in place, for matrices of about `tokens` rows."""
-    plain = layer.key_value.weight.detach()
-    for name in ("query", "key_value", "attention_out"):
+    plain = layer.query_key_value.weight.detach()
+    for name in ("query_key_value", "attention_out"):
         linear = getattr(layer, name)
         setattr(layer, name, FusedLinear(linear.weight, linear.bias, tokens))
-    setattr(layer.key_value, "weight", plain)  # noqa: B010 - first_tokens_only reads it
+    setattr(layer.query_key_value, "weight", plain)  # noqa: B010 - first_tokens_only reads it
     setattr(layer, "ffn", FusedFeedForward(layer.ffn, tokens))  # noqa: B010 - typed as what it replaces
 
 
