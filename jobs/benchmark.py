@@ -183,7 +183,7 @@ def print_card(args: argparse.Namespace, engine: Engine, work: Workload, ceiling
         if engine.device.type == "cuda"
         else f"{os.cpu_count()} cores, {platform.machine()}"
     )
-    print(f"{where}; {str(engine.dtype)[6:]}, {engine.threads} threads, {engine.token_budget} tokens in a micro-batch")
+    print(f"{where}; {engine.precision}, {engine.threads} threads, {engine.token_budget} tokens in a micro-batch")
     print(f"matrix products of this model alone reach {ceiling / 1e12:.2f} TFLOP/s")
     if missing:
         print(f"missing: {', '.join(missing)}; or all of them: pip install 'offramp[bench]'")

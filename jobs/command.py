@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from models.families import UnsupportedModelError
+from models.precision import UnsupportedPrecisionError
 from pipeline.errors import UserError
 
 CONFIG_VARIABLE = "OFFRAMP_CONFIG"
@@ -53,7 +54,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is said once, at the end
     try:
         code = main(parse(parser)) or DONE
-    except (UserError, UnsupportedModelError, FileNotFoundError) as error:
+    except (UserError, UnsupportedModelError, UnsupportedPrecisionError, FileNotFoundError) as error:
         code = complain(parser, error)
     except PermissionError as error:
         code = complain(parser, UserError(f"{error.filename}: permission denied"))

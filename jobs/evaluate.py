@@ -18,8 +18,9 @@ import torch
 
 from jobs import command, options
 from models.early_exit import EarlyExitModel
+from models.precision import set_precision
 from pipeline.config import DTYPE_NAMES
-from pipeline.engine import DTYPES, best_dtype
+from pipeline.engine import default_token_budget
 from pipeline.evaluation import at_speed, markdown_table, record_all_exits
 from pipeline.labelled import read_texts, tokenise_texts
 
@@ -30,8 +31,8 @@ def main(args: argparse.Namespace) -> None:
     texts = read_texts(args.data, options.text_columns(args, args.label_column))
     examples = tokenise_texts(texts, tokeniser, model.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = best_dtype(device) if args.dtype == "auto" else args.dtype
-    recorded = record_all_exits(model.to(device, DTYPES[dtype]), examples)
+    dtype = set_precision(model, args.dtype, device, default_token_budget(device, model.shape.hidden))
+    recorded = record_all_exits(model, examples)
     speeds = [0.0, *(speed for speed in args.speeds if speed > 0)]
     print(f"{len(examples):,} rows, {texts.rejected:,} without usable text; {dtype} on {device.type}\n")
     print(markdown_table([at_speed(model, examples, recorded, speed) for speed in speeds]))

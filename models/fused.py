@@ -72,16 +72,21 @@ class FusedFeedForward(nn.Module):
 
 
 def fuse(layer: EncoderLayer, tokens: int) -> None:
-    """Replace what can be replaced in a layer, in place, for matrices of about `tokens` rows."""
+    """Replace the plain parts of a layer, in place, for matrices of about `tokens` rows."""
     plain = layer.query_key_value.weight.detach()
-    for name in ("query_key_value", "attention_out"):
-        linear = getattr(layer, name)
-        setattr(layer, name, FusedLinear(linear.weight, linear.bias, tokens))
+    _replace(layer, "query_key_value", tokens)
     setattr(layer.query_key_value, "weight", plain)  # noqa: B010 - first_tokens_only reads it
-    setattr(layer, "ffn", FusedFeedForward(layer.ffn, tokens))  # noqa: B010 - typed as what it replaces
+    _replace(layer, "attention_out", tokens)
+    if isinstance(layer.ffn, FeedForward):
+        setattr(layer, "ffn", FusedFeedForward(layer.ffn, tokens))  # noqa: B010 - typed as what it replaces
 
 
 def fuse_head(head: nn.Module, tokens: int) -> None:
     """Replace the one product of an attention head that is done for every token."""
     if isinstance(head, AttentionHead):
-        setattr(head, "narrow", FusedLinear(head.narrow.weight, head.narrow.bias, tokens))  # noqa: B010 - as above
+        _replace(head, "narrow", tokens)
+
+
+def _replace(module: nn.Module, name: str, tokens: int) -> None:
+    linear = getattr(module, name)
+    setattr(module, name, FusedLinear(linear.weight, linear.bias, tokens))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-DTYPE_NAMES = ("auto", "fp32", "bf16")
+DTYPE_NAMES = ("auto", "fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,8 @@ class EngineConfig:
     first_token_first: bool = True
     """With pooled heads, decide before the layer is finished. Off only to measure what it is worth."""
     dtype: str = "auto"
-    """'fp32', 'bf16', or 'auto': bf16 where the hardware multiplies it, else fp32."""
+    """'fp32', 'bf16', 'int8' (CPUs only: products in int8, the rest in bf16), or 'auto': bf16 where the hardware multiplies it,
+    else fp32."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.speed <= 1.0:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.early_exit import EarlyExitModel
 from models.fused import can_fuse, fuse, fuse_head
+from models.precision import DTYPES, set_precision
 from pipeline.config import EngineConfig
 from pipeline.lane import Lane, LaneConfig, Results, pack
 from pipeline.packing import cut_by_tokens, runs_of, sort_by_length, tile_size
@@ -27,15 +28,6 @@ FIRST_TOKENS = {"cpu": 256, "cuda": 8192}
 """Rows whose first tokens are worked on at once: a dense matrix; memory is 4 x hidden x heads bytes a row in bf16."""
 CACHED_VALUES = 1024 * 768
 """Hidden states of a micro-batch on CPUs: 1.5 MB in bf16."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def best_dtype(device: torch.device) -> str:
-    """Return 'bf16' where the device multiplies it in hardware (AMX, AVX512-BF16, Ampere and later), else 'fp32'."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    # torch has no public name for these yet; both have been there, unchanged, since torch 2.4.
-    return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def default_token_budget(device: torch.device, hidden: int) -> int:
@@ -53,13 +45,16 @@ class Engine:
     """Runs token rows through an early-exit model; takes the model over, casting and moving it in place."""
 
     def __init__(self, model: EarlyExitModel, config: EngineConfig, device: str = "cpu") -> None:
-        """On CPUs it takes as many lanes as torch has threads in the calling thread."""
+        """On CPUs it takes as many lanes as torch has threads in the calling thread.
+
+        Raises UnsupportedPrecisionError if the device cannot compute in the dtype that is asked for.
+        """
         self.config = config
         self.device = torch.device(device)
-        dtype = best_dtype(self.device) if config.dtype == "auto" else config.dtype
-        self.dtype = DTYPES[dtype]
-        self.model = model.eval().to(self.device, self.dtype)
-        self.token_budget = config.token_budget or default_token_budget(self.device, self.model.shape.hidden)
+        self.token_budget = config.token_budget or default_token_budget(self.device, model.shape.hidden)
+        self.precision = set_precision(model, config.dtype, self.device, self.token_budget)
+        self.dtype = DTYPES[self.precision]
+        self.model = model
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         exits = self._plan_exits()
         self.flops = self.model.flops.with_heads_at(exits)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from models.backbone import PackedTokens
 from models.early_exit import EarlyExitModel
 from models.losses import self_distillation
-from pipeline.engine import DTYPES, all_exits, best_dtype
+from models.precision import DTYPES, best_dtype
+from pipeline.engine import all_exits
 from pipeline.labelled import Examples
 from pipeline.lane import pack
 from pipeline.packing import runs_of, training_batches
