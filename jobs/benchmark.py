@@ -47,9 +47,8 @@ def main(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(args)
-    config = EngineConfig(
-        speed=args.speed, token_budget=args.token_budget[0], exit_every=args.exit_every[0], dtype=args.dtype
-    )
+    exits = exits_every(model, args.exit_every[0])
+    config = EngineConfig(speed=args.speed, token_budget=args.token_budget[0], exits=exits, dtype=args.dtype)
     work = real_work(args, model, config, device) if args.input else made_work(args, model)
     engine = Engine(copy.deepcopy(model), config, device)
     systems = our_systems(args, model, config, work, engine)
@@ -77,6 +76,11 @@ def load_model(args: argparse.Namespace) -> EarlyExitModel:
     model = EarlyExitModel(BertConfig(num_hidden_layers=layers, hidden_size=hidden, **sizes))
     model.add_exits(args.head)
     return model
+
+
+def exits_every(model: EarlyExitModel, block: int) -> tuple[int, ...]:
+    """Layers after which rows are looked at, with this many layers in a block."""
+    return tuple(layer for layer in model.exit_layers if layer % block == 0)
 
 
 def made_work(args: argparse.Namespace, model: EarlyExitModel) -> Workload:
@@ -117,7 +121,7 @@ def our_systems(
         systems[f"{FULL}, all tokens"] = System(run=lambda work: plain_full.run(work.rows), work=work)
     for budget, block in list(itertools.product(args.token_budget, args.exit_every))[1:]:
         name = f"{EARLY}, token budget {budget or engine.token_budget}, exit every {block}"
-        systems[name] = planned(make(replace(config, token_budget=budget, exit_every=block)))
+        systems[name] = planned(make(replace(config, token_budget=budget, exits=exits_every(model, block))))
     return systems
 
 

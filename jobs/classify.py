@@ -24,9 +24,11 @@ from ray.exceptions import RayError
 
 from jobs import command, options
 from models.early_exit import EarlyExitModel
+from models.families import UnsupportedModelError
 from pipeline.classification import Outcome, classify_corpus, fingerprint_of, resolve_columns
 from pipeline.cluster import DoesNotFitError
 from pipeline.config import DTYPE_NAMES, EngineConfig
+from pipeline.engine import check_exits
 from pipeline.errors import UserError
 from pipeline.inputs import list_inputs
 from pipeline.ledger import Ledger
@@ -43,10 +45,13 @@ def main(args: argparse.Namespace) -> int:
         corpus, text=args.text_column, pair=args.pair_column, id_column=args.id_column, keep=args.keep
     )
     try:
-        engine = EngineConfig(speed=args.speed, exit_every=args.exit_every, dtype=args.dtype)
+        engine = EngineConfig(speed=args.speed, exits=tuple(args.exits) if args.exits else None, dtype=args.dtype)
+        model = EarlyExitModel.from_pretrained(args.model)
+        check_exits(model, engine)
+    except UnsupportedModelError:
+        raise
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    model = EarlyExitModel.from_pretrained(args.model)
     if len(model.exit_layers) == 1 and args.speed > 0:
         print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
     tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
@@ -133,7 +138,11 @@ parser.add_argument(
     help="leave when the uncertainty is at most S: 0 full depth, 1 fastest",
 )
 parser.add_argument(
-    "--exit-every", type=options.positive, default=1, metavar="K", help="look at the exits after every K-th layer only"
+    "--exits",
+    type=options.positive,
+    nargs="+",
+    metavar="LAYER",
+    help="look at the exits after these layers only (default: all); jobs/evaluate.py says which of them pay",
 )
 parser.add_argument("--id-column", metavar="NAME", help="column that names a row (default: <file>:<row>)")
 parser.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="columns to carry into the output")

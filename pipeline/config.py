@@ -11,8 +11,8 @@ class EngineConfig:
 
     speed: float = 0.0
     """Exit when the uncertainty is at most this: 0 runs everything at full depth, 1 lets every row leave at the first exit."""
-    exit_every: int = 1
-    """Layers in a block: exits are looked at after every k-th layer, and after the last."""
+    exits: tuple[int, ...] | None = None
+    """Layers after which rows are looked at, beside the last; None is every layer with an exit head."""
     token_budget: int | None = None
     """Tokens in a micro-batch; None is `default_token_budget` of the device."""
     resident_tokens: int = 1 << 20
@@ -26,7 +26,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.speed <= 1.0:
             raise ValueError(f"speed must be in [0, 1], not {self.speed}")
-        for name in ("exit_every", "token_budget", "resident_tokens"):
+        for name in ("token_budget", "resident_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")

@@ -41,13 +41,22 @@ def default_token_budget(device: torch.device, hidden: int) -> int:
     return min(max(CACHED_VALUES // hidden // 256 * 256, 512), 4096)
 
 
+def check_exits(model: EarlyExitModel, config: EngineConfig) -> None:
+    """Raise ValueError if the config wants exits that the model does not have."""
+    missing = sorted({*(config.exits or ())} - {*model.exit_layers})
+    if missing:
+        has = " ".join(map(str, model.exit_layers))
+        raise ValueError(f"exits: the model has no exit after layer {missing[0]}; it has them after {has}")
+
+
 class Engine:
     """Runs token rows through an early-exit model; takes the model over, casting and moving it in place."""
 
     def __init__(self, model: EarlyExitModel, config: EngineConfig, device: str = "cpu") -> None:
         """On CPUs it takes as many lanes as torch has threads in the calling thread.
 
-        Raises UnsupportedPrecisionError if the device cannot compute in the dtype that is asked for.
+        Raises UnsupportedPrecisionError if the device cannot compute in the dtype that is asked for, ValueError if the model
+        has no exit where the config wants one.
         """
         self.config = config
         self.device = torch.device(device)
@@ -120,9 +129,11 @@ class Engine:
     def _plan_exits(self) -> list[int]:
         """Layers after which rows are looked at, the last one included; without exits only that one."""
         last = self.model.shape.layers
+        check_exits(self.model, self.config)
         if self.config.speed == 0.0:
             return [last]
-        return [layer for layer in self.model.exit_layers if layer % self.config.exit_every == 0 or layer == last]
+        wanted = self.model.exit_layers if self.config.exits is None else self.config.exits
+        return sorted({*wanted, last})
 
 
 def all_exits(

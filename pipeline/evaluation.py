@@ -36,6 +36,7 @@ class OperatingPoint:
     """FLOPs of the plain full-depth model over FLOPs spent, heads included, on the same rows."""
     exits: dict[int, int]
     """Rows by exit layer."""
+    exits_that_pay: tuple[int, ...]
 
 
 def record_all_exits(model: EarlyExitModel, examples: Examples) -> AllExits:
@@ -51,8 +52,35 @@ def record_all_exits(model: EarlyExitModel, examples: Examples) -> AllExits:
     return AllExits(layers=layers, label_ids=labels, uncertainty=uncertainty)
 
 
+EXIT_TEST_LAYERS = 0.1
+"""Time of looking at an exit, head and re-packing, in layers: 0.03 to 0.12 (docs/results/speed.md)."""
+
+
+def exits_that_pay(recorded: AllExits, speed: float) -> tuple[int, ...]:
+    """Choose the exits with which these rows cost least at this speed, where looking at one costs EXIT_TEST_LAYERS.
+
+    Starts from all exits and drops the one whose loss gains most, until none does. The last layer always stays.
+    """
+    leaves_EB = may_exit(torch.from_numpy(recorded.uncertainty), speed).numpy()
+    leaves_EB[-1] = True
+    layers = np.array(recorded.layers)
+
+    def cost(kept: list[int]) -> float:
+        first_B = leaves_EB[kept].argmax(0)
+        return float(layers[kept][first_B].mean() + EXIT_TEST_LAYERS * first_B.mean())
+
+    kept = list(range(len(layers)))
+    while len(kept) > 1:
+        without = [[*kept[:place], *kept[place + 1 :]] for place in range(len(kept) - 1)]
+        best = min(without, key=cost)
+        if cost(best) >= cost(kept):
+            break
+        kept = best
+    return tuple(int(layer) for layer in layers[kept])
+
+
 def at_speed(model: EarlyExitModel, examples: Examples, recorded: AllExits, speed: float) -> OperatingPoint:
-    """Derive what the engine would do at this speed."""
+    """Derive what the engine would do at this speed, looking at all exits."""
     if examples.label_ids is None:
         raise ValueError("evaluation needs labels")
     leaves_EB = may_exit(torch.from_numpy(recorded.uncertainty), speed).numpy()
@@ -70,6 +98,7 @@ def at_speed(model: EarlyExitModel, examples: Examples, recorded: AllExits, spee
         mean_exit_layer=float(exit_layers_B.mean()),
         flops_speedup=float(model.flops.full_depth(lengths).sum() / spent.sum()),
         exits={int(layer): int((exit_layers_B == layer).sum()) for layer in layers},
+        exits_that_pay=exits_that_pay(recorded, speed),
     )
 
 
@@ -77,9 +106,11 @@ def markdown_table(points: list[OperatingPoint]) -> str:
     """Lay operating points out as a Markdown table."""
     layers = list(points[0].exits)
     head = ["speed", "accuracy", "agreement", "mean exit", "fewer FLOPs", *(f"exit {layer}" for layer in layers)]
+    head.append("exits that pay")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for p in points:
         cells = [f"{p.speed:.2f}" if p.speed else "full depth", f"{p.accuracy:.4f}", f"{p.agreement:.4f}"]
         cells += [f"{p.mean_exit_layer:.2f}", f"{p.flops_speedup:.2f}x", *(f"{n:,}" for n in p.exits.values())]
+        cells.append(" ".join(map(str, p.exits_that_pay)))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

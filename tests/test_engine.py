@@ -1,6 +1,7 @@
 """The re-packing engine against an oracle that runs one row at a time and never re-packs."""
 
 import copy
+from collections.abc import Collection
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ MODELS = {kind: new_model(kind) for kind in ("pooled", "attention")}
 
 
 def oracle(
-    model: EarlyExitModel, rows: TokenRows, speed: float, exit_every: int
+    model: EarlyExitModel, rows: TokenRows, speed: float, exits: Collection[int]
 ) -> list[tuple[int, np.ndarray, float]]:
     """Exit layer, probabilities, and the distance of the closest decision to the threshold, row by row."""
     answers = []
@@ -44,7 +45,7 @@ def oracle(
         with torch.inference_mode():
             logits = model(PackedTokens(token_ids=ids, segments=segments, runs=runs))
         margin = 1.0
-        for layer in [n for n in range(1, layers + 1) if n % exit_every == 0 or n == layers]:
+        for layer in [n for n in range(1, layers + 1) if n in exits or n == layers]:
             uncertainty = float(normalised_entropy(logits[layer])[0])
             if layer < layers:
                 margin = min(margin, abs(uncertainty - speed))
@@ -59,20 +60,20 @@ def oracle(
     speed=st.floats(0.01, 0.99),
     token_budget=st.integers(1, 300),
     resident_tokens=st.integers(1, 2000),
-    exit_every=st.integers(1, 5),
+    exits=st.sets(st.integers(1, 4)),
     kind=st.sampled_from(["pooled", "attention"]),
     seed=st.integers(0, 3),
 )
 def test_repacked_rows_equal_one_row_at_a_time(
-    lengths: list[int], speed: float, token_budget: int, resident_tokens: int, exit_every: int, kind: str, seed: int
+    lengths: list[int], speed: float, token_budget: int, resident_tokens: int, exits: set[int], kind: str, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     rows = TokenRows.from_lists([random.integers(0, 200, n).tolist() for n in lengths])
     config = EngineConfig(
-        speed=speed, token_budget=token_budget, resident_tokens=resident_tokens, exit_every=exit_every, dtype="fp32"
+        speed=speed, token_budget=token_budget, resident_tokens=resident_tokens, exits=tuple(exits), dtype="fp32"
     )
     got = Engine(MODELS[kind], config).run(rows)
-    for row, (layer, probabilities, margin) in enumerate(oracle(MODELS[kind], rows, speed, exit_every)):
+    for row, (layer, probabilities, margin) in enumerate(oracle(MODELS[kind], rows, speed, exits)):
         if margin > TOLERANCE:
             assert got.exit_layers[row] == layer
             np.testing.assert_allclose(got.probabilities[row], probabilities, atol=TOLERANCE)
@@ -80,7 +81,7 @@ def test_repacked_rows_equal_one_row_at_a_time(
 
 def test_the_oracle_test_judges_nearly_all_rows_and_meets_every_exit() -> None:
     rows = random_rows(100, 60, seed=5)
-    answers = [answer for speed in (0.4, 0.6, 0.8) for answer in oracle(MODELS["pooled"], rows, speed, 1)]
+    answers = [answer for speed in (0.4, 0.6, 0.8) for answer in oracle(MODELS["pooled"], rows, speed, range(5))]
     assert sum(margin > TOLERANCE for _, _, margin in answers) >= 295
     assert {layer for layer, _, _ in answers} == {1, 2, 3, 4}
 
@@ -167,9 +168,12 @@ def test_int8_on_a_device_without_it_is_refused(exit_model: EarlyExitModel, monk
         Engine(exit_model, EngineConfig(dtype="int8"))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("speed", 1.5), ("speed", -0.1), ("exit_every", 0), ("token_budget", 0), ("dtype", "fp8")]
-)
+def test_an_exit_that_the_model_lacks_is_named(exit_model: EarlyExitModel) -> None:
+    with pytest.raises(ValueError, match="no exit after layer 9; it has them after 1 2 3 4"):
+        Engine(exit_model, EngineConfig(speed=0.5, exits=(2, 9)))
+
+
+@pytest.mark.parametrize(("field", "value"), [("speed", 1.5), ("speed", -0.1), ("token_budget", 0), ("dtype", "fp8")])
 def test_a_setting_out_of_range_is_named(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         EngineConfig(**{field: value})  # type: ignore[arg-type]
