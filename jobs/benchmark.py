@@ -122,6 +122,11 @@ def our_systems(
     for budget, block in list(itertools.product(args.token_budget, args.exit_every))[1:]:
         name = f"{EARLY}, token budget {budget or engine.token_budget}, exit every {block}"
         systems[name] = planned(make(replace(config, token_budget=budget, exits=exits_every(model, block))))
+    for count in args.rows_per_call:
+        calls = work.in_calls_of(count)
+        systems[f"{EARLY}, {count:,} rows a call"] = System(
+            run=lambda _, calls=calls: [engine.run(call.rows, call.exit_plan) for call in calls], work=work
+        )
     return systems
 
 
@@ -238,6 +243,14 @@ parser.add_argument(
 )
 parser.add_argument(
     "--exit-every", type=options.positive, nargs="+", default=[1], metavar="K", help="layers in a block; or several"
+)
+parser.add_argument(
+    "--rows-per-call",
+    type=options.positive,
+    nargs="+",
+    default=[],
+    metavar="N",
+    help="measure calls of this many rows too: what a shard's size is worth",
 )
 parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices")
 parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of lengths and plan")

@@ -10,19 +10,15 @@ D width of a head, H hidden.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from models.attention import attend, attend_from_first, first_tokens, lengths_of
 from models.families import Shape
 from models.runs import Run
-
-KEY_TILE = 16
-"""Keys are padded, in attention alone, to a multiple of this on CPUs: torch's flash kernel there handles the rest of a row one
-by one. 2 cores with AMX, bf16, 12 heads of 32, 2,048 tokens: 2.67 ms with rows of 31 tokens, 1.07 ms with rows of 32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,73 +37,6 @@ class PackedTokens:
     @property
     def rows(self) -> int:
         return sum(run.rows for run in self.runs)
-
-
-def first_tokens(x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
-    """Gather the first token of every row: [T, H] -> [B, H]."""
-    firsts, start = [], 0
-    for run in runs:
-        firsts.append(x_TH[start : start + run.tokens : run.length])
-        start += run.tokens
-    return firsts[0] if len(firsts) == 1 else torch.cat(firsts)
-
-
-def attend(qkv_T3H: Tensor, runs: Sequence[Run], heads: int, *, dropout: float = 0.0) -> Tensor:
-    """Multi-head attention inside every row: queries, keys and values side by side [T, 3H] -> [T, H]."""
-    hidden = qkv_T3H.shape[1] // 3
-    pad = qkv_T3H.device.type == "cpu" and not torch.is_grad_enabled()
-    outputs, token = [], 0
-    for run in runs:
-        span = slice(token, token + run.tokens)
-        q_BLH, kv_BL2H = qkv_T3H[span].view(run.rows, run.length, -1).split((hidden, 2 * hidden), dim=2)
-        q_BNLD = q_BLH.unflatten(2, (heads, -1)).transpose(1, 2)
-        mask_LL = None
-        filler = -run.length % KEY_TILE if pad else 0
-        if filler:
-            kv_BL2H = F.pad(kv_BL2H, (0, 0, 0, filler))
-            mask_LL = _hide_filler(run.length, filler, qkv_T3H.dtype)
-        k_BNLD, v_BNLD = kv_BL2H.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=mask_LL, dropout_p=dropout)
-        outputs.append(out_BNLD.transpose(1, 2).reshape(run.tokens, hidden))
-        token += run.tokens
-    if token < len(qkv_T3H):
-        outputs.append(qkv_T3H.new_zeros(len(qkv_T3H) - token, hidden))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def attend_from_first(
-    q_BH: Tensor, x_TH: Tensor, runs: Sequence[Run], heads: int, kv_2HH: Tensor, bias_2H: Tensor, dropout: float = 0.0
-) -> Tensor:
-    """What `attend` gives the first token of every row, without keys and values of the others: [B, H].
-
-    With one query a row, q . (K x) is better computed as (K^T q) . x, and sum_l a_l (V x_l) as V (sum_l a_l x_l): two small
-    products a row in place of two a token. The keys' bias moves all scores of a query alike, so softmax drops it; the values'
-    bias is added once, since the weights a_l sum to 1. Queries past the last row are filler.
-
-    The same re-ordering serves the latent attention of DeepSeek-V2 (Liu et al. 2024, section 2.1.2).
-    """
-    width = q_BH.shape[1] // heads
-    key_NDH, value_NDH = kv_2HH.view(2, heads, width, -1)
-    asked_BNH = torch.matmul(q_BH.view(-1, heads, width).transpose(0, 1), key_NDH).transpose(0, 1)
-    mixed, row, token = [], 0, 0
-    for run in runs:
-        x_B1LH = x_TH[token : token + run.tokens].view(run.rows, 1, run.length, -1)
-        asked_B1NH = asked_BNH[row : row + run.rows, None]
-        scale = width**-0.5
-        mixed.append(F.scaled_dot_product_attention(asked_B1NH, x_B1LH, x_B1LH, dropout_p=dropout, scale=scale)[:, 0])
-        row, token = row + run.rows, token + run.tokens
-    if row < len(q_BH):
-        mixed.append(x_TH.new_zeros(len(q_BH) - row, heads, x_TH.shape[1]))
-    mixed_NBH = torch.cat(mixed).transpose(0, 1)
-    return torch.matmul(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape) + bias_2H[len(bias_2H) // 2 :]
-
-
-@lru_cache(maxsize=2048)
-def _hide_filler(length: int, filler: int, dtype: torch.dtype) -> Tensor:
-    """Mask [length, length + filler] that lets queries see the real keys only."""
-    mask = torch.zeros(length, length + filler, dtype=dtype)
-    mask[:, length:] = -torch.inf
-    return mask
 
 
 class Embeddings(nn.Module):
@@ -137,25 +66,23 @@ class Embeddings(nn.Module):
         return x_TH
 
     def _positions_and_types(self, packed: PackedTokens) -> tuple[Tensor, Tensor]:
+        """Number every token inside its row, and tell first texts from second: [T], [T]; filler gets zeros."""
         ids_T = packed.token_ids
-        positions, types = torch.zeros_like(ids_T), torch.zeros_like(ids_T)
-        token = row = 0
-        for run in packed.runs:
-            span = slice(token, token + run.tokens)
-            offsets_L = torch.arange(run.length, device=ids_T.device)
-            starts_B1 = packed.segments[row : row + run.rows, None]
-            if self.shape.first_position:
-                positions[span] = self._roberta_positions(ids_T[span].view(run.rows, run.length)).flatten()
-            else:
-                positions[span] = offsets_L.repeat(run.rows)
-            types[span] = (offsets_L >= starts_B1).flatten()
-            token, row = token + run.tokens, row + run.rows
-        return positions, types.clamp_(max=max(self.shape.token_types - 1, 0))
-
-    def _roberta_positions(self, ids_BL: Tensor) -> Tensor:
-        """Number the tokens as RoBERTa does: a pad token inside a text (it can be typed) gets no number of its own."""
-        real = ids_BL != self.shape.pad_id
-        return torch.where(real, real.cumsum(1) + self.shape.first_position - 1, self.shape.pad_id)
+        lengths_B = lengths_of(packed.runs, ids_T.device)
+        starts_B = lengths_B.cumsum(0) - lengths_B
+        tokens = sum(run.tokens for run in packed.runs)
+        starts_T = starts_B.repeat_interleave(lengths_B, output_size=tokens)
+        offsets_T = torch.arange(tokens, device=ids_T.device) - starts_T
+        types_T = (offsets_T >= packed.segments.repeat_interleave(lengths_B, output_size=tokens)).long()
+        positions_T = offsets_T
+        if self.shape.first_position:
+            # As RoBERTa does: a pad token inside a text (it can be typed) gets no number of its own.
+            real_T = ids_T[:tokens] != self.shape.pad_id
+            counted_T = real_T.cumsum(0)
+            before_T = (counted_T - real_T.long()).index_select(0, starts_T)
+            positions_T = torch.where(real_T, counted_T - before_T + self.shape.first_position - 1, self.shape.pad_id)
+        filler = (0, len(ids_T) - tokens)
+        return F.pad(positions_T, filler), F.pad(types_T, filler).clamp_(max=max(self.shape.token_types - 1, 0))
 
 
 class ResidualLinear(nn.Linear):

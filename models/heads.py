@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from models.backbone import attend_from_first, first_tokens
+from models.attention import attend_from_first, first_tokens
 from models.runs import Run
 
 ATTENTION_HEAD_WIDTH = 128

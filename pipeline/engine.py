@@ -24,7 +24,7 @@ from pipeline.lane import Lane, LaneConfig, Results, pack
 from pipeline.packing import cut_by_tokens, runs_of, sort_by_length, tile_size
 from pipeline.rows import IntArray, Predictions, TokenRows
 
-FIRST_TOKENS = {"cpu": 256, "cuda": 8192}
+FIRST_TOKENS = {"cpu": 256, "cuda": 32768}
 """Rows whose first tokens are worked on at once: a dense matrix; memory is 4 x hidden x heads bytes a row in bf16."""
 CACHED_VALUES = 1024 * 768
 """Hidden states of a micro-batch on CPUs: 1.5 MB in bf16."""

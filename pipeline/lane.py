@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone import EncoderLayer, PackedTokens, first_tokens
+from models.attention import first_tokens
+from models.backbone import EncoderLayer, PackedTokens
 from models.criteria import may_exit, normalised_entropy
 from models.early_exit import EarlyExitModel
 from models.heads import ATTENTION_HEAD_WIDTH, AttentionHead, PooledHead

@@ -24,6 +24,11 @@ class Workload:
         rows = np.arange(0, len(self.rows), step)
         return Workload(rows=self.rows.take(rows), exit_plan=self.exit_plan[rows])
 
+    def in_calls_of(self, count: int) -> list["Workload"]:
+        """Cut the rows, in order, into workloads of this many rows; the last may be smaller."""
+        parts = [np.arange(start, min(start + count, len(self.rows))) for start in range(0, len(self.rows), count)]
+        return [Workload(rows=self.rows.take(part), exit_plan=self.exit_plan[part]) for part in parts]
+
 
 def make_workload(
     count: int,

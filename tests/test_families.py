@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
 
-from models.backbone import first_tokens
+from models.attention import first_tokens
 from models.early_exit import EarlyExitModel
 from models.families import UnsupportedModelError
 from models.runs import Run

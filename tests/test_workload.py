@@ -94,3 +94,11 @@ def test_a_peer_sees_every_row_once() -> None:
         seen += [ids[row][mask[row] == 1].tolist() for row in range(len(ids))]
     wanted = [rows.token_ids[rows.offsets[row] : rows.offsets[row + 1]].tolist() for row in order]
     assert seen == wanted
+
+
+def test_calls_hold_every_row_once_in_order() -> None:
+    work = make_workload(25, mean_tokens=9, sigma=0.5, longest=64, layers=4, mean_exit=2, vocabulary=100, seed=0)
+    calls = work.in_calls_of(10)
+    assert [len(call.rows) for call in calls] == [10, 10, 5]
+    assert np.concatenate([call.rows.token_ids for call in calls]).tolist() == work.rows.token_ids.tolist()
+    assert np.concatenate([call.exit_plan for call in calls]).tolist() == work.exit_plan.tolist()
