@@ -21,7 +21,9 @@ import json
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -123,11 +125,15 @@ def our_systems(
         name = f"{EARLY}, token budget {budget or engine.token_budget}, exit every {block}"
         systems[name] = planned(make(replace(config, token_budget=budget, exits=exits_every(model, block))))
     for count in args.rows_per_call:
-        calls = work.in_calls_of(count)
         systems[f"{EARLY}, {count:,} rows a call"] = System(
-            run=lambda _, calls=calls: [engine.run(call.rows, call.exit_plan) for call in calls], work=work
+            run=partial(run_calls, engine, work.in_calls_of(count)), work=work
         )
     return systems
+
+
+def run_calls(engine: Engine, calls: Sequence[Workload], _whole: Workload) -> None:
+    for call in calls:
+        engine.run(call.rows, call.exit_plan)
 
 
 def add_peers(
