@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(args)
     exits = exits_every(model, args.exit_every[0])
-    config = EngineConfig(speed=args.speed, token_budget=args.token_budget[0], exits=exits, dtype=args.dtype)
+    config = EngineConfig(speed=args.speed, token_budget=args.token_budget[0], exits=exits, dtype=args.dtype[0])
     work = real_work(args, model, config, device) if args.input else made_work(args, model)
     engine = Engine(copy.deepcopy(model), config, device)
     systems = our_systems(args, model, config, work, engine)
@@ -113,14 +113,18 @@ def our_systems(
     def planned(engine: Engine) -> System:
         return System(run=lambda work: engine.run(work.rows, work.exit_plan), work=work)
 
-    full = make(replace(config, speed=0.0))
-    systems = {FULL: System(run=lambda work: full.run(work.rows), work=work), EARLY: planned(engine)}
+    def whole(engine: Engine) -> System:
+        return System(run=lambda work: engine.run(work.rows), work=work)
+
+    systems = {FULL: whole(make(replace(config, speed=0.0))), EARLY: planned(engine)}
     plain = replace(config, first_token_first=False)
     if model.branch_head == "pooled":
         systems[f"{EARLY}, all tokens"] = planned(make(plain))
     if model.last_head == "classifier":
-        plain_full = make(replace(plain, speed=0.0))
-        systems[f"{FULL}, all tokens"] = System(run=lambda work: plain_full.run(work.rows), work=work)
+        systems[f"{FULL}, all tokens"] = whole(make(replace(plain, speed=0.0)))
+    for dtype in args.dtype[1:]:
+        systems[f"{FULL}, {dtype}"] = whole(make(replace(config, speed=0.0, dtype=dtype)))
+        systems[f"{EARLY}, {dtype}"] = planned(make(replace(config, dtype=dtype)))
     for budget, block in list(itertools.product(args.token_budget, args.exit_every))[1:]:
         name = f"{EARLY}, token budget {budget or engine.token_budget}, exit every {block}"
         systems[name] = planned(make(replace(config, token_budget=budget, exits=exits_every(model, block))))
@@ -258,7 +262,13 @@ parser.add_argument(
     metavar="N",
     help="measure calls of this many rows too: what a shard's size is worth",
 )
-parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices")
+parser.add_argument(
+    "--dtype",
+    choices=DTYPE_NAMES,
+    nargs="+",
+    default=["auto"],
+    help="precision of the matrices; more than one: all are measured",
+)
 parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of lengths and plan")
 parser.add_argument("--output", metavar="FILE", help="write the JSON document there too")
 

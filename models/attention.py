@@ -122,6 +122,6 @@ def attend_from_first(
 @lru_cache(maxsize=2048)
 def _hide_filler(length: int, filler: int, dtype: torch.dtype) -> Tensor:
     """Mask [length, length + filler] that lets queries see the real keys only."""
-    mask = torch.zeros(length, length + filler, dtype=dtype)
+    mask = torch.zeros(1, length + filler, dtype=dtype)
     mask[:, length:] = -torch.inf
     return mask

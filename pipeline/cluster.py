@@ -19,7 +19,8 @@ from pipeline.errors import UserError
 PACKAGES = Path(__file__).resolve().parents[1]
 """The folder that `models` and `pipeline` are imported from."""
 MAX_THREADS = 8
-"""Threads of a CPU actor: matrix products of a few thousand tokens gain little from more; more actors gain linearly."""
+"""Threads of a CPU actor, each of which takes its own rows. More would share a model, but not the time in which Python holds
+its lock; and an actor of this size fits into one NUMA node of the usual servers, where the system then tends to keep it."""
 TASK_CPUS = {"read": 0.1, "tokenise": 0.3, "write": 0.1}
 """Logical CPUs of the tasks beside the actors: fractions, so that they fit beside an actor on a machine of one core."""
 OBJECT_STORE_BYTES = 1 << 30
