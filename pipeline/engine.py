@@ -7,7 +7,8 @@ all but one idle for some shapes; whole lanes never wait for each other.
 Every call returns exactly its own rows, in their order, and keeps no state: a repeated call gives the same answer.
 
 Memory, beside the model: two bytes (bf16) x hidden x the tokens of a call, at most `resident_tokens`, an eighth more at worst,
-and about 0.4 GB of what torch, oneDNN and malloc keep at hand (docs/results/speed.md). Larger calls are worked through in groups of `resident_tokens`.
+and about 0.4 GB of what torch, oneDNN and malloc keep at hand (docs/results/speed.md). Larger calls are worked through in
+groups of `resident_tokens`.
 """
 
 from collections.abc import Iterator
