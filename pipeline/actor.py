@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -17,6 +18,7 @@ from pipeline.schema import (
     EXIT_LAYER,
     LABEL,
     LABEL_ID,
+    LOGITS,
     PROBABILITIES,
     REASON,
     ROW,
@@ -24,7 +26,7 @@ from pipeline.schema import (
     SEGMENT,
     TOKENS,
     UNCERTAINTY,
-    output_schema,
+    travelling,
 )
 from pipeline.stages import ClassifySpec
 
@@ -63,24 +65,26 @@ class ClassifyActor:
 
     def _results(self, good: pa.Table, predictions: Predictions, bad: pa.Table) -> pa.Table:
         """Put predictions beside the ids of good rows; rejects ride along in the same table, with null predictions."""
-        schema = output_schema(self.spec.columns.keep, probabilities=self.spec.probabilities)
-        count, classes = predictions.probabilities.shape
         made = {
-            LABEL: pa.array(self.labels[predictions.label_ids], pa.string()),
-            LABEL_ID: pa.array(predictions.label_ids),
-            SCORE: pa.array(predictions.scores),
-            EXIT_LAYER: pa.array(predictions.exit_layers),
-            UNCERTAINTY: pa.array(predictions.uncertainty),
+            LABEL: lambda: pa.array(self.labels[predictions.label_ids], pa.string()),
+            LABEL_ID: lambda: pa.array(predictions.label_ids),
+            SCORE: lambda: pa.array(predictions.scores),
+            PROBABILITIES: lambda: _lists(predictions.probabilities),
+            LOGITS: lambda: _lists(predictions.logits),
+            EXIT_LAYER: lambda: pa.array(predictions.exit_layers),
+            UNCERTAINTY: lambda: pa.array(predictions.uncertainty),
         }
-        if self.spec.probabilities:
-            offsets = pa.array(np.arange(0, (count + 1) * classes, classes, dtype=np.int32))
-            made[PROBABILITIES] = pa.ListArray.from_arrays(offsets, pa.array(predictions.probabilities.ravel()))
-        results = pa.table(
-            {f.name: made.get(f.name, good[f.name] if f.name in good.column_names else None) for f in schema}
-        )
+        names = [*self.spec.results, *travelling(self.spec.columns.keep).names]
+        results = pa.table({name: made[name]() if name in made else good[name] for name in names})
         for name in (ROW, REASON, DETAIL):
             results = results.append_column(name, good[name])
         return pa.concat_tables([results, bad.drop_columns([TOKENS, SEGMENT])], promote_options="default")
+
+
+def _lists(values: npt.NDArray[np.float32]) -> pa.Array:
+    """[B, C] -> B lists."""
+    count, width = values.shape
+    return pa.ListArray.from_arrays(np.arange(0, (count + 1) * width, width, dtype=np.int32), values.ravel())
 
 
 def _token_rows(rows: pa.Table) -> TokenRows:

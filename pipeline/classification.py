@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pipeline.inputs import Corpus, InputFile
 from pipeline.ledger import Fingerprint, Ledger, code_version
 from pipeline.progress import Progress
 from pipeline.receipts import Totals, peak_memory_mb
-from pipeline.schema import OUTPUT_COLUMNS, output_schema
+from pipeline.schema import output_schema
 from pipeline.source import Columns
 from pipeline.stages import ClassifySpec, classify_files, receipts_of
 
@@ -33,12 +34,14 @@ class Outcome:
     driver_peak_mb: float
 
 
-def resolve_columns(corpus: Corpus, *, text: str, pair: str | None, id_column: str | None, keep: list[str]) -> Columns:
+def resolve_columns(
+    corpus: Corpus, *, text: str, pair: str | None, id_column: str | None, keep: list[str], results: Sequence[str]
+) -> Columns:
     """Check the wanted columns against the first readable file; raise UserError naming file, column and type.
 
     Later files that differ are no error of the command: they land in the rejects, by name.
     """
-    clash = [name for name in keep if name in OUTPUT_COLUMNS]
+    clash = [name for name in keep if name in results]
     if clash:
         raise UserError(f"--keep {clash[0]}: the output has a column of that name itself")
     file, there = _first_readable(corpus.files)
@@ -85,9 +88,7 @@ def fingerprint_of(model: EarlyExitModel, spec: ClassifySpec) -> Fingerprint:
         "exits": " ".join(map(str, spec.engine.exits or model.exit_layers)),
         "dtype": spec.engine.dtype,
         "columns": f"text={columns.text} pair={columns.pair} id={columns.id}",
-        "schema": ", ".join(
-            f"{f.name} {f.type}" for f in output_schema(columns.keep, probabilities=spec.probabilities)
-        ),
+        "schema": ", ".join(f"{f.name} {f.type}" for f in output_schema(spec.results, columns.keep)),
         "offramp": code_version(),
     }
 

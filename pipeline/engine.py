@@ -92,7 +92,7 @@ class Engine:
         """
         count = len(rows)
         results = Results(
-            probabilities=torch.zeros(count, self.model.shape.classes),
+            logits=torch.zeros(count, self.model.shape.classes),
             exit_layers=torch.zeros(count, dtype=torch.int16),
             uncertainty=torch.zeros(count),
             exit_plan=exit_plan,
@@ -111,7 +111,7 @@ class Engine:
         if count and exit_layers.min() < 1:
             raise AssertionError("a row came out of the engine without an exit")
         return Predictions(
-            probabilities=results.probabilities.numpy(),
+            logits=results.logits.numpy(),
             exit_layers=exit_layers,
             uncertainty=results.uncertainty.numpy(),
             layer_tokens=int((rows.lengths * exit_layers).sum()),

@@ -45,14 +45,14 @@ def pack(rows: TokenRows, runs: tuple[Run, ...], filler: int, device: torch.devi
 class Results:
     """Predictions under way, in the order of the input."""
 
-    probabilities: Tensor
+    logits: Tensor
     exit_layers: Tensor
     uncertainty: Tensor
     exit_plan: IntArray | None
 
     def record(self, rows: IntArray, layer: int, logits: Tensor, uncertainty: Tensor) -> None:
         where = torch.from_numpy(rows)
-        self.probabilities[where] = torch.softmax(logits.float(), dim=-1).cpu()
+        self.logits[where] = logits.float().cpu()
         self.uncertainty[where] = uncertainty.cpu()
         self.exit_layers[where] = layer
 

@@ -79,7 +79,7 @@ class Ledger:
             for start, receipt in shards.items():
                 if receipt.shard != file.shard_id(start):
                     raise UserError(
-                        f"{file.path}: changed since it was classified into {self.folder}; "
+                        f"{file.path}: changed since {self.folder} was made from it; "
                         "give the new content a new name, or start over with --overwrite"
                     )
             if not _complete(shards):

@@ -58,7 +58,7 @@ class TokenRows:
 class Predictions:
     """What the engine says of B rows, in the order in which they came in."""
 
-    probabilities: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
     """[B, C] at the exit that the row took."""
     exit_layers: npt.NDArray[np.int16]
     """[B], 1..L: layers that the row went through."""
@@ -70,9 +70,15 @@ class Predictions:
     """The same unit: work on filler that rounds matrices up to their tile."""
 
     @property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """[B, C]: softmax of the logits."""
+        powers: npt.NDArray[np.float32] = np.exp(self.logits - self.logits.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
+
+    @property
     def label_ids(self) -> npt.NDArray[np.int32]:
         """[B]: index of the most probable class."""
-        return self.probabilities.argmax(1).astype(np.int32)
+        return self.logits.argmax(1).astype(np.int32)
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:

@@ -1,15 +1,31 @@
 """Every column that offramp reads, sends or writes is named and typed here, and nowhere else."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 ID, FILE, ROW, REASON, DETAIL = "id", "file", "row", "reason", "detail"
 TEXT, PAIR = "text", "pair"
 TOKENS, SEGMENT, TRUNCATED = "tokens", "segment", "truncated"
-LABEL, LABEL_ID, SCORE, PROBABILITIES = "label", "label_id", "score", "probabilities"
+LABEL, LABEL_ID, SCORE = "label", "label_id", "score"
+PROBABILITIES, LOGITS = "probabilities", "logits"
 EXIT_LAYER, UNCERTAINTY = "exit_layer", "uncertainty"
 
-OUTPUT_COLUMNS = (ID, LABEL, LABEL_ID, SCORE, PROBABILITIES, EXIT_LAYER, UNCERTAINTY, TRUNCATED)
-"""Names that a kept column of the input cannot have."""
+KEPT = "keep."
+"""Kept columns travel under this prefix, so that a column of the input may have any name that the output leaves free."""
+
+RESULTS = {
+    ID: pa.string(),
+    LABEL: pa.string(),
+    LABEL_ID: pa.int32(),
+    SCORE: pa.float32(),
+    PROBABILITIES: pa.list_(pa.float32()),
+    LOGITS: pa.list_(pa.float32()),
+    EXIT_LAYER: pa.int16(),
+    UNCERTAINTY: pa.float32(),
+    TRUNCATED: pa.bool_(),
+}
+"""What can be said of a row. A part holds some of these columns, none of them ever null."""
 
 REJECTS = pa.schema(
     [
@@ -22,32 +38,25 @@ REJECTS = pa.schema(
 )
 
 
+def travelling(keep: pa.Schema) -> pa.Schema:
+    """Kept columns as they travel between stages."""
+    return pa.schema([pa.field(KEPT + field.name, field.type) for field in keep])
+
+
 def read_schema(keep: pa.Schema, *, pairs: bool) -> pa.Schema:
     """Rows as they leave the reader; a row with a `reason` is a reject and has no text."""
     fields = [(ID, pa.string()), (ROW, pa.int64()), (TEXT, pa.string())]
     fields += [(PAIR, pa.string())] if pairs else []
-    return pa.schema([*fields, (REASON, pa.string()), (DETAIL, pa.string()), *keep])
+    return pa.schema([*fields, (REASON, pa.string()), (DETAIL, pa.string()), *travelling(keep)])
 
 
 def token_schema(keep: pa.Schema) -> pa.Schema:
     """Rows as they leave the tokeniser: ragged ids in place of text."""
     fields = [(ID, pa.string()), (ROW, pa.int64()), (TOKENS, pa.list_(pa.int32())), (SEGMENT, pa.int32())]
     fields += [(TRUNCATED, pa.bool_()), (REASON, pa.string()), (DETAIL, pa.string())]
-    return pa.schema([*fields, *keep])
+    return pa.schema([*fields, *travelling(keep)])
 
 
-def output_schema(keep: pa.Schema, *, probabilities: bool) -> pa.Schema:
-    """The rows of a part file."""
-    fields = [
-        pa.field(ID, pa.string(), nullable=False),
-        pa.field(LABEL, pa.string(), nullable=False),
-        pa.field(LABEL_ID, pa.int32(), nullable=False),
-        pa.field(SCORE, pa.float32(), nullable=False),
-    ]
-    fields += [pa.field(PROBABILITIES, pa.list_(pa.float32()), nullable=False)] if probabilities else []
-    fields += [
-        pa.field(EXIT_LAYER, pa.int16(), nullable=False),
-        pa.field(UNCERTAINTY, pa.float32(), nullable=False),
-        pa.field(TRUNCATED, pa.bool_(), nullable=False),
-    ]
-    return pa.schema([*fields, *keep])
+def output_schema(results: Sequence[str], keep: pa.Schema) -> pa.Schema:
+    """The rows of a part file: some of RESULTS, then the kept columns."""
+    return pa.schema([*(pa.field(name, RESULTS[name], nullable=False) for name in results), *keep])

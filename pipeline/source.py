@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.formats import FileFormatError, RawRows, Unusable, iter_raw_rows
 from pipeline.inputs import InputFile
-from pipeline.schema import DETAIL, ID, PAIR, REASON, ROW, TEXT, read_schema
+from pipeline.schema import DETAIL, ID, KEPT, PAIR, REASON, ROW, TEXT, read_schema
 
 SHARD_ROWS = 16_384
 """About half a minute of BERT-base work on 2 CPU cores at early-exit speed; on a GPU about a second."""
@@ -106,7 +106,7 @@ def check_rows(file: InputFile, columns: Columns, raw: RawRows, schema: pa.Schem
         arrays[PAIR], pair_problems = _check_texts(raw.columns[columns.pair], columns.pair)
         problems = [first or second for first, second in zip(problems, pair_problems, strict=True)]
     for kept in columns.keep:
-        arrays[kept.name] = _typed(raw.columns[kept.name], kept, problems)
+        arrays[KEPT + kept.name] = _typed(raw.columns[kept.name], kept, problems)
     arrays[TEXT] = texts
     default_ids = [f"{file.name}:{row}" for row in range(raw.start, raw.start + count)]
     given = raw.columns[columns.id] if columns.id is not None else None

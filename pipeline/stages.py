@@ -41,6 +41,7 @@ from pipeline.schema import (
     TRUNCATED,
     output_schema,
     token_schema,
+    travelling,
 )
 from pipeline.source import Columns, read_shards
 from pipeline.tokenise import Tokeniser, TokeniserSpec
@@ -62,7 +63,8 @@ class ClassifySpec:
     model: str
     engine: EngineConfig
     output: Path
-    probabilities: bool
+    results: tuple[str, ...]
+    """Columns of the output beside the kept ones, of `schema.RESULTS`."""
 
 
 def classify_files(files: list[InputFile], done: dict[str, set[int]], spec: ClassifySpec, plan: ActorPlan) -> Dataset:
@@ -179,8 +181,9 @@ def _write(batch: pa.Table, spec: ClassifySpec) -> pa.Table:
     block = ShardBlock.from_arrow(batch)
     with block.stage("write"):
         usable = pc.is_null(block.rows[REASON])
-        schema = output_schema(spec.columns.keep, probabilities=spec.probabilities)
-        good = block.rows.filter(usable).select(schema.names).cast(schema)
+        schema = output_schema(spec.results, spec.columns.keep)
+        names = [*spec.results, *travelling(spec.columns.keep).names]
+        good = block.rows.filter(usable).select(names).rename_columns(schema.names).cast(schema)
         rejects = _rejects(block.rows.filter(pc.invert(usable)), block.receipt)
         if len(rejects):
             write_part(spec.output / REJECTS_FOLDER, block.receipt.shard, rejects)

@@ -186,6 +186,16 @@ def test_a_wrong_command_names_the_culprit_in_one_line(what: str, model_director
     assert done.stderr.count("\n") == 1
 
 
+def test_a_kept_column_may_have_any_name_that_the_output_leaves_free(model_directory: Path, tmp_path: Path) -> None:
+    names = ["text", "row", "reason", "detail", "tokens", "segment", "receipt"]
+    table = pa.table({name: [f"{name} {number}" for number in range(5)] for name in names})
+    pq.write_table(table, tmp_path / "corpus.parquet")
+    done = classify(model_directory, tmp_path / "corpus.parquet", tmp_path / "out", "--keep", *names)
+    assert done.returncode == 0, done.stderr
+    kept = pq.read_table(next((tmp_path / "out").glob("part-*.parquet")))
+    assert kept.select(names).equals(table)
+
+
 def test_only_unreadable_files_are_named_too(model_directory: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.parquet").write_bytes(b"PAR1 no")

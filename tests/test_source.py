@@ -132,7 +132,7 @@ def test_kept_columns_keep_their_type_and_a_misfit_is_rejected(tmp_path: Path) -
     lines = [b'{"text": "a", "n": 1}', b'{"text": "b", "n": "many"}', b'{"text": "c"}']
     columns = Columns(text="text", keep=pa.schema([("n", pa.int64())]))
     shards = read(write_lines(tmp_path / "a.jsonl", lines), columns)
-    assert [row["n"] for row in rows_of(shards)] == [1, None, None]
+    assert [row["keep.n"] for row in rows_of(shards)] == [1, None, None]
     assert reasons(shards) == [None, "bad_kept_value", None]
 
 

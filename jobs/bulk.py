@@ -1,0 +1,135 @@
+"""What jobs share that send a corpus through a model: options, the run itself, resume, and the summary at its end."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from ray.exceptions import RayError
+
+from jobs import command, options
+from models.early_exit import EarlyExitModel
+from pipeline.classification import Outcome, classify_corpus, fingerprint_of, resolve_columns
+from pipeline.cluster import DoesNotFitError
+from pipeline.config import DTYPE_NAMES, EngineConfig
+from pipeline.engine import check_exits
+from pipeline.errors import UserError
+from pipeline.inputs import list_inputs
+from pipeline.ledger import Ledger
+from pipeline.output import REJECTS_FOLDER, prepare_folder
+from pipeline.progress import duration
+from pipeline.stages import ClassifySpec
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that all these jobs take."""
+    parser.add_argument(
+        "--input", required=True, metavar="PATH", help="corpus: file, folder (recursive) or quoted glob"
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for parts, rejects and manifest; made if absent"
+    )
+    parser.add_argument("--id-column", metavar="NAME", help="column that names a row (default: <file>:<row>)")
+    parser.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="columns to carry into the output")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPE_NAMES,
+        default="auto",
+        help="precision; auto: bf16 where the hardware has it; int8: CPUs only, faster for wide models, a few labels differ",
+    )
+    parser.add_argument(
+        "--actors", type=options.positive, metavar="N", help="actors (default: one a GPU, else one for 8 cores)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="drop what the output folder holds and start over")
+    parser.add_argument("--strict", action="store_true", help="end with exit code 1 if any row was rejected")
+    options.add_text_options(parser)
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    engine: EngineConfig,
+    *,
+    results: tuple[str, ...],
+    keep: list[str],
+) -> int:
+    """Send the corpus through the model, write these columns beside the kept ones, and return the exit code."""
+    corpus = list_inputs(args.input)
+    if corpus.ignored:
+        print(f"{len(corpus.ignored)} files of other kinds are left alone, such as {corpus.ignored[0]}")
+    columns = resolve_columns(
+        corpus, text=args.text_column, pair=args.pair_column, id_column=args.id_column, keep=keep, results=results
+    )
+    model = EarlyExitModel.from_pretrained(args.model)
+    try:
+        check_exits(model, engine)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    if len(model.exit_layers) == 1 and engine.speed > 0:
+        print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
+    tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
+    output = prepare_folder(args.output, args.input)
+    spec = ClassifySpec(
+        columns=columns,
+        tokeniser=tokeniser,
+        model=options.absolute_model(args.model),
+        engine=engine,
+        output=output,
+        results=results,
+    )
+    fingerprint = fingerprint_of(model, spec)
+    del model
+    print(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {output}")
+    with Ledger(output, fingerprint, overwrite=args.overwrite) as ledger:
+        try:
+            outcome = classify_corpus(corpus, spec, ledger, actors=args.actors)
+        except DoesNotFitError as error:
+            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+            return command.FAILED
+        except RayError as error:
+            print(f"{parser.prog}: error: {cause_of(error)}\n{kept(ledger)}", file=sys.stderr)
+            return command.FAILED
+        except (SystemExit, KeyboardInterrupt):
+            print(f"stopped: {kept(ledger)}")
+            raise
+    if outcome is None:
+        print(f"nothing to do: {output} already holds the results of every file")
+        return command.DONE
+    report(outcome, output)
+    rejected = outcome.totals.rows_rejected + len(outcome.totals.unreadable)
+    return command.FAILED if args.strict and rejected else command.DONE
+
+
+def kept(ledger: Ledger) -> str:
+    """Say what a run that did not end has left."""
+    done = ledger.totals()
+    return f"{done.rows_in:,} rows in {done.shards:,} shards are kept; the same command goes on from there"
+
+
+def cause_of(error: RayError) -> str:
+    """Return the line of a failed task or actor that says why: the first exception that is not one of Ray's wrappers."""
+    raised = re.findall(r"^([\w.]*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
+    causes = [f"{name}: {text}" for name, text in raised if not name.startswith("ray.") and name != "UserCodeException"]
+    return causes[0] if causes else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+
+
+def report(outcome: Outcome, output: Path) -> None:
+    """Print the summary."""
+    totals, fresh = outcome.totals, outcome.fresh
+    busy = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in fresh.cpu_seconds.items())
+    memory = ", ".join(f"{stage} {peak:,.0f}" for stage, peak in fresh.peak_mb.items())
+    print(f"\n{fresh.rows_in:,} rows in {duration(outcome.seconds)}: {fresh.rows_in / outcome.seconds:,.0f} rows/s")
+    print(f"  out          {totals.rows_out:,} rows in {totals.shards:,} parts")
+    print(f"  rejects      {totals.rows_rejected:,} rows" + "".join(f", {n:,} {r}" for r, n in totals.rejected.items()))
+    for file, problem in list(totals.unreadable.items())[:10]:
+        print(f"  unreadable   {file}: {problem}")
+    print(f"  truncated    {totals.truncated:,} rows")
+    print(f"  exits        {' '.join(f'{layer}:{n:,}' for layer, n in enumerate(totals.exits, start=1) if n)}")
+    print(
+        f"  mean exit    {totals.mean_exit_layer:.2f} of {len(totals.exits)} layers, {totals.flops_speedup:.2f}x fewer FLOPs"
+    )
+    print(f"  CPU time     {busy}")
+    print(f"  peak MB      {memory}, driver {outcome.driver_peak_mb:,.0f}")
+    if totals.rejected or totals.unreadable:
+        print(f"rejects are in {output / REJECTS_FOLDER}, with reasons")
+    print(f"results are in {output}, listed in {outcome.manifest.name}")

@@ -1,0 +1,40 @@
+#!/usr/bin/env python
+"""Label a corpus with a teacher: the logits of any classifier for every row, at full depth. No labels are read.
+
+The same chain as classify.py: Parquet, JSONL, CSV, TSV or text lines in; part-*.parquet with id, logits, label, uncertainty and
+the text itself out; _rejects/, _manifest.json, and resume.
+
+  python jobs/label.py --model my-teacher --input unlabelled/ --output soft-labels/
+  python jobs/label.py --model my-teacher --input corpus/ --output soft-labels/ --no-text --id-column url
+
+Exit codes: 0 done, 1 the work failed (run the same command to go on), 2 the command or its input is wrong.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+
+from jobs import bulk, command
+from pipeline.config import EngineConfig
+from pipeline.schema import ID, LABEL, LOGITS, TRUNCATED, UNCERTAINTY
+
+
+def main(args: argparse.Namespace) -> int:
+    texts = [] if args.no_text else [name for name in (args.text_column, args.pair_column) if name]
+    keep = list(dict.fromkeys([*texts, *args.keep]))
+    engine = EngineConfig(speed=0.0, dtype=args.dtype)
+    return bulk.run(parser, args, engine, results=(ID, LOGITS, LABEL, UNCERTAINTY, TRUNCATED), keep=keep)
+
+
+parser = command.new_parser(__doc__)
+parser.add_argument("--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id or directory")
+bulk.add_options(parser)
+parser.add_argument(
+    "--no-text", action="store_true", help="leave the texts out"
+)
+
+if __name__ == "__main__":
+    command.run(main, parser)
