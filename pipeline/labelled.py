@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.formats import FileFormatError, file_columns
 from pipeline.inputs import InputFile, list_inputs
 from pipeline.rows import IntArray, TokenRows
-from pipeline.schema import PAIR, REASON, TEXT
+from pipeline.schema import KEPT, PAIR, REASON, TEXT
 from pipeline.source import Columns, read_shards
 from pipeline.tokenise import Tokeniser
 
@@ -115,7 +115,7 @@ def _columns_of(file: InputFile, columns: TextColumns) -> Columns:
 
 
 def _labels(file: InputFile, rows: pa.Table, column: str) -> list[str]:
-    values = rows[column].to_pylist()
+    values = rows[KEPT + column].to_pylist()
     if None in values:
         raise UserError(f"{file.path}: column '{column}' has a null label")
     return [str(value) for value in values]

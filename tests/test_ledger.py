@@ -100,7 +100,7 @@ def test_a_file_that_changed_after_it_was_done_is_named(corpus: Corpus, folder: 
     with Ledger(folder, FINGERPRINT) as ledger:
         finish(ledger, receipt(corpus, 0, 0, 30, last=True))
         changed = replace(corpus.files[0], size=corpus.files[0].size + 1)
-        with pytest.raises(UserError, match=f"{changed.path}: changed since it was classified"):
+        with pytest.raises(UserError, match=f"{changed.path}: changed since {folder} was made from it"):
             ledger.unfinished([changed])
 
 
