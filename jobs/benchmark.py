@@ -31,6 +31,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from jobs import command, options
+from models.criterion import Criterion
 from models.early_exit import HEAD_KINDS, EarlyExitModel, quiet_transformers
 from pipeline.benchmark import System, Timing, matmul_ceiling, measure
 from pipeline.config import DTYPE_NAMES, EngineConfig
@@ -50,7 +51,9 @@ def main(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(args)
     exits = exits_every(model, args.exit_every[0])
-    config = EngineConfig(speed=args.speed, token_budget=args.token_budget[0], exits=exits, dtype=args.dtype[0])
+    config = EngineConfig(
+        criterion=Criterion(speed=args.speed), token_budget=args.token_budget[0], exits=exits, dtype=args.dtype[0]
+    )
     work = real_work(args, model, config, device) if args.input else made_work(args, model)
     engine = Engine(copy.deepcopy(model), config, device)
     systems = our_systems(args, model, config, work, engine)
@@ -116,14 +119,14 @@ def our_systems(
     def whole(engine: Engine) -> System:
         return System(run=lambda work: engine.run(work.rows), work=work)
 
-    systems = {FULL: whole(make(replace(config, speed=0.0))), EARLY: planned(engine)}
+    systems = {FULL: whole(make(replace(config, criterion=Criterion()))), EARLY: planned(engine)}
     plain = replace(config, first_token_first=False)
     if model.branch_head == "pooled":
         systems[f"{EARLY}, all tokens"] = planned(make(plain))
     if model.last_head == "classifier":
-        systems[f"{FULL}, all tokens"] = whole(make(replace(plain, speed=0.0)))
+        systems[f"{FULL}, all tokens"] = whole(make(replace(plain, criterion=Criterion())))
     for dtype in args.dtype[1:]:
-        systems[f"{FULL}, {dtype}"] = whole(make(replace(config, speed=0.0, dtype=dtype)))
+        systems[f"{FULL}, {dtype}"] = whole(make(replace(config, criterion=Criterion(), dtype=dtype)))
         systems[f"{EARLY}, {dtype}"] = planned(make(replace(config, dtype=dtype)))
     for budget, block in list(itertools.product(args.token_budget, args.exit_every))[1:]:
         name = f"{EARLY}, token budget {budget or engine.token_budget}, exit every {block}"

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ray.exceptions import RayError
@@ -48,24 +49,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(
     parser: argparse.ArgumentParser,
     args: argparse.Namespace,
-    engine: EngineConfig,
+    plan: Callable[[EarlyExitModel], tuple[EngineConfig, tuple[str, ...]]],
     *,
-    results: tuple[str, ...],
     keep: list[str],
 ) -> int:
-    """Send the corpus through the model, write these columns beside the kept ones, and return the exit code."""
+    """Send the corpus through the model and return the exit code.
+
+    `plan` says how a model is run, and which columns are written beside the kept ones. Its ValueErrors are the user's mistakes,
+    named after options.
+    """
     corpus = list_inputs(args.input)
     if corpus.ignored:
         print(f"{len(corpus.ignored)} files of other kinds are left alone, such as {corpus.ignored[0]}")
-    columns = resolve_columns(
-        corpus, text=args.text_column, pair=args.pair_column, id_column=args.id_column, keep=keep, results=results
-    )
     model = EarlyExitModel.from_pretrained(args.model)
     try:
+        engine, results = plan(model)
         check_exits(model, engine)
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    if len(model.exit_layers) == 1 and engine.speed > 0:
+    columns = resolve_columns(
+        corpus, text=args.text_column, pair=args.pair_column, id_column=args.id_column, keep=keep, results=results
+    )
+    if len(model.exit_layers) == 1 and not engine.criterion.full_depth:
         print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
     tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
     output = prepare_folder(args.output, args.input)

@@ -20,19 +20,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 
 from jobs import bulk, command, options
+from models.early_exit import EarlyExitModel
 from pipeline.config import EngineConfig
-from pipeline.errors import UserError
-from pipeline.schema import EXIT_LAYER, ID, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY
+from pipeline.schema import EXIT_LAYER, ID, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
 
 
 def main(args: argparse.Namespace) -> int:
-    try:
-        engine = EngineConfig(speed=args.speed, exits=tuple(args.exits) if args.exits else None, dtype=args.dtype)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
-    probabilities = (PROBABILITIES,) if args.probabilities else ()
-    results = (ID, LABEL, LABEL_ID, SCORE, *probabilities, EXIT_LAYER, UNCERTAINTY, TRUNCATED)
-    return bulk.run(parser, args, engine, results=results, keep=args.keep)
+    def plan(model: EarlyExitModel) -> tuple[EngineConfig, tuple[str, ...]]:
+        exits = tuple(args.exits) if args.exits else None
+        engine = EngineConfig(criterion=options.criterion(args, model), exits=exits, dtype=args.dtype)
+        probabilities = (PROBABILITIES,) if args.probabilities else ()
+        answer = (VALUE,) if model.regression else (LABEL, LABEL_ID, SCORE, *probabilities)
+        return engine, (ID, *answer, EXIT_LAYER, UNCERTAINTY, TRUNCATED)
+
+    return bulk.run(parser, args, plan, keep=args.keep)
 
 
 parser = command.new_parser(__doc__)
@@ -40,13 +41,7 @@ parser.add_argument(
     "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id or directory"
 )
 bulk.add_options(parser)
-parser.add_argument(
-    "--speed",
-    type=float,
-    default=0.1,
-    metavar="S",
-    help="leave when the uncertainty is at most S: 0 full depth, 1 fastest",
-)
+options.add_criterion_options(parser)
 parser.add_argument(
     "--exits",
     type=options.positive,

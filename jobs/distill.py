@@ -1,10 +1,19 @@
 #!/usr/bin/env python
-"""Distil the exits of a classifier from its own answers (FastBERT's self-distillation). No labels are read.
+"""Give a classifier exits, from its own answers on unlabelled text (FastBERT's self-distillation). No true label is needed.
 
-Puts a head on every layer, freezes the backbone, and trains all heads at once to give the last exit's soft labels. Any text of
-the domain will do, and more of it helps.
+Puts a head on every layer and trains all heads at once to give the last exit's soft labels. Any text of the domain will do, and
+more of it helps. The text streams through, in one pass or more, and is not kept: a corpus may be of any size.
 
-  python jobs/distill.py --model my-teacher --input unlabelled/ --output my-model --head pooled
+  --input    text: the model labels it on the way
+  --labels   what jobs/label.py made: the same without running the last layer again, or with another teacher's labels
+
+The backbone is frozen, so the full-depth answers stay what they were. With --train-backbone a copy of the whole model learns
+all exits from the soft labels: lower layers become useful earlier, and the last exit moves a little.
+
+A killed run goes on with the same command.
+
+  python jobs/distill.py --model my-teacher --input unlabelled/ --output my-model --head attention
+  python jobs/distill.py --model my-teacher --labels soft-labels/ --output my-model --train-backbone joint --epochs 2
 """
 
 import sys
@@ -13,43 +22,101 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-
-import torch
+from functools import partial
 
 from jobs import command, options
 from models.early_exit import HEAD_KINDS, EarlyExitModel
+from pipeline.checkpoint import FOLDER, claim, release
+from pipeline.classification import resolve_columns
+from pipeline.cluster import join_or_start
+from pipeline.distillation import DistillSpec, distill
+from pipeline.errors import UserError
+from pipeline.inputs import list_inputs
 from pipeline.labelled import read_texts, tokenise_texts
-from pipeline.training import agreement_by_exit, distill
+from pipeline.output import LEDGER, MANIFEST
+from pipeline.recipes import STRATEGIES
+from pipeline.schema import LOGITS
+from pipeline.stream import StreamSpec
+from pipeline.tokenise import Tokeniser
+from pipeline.workers import run_workers
 
 
 def main(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
+    if (args.input is None) == (args.labels is None):
+        raise UserError("give either --input, text, or --labels, what jobs/label.py made")
+    if args.labels and (Path(args.labels) / LEDGER).exists() and not (Path(args.labels) / MANIFEST).exists():
+        raise UserError(f"--labels {args.labels}: the labelling was not finished; run jobs/label.py again to go on")
+    corpus = list_inputs(args.labels or args.input)
+    keep = ([LOGITS] if args.labels else []) + ([args.label_column] if args.label_column else [])
+    columns = resolve_columns(
+        corpus, text=args.text_column, pair=args.pair_column, id_column=None, keep=keep, results=()
+    )
     model = EarlyExitModel.from_pretrained(args.model)
-    model.add_exits(args.head)
-    tokeniser = options.load_tokeniser(args.model, model, args.max_tokens)
-    columns = options.text_columns(args, label=None)
-    train = tokenise_texts(read_texts(args.input, columns, args.limit), tokeniser)
+    tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
+    dev = None
     if args.dev:
-        dev = tokenise_texts(read_texts(args.dev, columns), tokeniser)
-    else:
-        train, dev = options.hold_out(train, args.seed)
-    print(f"{args.model}: {args.head} heads on {model.shape.layers - 1} layers; {len(train):,} rows, {len(dev):,} dev")
-    distill(model, train.rows, dev.rows, options.training_config(args))
-    options.save_model(model, args.model, args.output)
-    agreement = agreement_by_exit(model, dev.rows)
-    print("agreement with full depth by exit: " + ", ".join(f"{n}: {share:.3f}" for n, share in agreement.items()))
+        dev = tokenise_texts(read_texts(args.dev, options.text_columns(args, None)), Tokeniser(tokeniser), model.labels)
+    output = Path(args.output).expanduser().absolute()
+    stream = StreamSpec(
+        corpus=corpus,
+        columns=columns,
+        tokeniser=tokeniser,
+        classes=model.labels,
+        label_column=args.label_column,
+        limit=args.limit,
+        hold_out=dev is None,
+        seed=args.seed,
+    )
+    spec = DistillSpec(
+        model=options.absolute_model(args.model),
+        head=args.head,
+        stream=stream,
+        dev=dev,
+        output=output,
+        training=options.training_config(args, head_learning_rate=args.head_learning_rate),
+        temperature=args.temperature,
+        label_share=args.label_share if args.label_column else 0.0,
+        train_backbone=args.train_backbone,
+        seed=args.seed,
+    )
+    claim(output, options.training_command(parser, args))
+    what = f"backbone and exits, {args.train_backbone}" if args.train_backbone else "exits on a frozen backbone"
+    print(f"{args.model}: {what}; {args.head} heads on {model.shape.layers - 1} layers; {len(corpus.files):,} files")
+    del model
+    join_or_start()
+    run_workers(partial(distill, spec), args.workers, output / FOLDER)
+    options.save_tokeniser(args.model, output)
+    release(output)
     print(f"the model is in {args.output}")
 
 
 parser = command.new_parser(__doc__)
 parser.add_argument("--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id or directory")
-parser.add_argument("--input", required=True, metavar="PATH", help="text of the domain: file, folder or glob")
-parser.add_argument("--dev", metavar="PATH", help="text to choose the epoch by (default: a tenth of --input)")
+parser.add_argument("--input", metavar="PATH", help="text of the domain: file, folder or glob")
+parser.add_argument("--labels", metavar="DIR", help="output folder of jobs/label.py")
+parser.add_argument(
+    "--dev", metavar="PATH", help="text to see progress by (default: rows held out at the stream's start)"
+)
 parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the early-exit model to")
 parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads")
-parser.add_argument("--limit", type=options.positive, metavar="N", help="use the first N rows of --input only")
+parser.add_argument(
+    "--train-backbone", choices=STRATEGIES, metavar="HOW", help="joint or alternating (default: frozen)"
+)
+parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="soften teacher and exits alike")
+parser.add_argument("--label-column", metavar="NAME", help="column of true labels to mix in where a row has one")
+parser.add_argument(
+    "--label-share", type=float, default=0.5, metavar="A", help="weight of a true label, with --label-column"
+)
+parser.add_argument("--limit", type=options.positive, metavar="N", help="rows to read in an epoch at most")
 options.add_text_options(parser)
-options.add_training_options(parser, epochs=3, batch=128, rate=1e-3)
+options.add_training_options(parser, epochs=1, batch=128, rate=1e-4)
+parser.add_argument(
+    "--head-learning-rate",
+    type=float,
+    default=1e-3,
+    metavar="X",
+    help="peak learning rate of the heads; the other is the backbone's",
+)
 
 if __name__ == "__main__":
     command.run(main, parser)

@@ -1,10 +1,15 @@
 #!/usr/bin/env python
-"""Report quality against cost on labelled text: a table over speeds, as Markdown.
+"""Report quality against cost on labelled text: tables, figures, and one HTML page with all of them.
 
-Every row goes through every exit once; what each speed would do follows from that. Precision is that of classify.py on this
-machine.
+Every row goes through every exit once; what a threshold would do follows from that by arithmetic. Precision is that of
+classify.py on this machine. With --output the page, report.html, and its figures as PNG are written there.
 
-  python jobs/evaluate.py --model my-model --data test.parquet --speeds 0.1 0.3 0.5
+--choose stores the cheapest criterion and threshold within a given loss in the model, where classify.py finds it. Choose on
+rows that you do not report on.
+
+  python jobs/evaluate.py --model my-model --data test.parquet --output report
+  python jobs/evaluate.py --model my-model --data dev.parquet --choose 0.5
+  python jobs/evaluate.py --model frozen --compare along=other-model labels=third-model --data test.parquet --output report
 """
 
 import sys
@@ -17,34 +22,94 @@ import argparse
 import torch
 
 from jobs import command, options
+from models.criterion import CRITERIA, Criterion
 from models.early_exit import EarlyExitModel
 from models.precision import set_precision
+from pipeline import report
+from pipeline.benchmark import time_criteria
+from pipeline.chunks import Chunk
 from pipeline.config import DTYPE_NAMES
+from pipeline.distillation import TRAINING_LOG
 from pipeline.engine import default_token_budget
-from pipeline.evaluation import at_speed, markdown_table, record_all_exits
+from pipeline.errors import UserError
+from pipeline.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.labelled import read_texts, tokenise_texts
+from pipeline.plots import Picture, figures
 
 
 def main(args: argparse.Namespace) -> None:
-    model = EarlyExitModel.from_pretrained(args.model)
-    tokeniser = options.load_tokeniser(args.model, model, args.max_tokens)
+    evaluation, examples, model = evaluate(args.model, args)
+    metric, names = evaluation.metric, evaluation.criteria()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = [f"{args.model} on {args.data}: {len(examples):,} rows, {model.shape.layers} layers, {device}."]
+    tables = [report.quality_table(evaluation)]
+    pictures: list[Picture] = []
+    curves = {name: evaluation.curve(name) for name in names}
+    if names:
+        name = args.criterion or names[0]
+        if name not in names:
+            raise UserError(f"--criterion {name}: this model can use {', '.join(names)}")
+        chosen = [cheapest_within(curves[name], drop) for drop in report.DROPS]
+        wanted = [Criterion(name=name, speed=speed) for speed in args.speeds or []]
+        points = [evaluation.full_depth(), *(evaluation.at(criterion) for criterion in wanted), *chosen]
+        tables += [report.savings_table(curves, metric), report.point_table(points, metric)]
+        if not args.no_timing:
+            criteria = [point.criterion for point in points]
+            seconds = time_criteria(args.model, criteria, examples.rows, args.dtype, device)
+            tables.append(report.timing_table(points, seconds, len(examples)))
+        others = dict(pair.split("=", 1) if "=" in pair else (Path(pair).name, pair) for pair in args.compare)
+        compared = {other: evaluate(path, args)[0] for other, path in others.items()}
+        log = Path(args.model) / TRAINING_LOG
+        pictures = figures(Path(args.model).name, evaluation, curves, name, compared, log)
+    for table in tables:
+        print(f"\n{table.markdown()}")
+    if args.choose is not None:
+        store(args, model, curves)
+    if args.output:
+        page = report.write_report(
+            Path(args.output), f"Early exits of {Path(args.model).name}", facts, tables, pictures
+        )
+        print(f"\nthe report is {page}")
+
+
+def evaluate(name: str, args: argparse.Namespace) -> tuple[Evaluation, Chunk, EarlyExitModel]:
+    """Load a model and let all its exits judge the data."""
+    model = EarlyExitModel.from_pretrained(name)
+    tokeniser = options.load_tokeniser(name, model, args.max_tokens)
     texts = read_texts(args.data, options.text_columns(args, args.label_column))
     examples = tokenise_texts(texts, tokeniser, model.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = set_precision(model, args.dtype, device, default_token_budget(device, model.shape.hidden))
-    recorded = record_all_exits(model, examples)
-    speeds = [0.0, *(speed for speed in args.speeds if speed > 0)]
-    print(f"{len(examples):,} rows, {texts.rejected:,} without usable text; {dtype} on {device.type}\n")
-    print(markdown_table([at_speed(model, examples, recorded, speed) for speed in speeds]))
+    set_precision(model, args.dtype, device, default_token_budget(device, model.shape.hidden))
+    try:
+        return Evaluation(model, examples, args.metric), examples, model
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+def store(args: argparse.Namespace, model: EarlyExitModel, curves: dict[str, list[OperatingPoint]]) -> None:
+    """Keep the cheapest point within the wanted loss as the model's own criterion."""
+    wanted = [args.criterion] if args.criterion else list(curves)
+    best = max((cheapest_within(curves[name], args.choose / 100) for name in wanted), key=lambda p: p.flops_speedup)
+    model.criterion = best.criterion
+    model.save_criterion(args.model)
+    print(
+        f"\nstored in {args.model}: {best.criterion.describe()} ({best.flops_speedup:.2f}x fewer FLOPs on these rows)"
+    )
 
 
 parser = command.new_parser(__doc__)
 parser.add_argument("--model", required=True, metavar="MODEL", help="early-exit model: hub id or directory")
 parser.add_argument("--data", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
+parser.add_argument("--output", metavar="DIR", help="folder for report.html and the figures")
 parser.add_argument("--label-column", default="label", metavar="NAME", help="column of the label: a name or an index")
+parser.add_argument("--metric", metavar="NAME", help="accuracy, f1 or mcc; pearson or spearman (default: the first)")
+parser.add_argument("--criterion", choices=CRITERIA, help="criterion of the tables and figures (default: the first)")
+parser.add_argument("--speeds", type=float, nargs="+", metavar="S", help="further thresholds to report")
 parser.add_argument(
-    "--speeds", type=float, nargs="+", default=[n / 10 for n in range(1, 10)], metavar="S", help="speeds to report"
+    "--choose", type=float, metavar="X", help="store the cheapest point at most X points below full depth"
 )
+parser.add_argument("--compare", nargs="+", default=[], metavar="NAME=DIR", help="further models for the figures")
+parser.add_argument("--no-timing", action="store_true", help="leave out the wall-clock measurement")
 parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices")
 options.add_text_options(parser)
 

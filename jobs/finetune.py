@@ -1,9 +1,18 @@
 #!/usr/bin/env python
-"""Fine-tune a Hugging Face encoder into a classifier: the teacher whose exits are distilled next.
+"""Fine-tune a Hugging Face encoder into a classifier, or into an early-exit model at once.
 
-Trains the backbone and the last head on labelled text (cross-entropy) and keeps the best epoch by dev accuracy.
+Without --strategy it trains the backbone and the last head on labelled text: a teacher, whose exits jobs/distill.py makes from
+unlabelled text. With --strategy all exits learn from the labels:
+
+  two-stage     backbone and last head first, then the other heads on the frozen backbone (DeeBERT)
+  joint         everything at once (BERxiT; with --exit-weights depth as PABEE does)
+  alternating   last head and joint in turn (BERxiT)
+
+The best epoch by dev score is kept. A killed run goes on with the same command.
 
   python jobs/finetune.py --backbone bert-base-uncased --train train.parquet --dev dev.parquet --output my-teacher
+  python jobs/finetune.py --backbone bert-base-uncased --train train.parquet --output my-model --strategy alternating
+  python jobs/finetune.py --backbone bert-base-uncased --train pairs.csv --pair-column b --task regression --output scorer
 """
 
 import sys
@@ -12,35 +21,55 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-
-import torch
+from functools import partial
 
 from jobs import command, options
-from models.early_exit import EarlyExitModel
+from models.early_exit import HEAD_KINDS, VALUE, EarlyExitModel
+from pipeline.checkpoint import FOLDER, claim, release
+from pipeline.errors import UserError
+from pipeline.finetuning import FinetuneSpec, finetune
 from pipeline.labelled import read_texts, tokenise_texts
-from pipeline.training import accuracy_by_exit, finetune
+from pipeline.workers import run_workers
 
 
 def main(args: argparse.Namespace) -> None:
     columns = options.text_columns(args, args.label_column)
     train_texts = read_texts(args.train, columns, args.limit)
-    classes = options.class_names(train_texts, args.class_names)
-    torch.manual_seed(args.seed)
-    model = EarlyExitModel.from_pretrained(
-        args.backbone, new_labels=classes, new_last_head="attention" if args.head == "attention" else "classifier"
-    )
+    classes = [VALUE] if args.task == "regression" else options.class_names(train_texts, args.class_names)
+    if args.task == "classification" and len(classes) < 2:
+        raise UserError(f"--train {args.train}: all labels are '{classes[0]}'; there is nothing to tell apart")
+    model = EarlyExitModel.from_pretrained(args.backbone, new_labels=classes)
     tokeniser = options.load_tokeniser(args.backbone, model, args.max_tokens)
     train = tokenise_texts(train_texts, tokeniser, classes)
     if args.dev:
         dev = tokenise_texts(read_texts(args.dev, columns), tokeniser, classes)
     else:
-        train, dev = options.hold_out(train, args.seed)
-    print(
-        f"{args.backbone}: {model.shape.layers} layers, {len(classes)} classes; {len(train):,} rows, {len(dev):,} dev"
+        train, dev = options.split_off_dev(train, args.seed)
+    output = Path(args.output).expanduser().absolute()
+    training = options.training_config(
+        args, early_stopping=args.early_stopping, head_learning_rate=args.head_learning_rate
     )
-    finetune(model, train, dev, options.training_config(args))
-    options.save_model(model, args.backbone, args.output)
-    print(f"dev accuracy {accuracy_by_exit(model, dev)[model.shape.layers]:.4f}; the model is in {args.output}")
+    spec = FinetuneSpec(
+        backbone=options.absolute_model(args.backbone),
+        classes=classes,
+        head=args.head,
+        strategy=args.strategy,
+        exit_weights=args.exit_weights,
+        train=train,
+        dev=dev,
+        output=output,
+        training=training,
+        second_stage=options.training_config(args, learning_rate=args.head_learning_rate),
+        seed=args.seed,
+    )
+    claim(output, options.training_command(parser, args))
+    kind = "one value" if args.task == "regression" else f"{len(classes)} classes"
+    print(f"{args.backbone}: {model.shape.layers} layers, {kind}; {len(train):,} rows, {len(dev):,} dev")
+    del model
+    run_workers(partial(finetune, spec), args.workers, output / FOLDER)
+    options.save_tokeniser(args.backbone, output)
+    release(output)
+    print(f"the model is in {args.output}")
 
 
 parser = command.new_parser(__doc__)
@@ -49,8 +78,23 @@ parser.add_argument("--train", required=True, metavar="PATH", help="labelled row
 parser.add_argument("--dev", metavar="PATH", help="labelled rows to choose the epoch by (default: a tenth of --train)")
 parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the model to")
 parser.add_argument("--label-column", default="label", metavar="NAME", help="column of the label: a name or an index")
+parser.add_argument("--task", choices=["classification", "regression"], default="classification", help="kind of label")
 parser.add_argument("--class-names", metavar="A,B,...|FILE", help="names by index, or a JSON file that lists them")
-parser.add_argument("--head", choices=["pooled", "attention"], default="pooled", help="kind of the last head")
+parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the heads")
+parser.add_argument("--strategy", choices=["two-stage", "joint", "alternating"], help="train all exits, in this way")
+parser.add_argument(
+    "--exit-weights", choices=["equal", "depth"], default="equal", help="weights of the exits' losses in joint steps"
+)
+parser.add_argument(
+    "--head-learning-rate",
+    type=float,
+    default=1e-3,
+    metavar="X",
+    help="peak learning rate of the heads, which start from nothing",
+)
+parser.add_argument(
+    "--early-stopping", type=options.positive, metavar="N", help="stop after N epochs without a better dev score"
+)
 parser.add_argument("--limit", type=options.positive, metavar="N", help="use the first N rows of --train only")
 options.add_text_options(parser)
 options.add_training_options(parser, epochs=3, batch=64, rate=1e-4)

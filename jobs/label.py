@@ -18,15 +18,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 
 from jobs import bulk, command
+from models.early_exit import EarlyExitModel
 from pipeline.config import EngineConfig
-from pipeline.schema import ID, LABEL, LOGITS, TRUNCATED, UNCERTAINTY
+from pipeline.schema import ID, LABEL, LOGITS, TRUNCATED, UNCERTAINTY, VALUE
 
 
 def main(args: argparse.Namespace) -> int:
     texts = [] if args.no_text else [name for name in (args.text_column, args.pair_column) if name]
     keep = list(dict.fromkeys([*texts, *args.keep]))
-    engine = EngineConfig(speed=0.0, dtype=args.dtype)
-    return bulk.run(parser, args, engine, results=(ID, LOGITS, LABEL, UNCERTAINTY, TRUNCATED), keep=keep)
+
+    def plan(model: EarlyExitModel) -> tuple[EngineConfig, tuple[str, ...]]:
+        answer = (VALUE,) if model.regression else (LABEL, UNCERTAINTY)
+        return EngineConfig(dtype=args.dtype), (ID, LOGITS, *answer, TRUNCATED)
+
+    return bulk.run(parser, args, plan, keep=keep)
 
 
 parser = command.new_parser(__doc__)

@@ -2,14 +2,17 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
 from transformers import AutoTokenizer
 
+from models.criterion import CRITERIA, Criterion
 from models.early_exit import EarlyExitModel, quiet_transformers
+from pipeline.chunks import Chunk
 from pipeline.errors import UserError
-from pipeline.labelled import Examples, TextColumns, Texts
+from pipeline.labelled import TextColumns, Texts, hold_out
 from pipeline.tokenise import Tokeniser, TokeniserSpec
 from pipeline.training import TrainingConfig
 
@@ -31,26 +34,80 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_criterion_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say when a row may leave."""
+    parser.add_argument(
+        "--criterion",
+        choices=CRITERIA,
+        help="what decides that a row leaves (default: what the model was stored with, else entropy, or lte for values)",
+    )
+    parser.add_argument(
+        "--speed",
+        type=float,
+        metavar="S",
+        help="leave when the uncertainty is at most S: 0 full depth, 1 fastest (default: the model's, else 0.1)",
+    )
+    parser.add_argument(
+        "--patience",
+        type=positive,
+        metavar="N",
+        help="with criterion patience: leave when N exits in a row agree with the one before (default: the model's, else 1)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="with patience and values: changes below X agree (default: the model's, else 0.1)",
+    )
+
+
+def criterion(options: argparse.Namespace, model: EarlyExitModel) -> Criterion:
+    """Complete the given options by the model's own criterion, then by defaults; raise ValueError for impossible values."""
+    stored = model.criterion
+    if stored is not None and options.criterion not in (None, stored.name):
+        stored = None  # another criterion's threshold says nothing
+    if stored is None:
+        name = options.criterion or ("lte" if model.regression and model.lte is not None else "entropy")
+        full_depth = options.criterion is None and model.regression and name == "entropy"  # a teacher without exits
+        stored = Criterion(name=name, speed=0.0 if full_depth else 0.1)
+    given = {name: getattr(options, name) for name in ("speed", "patience", "tolerance")}
+    return replace(stored, **{name: value for name, value in given.items() if value is not None})
+
+
 def add_training_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rate: float) -> None:
     """Add the options of the training loop, with the job's own defaults."""
     parser.add_argument("--epochs", type=positive, default=epochs, metavar="N", help="passes over the training rows")
     parser.add_argument("--batch-rows", type=positive, default=batch, metavar="N", help="rows in a training step")
-    parser.add_argument("--learning-rate", type=float, default=rate, metavar="X", help="peak learning rate of AdamW")
+    parser.add_argument(
+        "--learning-rate", type=float, default=rate, metavar="X", help="peak learning rate of the backbone (AdamW)"
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=1, metavar="N", help="Ray Train workers; 1 trains in this process"
+    )
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        metavar="X",
+        help="write a checkpoint this often, between chunks",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of shuffling, dropout and new heads")
 
 
-def training_config(options: argparse.Namespace) -> TrainingConfig:
+def training_config(options: argparse.Namespace, **changes: Any) -> TrainingConfig:
     """Build the training loop's config; raise UserError for values out of range."""
+    values = {"epochs": options.epochs, "batch_rows": options.batch_rows, "learning_rate": options.learning_rate}
+    values |= {"seed": options.seed, "checkpoint_seconds": options.checkpoint_seconds}
     try:
-        return TrainingConfig(
-            epochs=options.epochs,
-            batch_rows=options.batch_rows,
-            learning_rate=options.learning_rate,
-            seed=options.seed,
-            device="cuda" if torch.cuda.is_available() else "cpu",
-        )
+        return TrainingConfig(**(values | changes))
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"--{str(error).replace('_', '-')}") from error
+
+
+def training_command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, str]:
+    """Tell two trainings apart: all options that decide the result."""
+    silent = ("help", "config", "workers", "output", "checkpoint_seconds")
+    return {action.dest: str(getattr(options, action.dest)) for action in parser._actions if action.dest not in silent}
 
 
 def text_columns(options: argparse.Namespace, label: str | None) -> TextColumns:
@@ -76,9 +133,8 @@ def load_tokeniser_spec(name: str, model: EarlyExitModel, max_tokens: int | None
         raise UserError(f"--model {name}: no usable tokenizer: {error}") from error
 
 
-def save_model(model: EarlyExitModel, tokenizer_from: str, output: str) -> None:
-    """Write model and tokenizer into one directory."""
-    model.save_pretrained(output)
+def save_tokeniser(tokenizer_from: str, output: Path) -> None:
+    """Write the tokenizer beside the model."""
     with quiet_transformers():
         AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(output)
 
@@ -102,9 +158,9 @@ HOLD_OUT = 0.1
 HOLD_OUT_ROWS = 2000
 
 
-def hold_out(examples: Examples, seed: int) -> tuple[Examples, Examples]:
+def split_off_dev(whole: Chunk, seed: int) -> tuple[Chunk, Chunk]:
     """Split off the dev rows where the user gave none: a tenth, at most HOLD_OUT_ROWS."""
-    return examples.hold_out(min(int(len(examples) * HOLD_OUT), HOLD_OUT_ROWS), seed)
+    return hold_out(whole, max(1, min(int(len(whole) * HOLD_OUT), HOLD_OUT_ROWS)), seed)
 
 
 def absolute_model(name: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from models.attention import attend, attend_from_first, first_tokens, lengths_of
+from models.dropout import Dropout
 from models.families import Shape
 from models.runs import Run
 
@@ -52,7 +53,7 @@ class Embeddings(nn.Module):
         if shape.task_types:
             self.task_type_embeddings = nn.Embedding(shape.task_types, shape.embedding)
         self.norm = nn.LayerNorm(shape.embedding, eps=shape.norm_eps)
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
         self.project = nn.Linear(shape.embedding, shape.hidden) if shape.embedding != shape.hidden else nn.Identity()
 
     def forward(self, packed: PackedTokens) -> Tensor:
@@ -90,7 +91,7 @@ class ResidualLinear(nn.Linear):
 
     def __init__(self, width_in: int, width_out: int, dropout: float) -> None:
         super().__init__(width_in, width_out)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         added: Tensor = residual + self.dropout(self(x))

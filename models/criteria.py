@@ -1,9 +1,38 @@
-"""When may a row leave? Pure functions from logits to uncertainty in [0, 1]."""
+"""When may a row leave? Pure functions from what an exit says to uncertainty in [0, 1], and the rule that follows from it.
+
+One rule for all criteria: a row leaves at the first exit whose uncertainty is at most the criterion's threshold.
+"""
 
 import math
 
 import torch
 from torch import Tensor
+
+from models.criterion import Criterion
+
+
+def uncertainty_of(
+    criterion: Criterion, logits_BC: Tensor, lte_B: Tensor | None = None, streak_B: Tensor | None = None
+) -> Tensor:
+    """Return the uncertainty of rows at an exit: [B] float32 in [0, 1].
+
+    `lte_B` is what the learned head says, before its sigmoid; `streak_B` how often in a row an exit agreed with the one before
+    (see `extend_streak`). Each is needed by its own criterion only. The last exit has no learned head: there the entropy is
+    told in its place.
+    """
+    if criterion.name == "patience":
+        assert streak_B is not None
+        return (1.0 - streak_B.float() / criterion.patience).clamp(min=0.0)
+    if criterion.name == "confidence":
+        return 1.0 - torch.softmax(logits_BC.float(), dim=-1).amax(-1)
+    if criterion.name == "lte" and lte_B is not None:
+        return 1.0 - torch.sigmoid(lte_B.float())
+    return normalised_entropy(logits_BC)
+
+
+def leaves(criterion: Criterion, uncertainty_B: Tensor) -> Tensor:
+    """Say which rows leave at this exit: [B] bool."""
+    return uncertainty_B <= 0.0 if criterion.name == "patience" else may_exit(uncertainty_B, criterion.speed)
 
 
 def normalised_entropy(logits_BC: Tensor) -> Tensor:
@@ -16,6 +45,18 @@ def normalised_entropy(logits_BC: Tensor) -> Tensor:
         return torch.zeros(logits_BC.shape[:-1], device=logits_BC.device)
     log_p = torch.log_softmax(logits_BC.float(), dim=-1)
     return (-(log_p.exp() * log_p).sum(-1) / math.log(classes)).clamp(0.0, 1.0)
+
+
+def extend_streak(streak_B: Tensor, before_BC: Tensor, logits_BC: Tensor, tolerance: float) -> Tensor:
+    """Count on: one more where two neighbouring exits agree, 0 where they do not: [B] int64 -> [B] int64.
+
+    PABEE (Zhou et al. 2020), eq. 4 and 5: the same class, or for regression (C = 1) values less than `tolerance` apart.
+    """
+    if logits_BC.shape[-1] == 1:
+        same_B = (logits_BC.float() - before_BC.float()).abs()[..., 0] < tolerance
+    else:
+        same_B = logits_BC.argmax(-1) == before_BC.argmax(-1)
+    return (streak_B + 1) * same_B
 
 
 def may_exit(uncertainty_B: Tensor, speed: float) -> Tensor:

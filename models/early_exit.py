@@ -9,10 +9,12 @@ heads stand beside them under `exits.<layer>.`, and `config.json` gets an `early
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import transformers
@@ -23,11 +25,25 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, Pretrai
 from transformers.utils import logging as hf_logging
 
 from models.backbone import Backbone, PackedTokens
+from models.criterion import Criterion
 from models.families import UnsupportedModelError, family_of, from_hugging_face, shape_of, to_hugging_face
 from models.flops import FlopCounter
 from models.heads import AttentionHead, PooledHead
 
 HEAD_KINDS = ("pooled", "attention")
+VALUE = "value"
+"""Name of the one class of a regression model."""
+
+
+class Answer(NamedTuple):
+    """What an exit says of B rows."""
+
+    logits: Tensor
+    """[B, C]; for regression C = 1 and this is the value."""
+    lte: Tensor | None
+    """[B]: certainty by the learned head, before its sigmoid; None at the last layer and without such a head."""
+
+
 WEIGHTS_FILE = "model.safetensors"
 
 
@@ -44,11 +60,20 @@ class EarlyExitModel(nn.Module):
         self.branch_head: str | None = None
         self.backbone = Backbone(self.shape)
         self.exits = nn.ModuleDict({str(self.shape.layers): self._new_last_head()})
+        self.lte: nn.Linear | None = None
+        """Features of any branch head -> how certain it may be, before the sigmoid: BERxiT's learning to exit."""
+        self.criterion: Criterion | None = None
+        """The criterion that the model is meant to be used with, if somebody chose one."""
 
     @property
     def exit_layers(self) -> tuple[int, ...]:
         """Layers (1-based) after which there is a head, ascending; the last one is full depth."""
         return tuple(sorted(int(layer) for layer in self.exits))
+
+    @property
+    def regression(self) -> bool:
+        """Whether the model predicts a number: as in transformers, a classifier with one class."""
+        return self.shape.classes == 1
 
     @property
     def labels(self) -> list[str]:
@@ -69,16 +94,37 @@ class EarlyExitModel(nn.Module):
         self.branch_head = kind
         for layer in range(1, self.shape.layers):
             self.exits[str(layer)] = self._new_head(kind)
+        if self.shape.layers > 1:
+            self.lte = nn.Linear(self.head(1).width, 1)
 
-    def forward(self, packed: PackedTokens) -> dict[int, Tensor]:
-        """Run every layer and every head: exit layer -> logits [B, C]. For training, and the oracle of the tests."""
+    def head(self, layer: int) -> PooledHead | AttentionHead:
+        """Return the exit head after a layer, 1 to L."""
+        found = self.exits[str(layer)]
+        assert isinstance(found, PooledHead | AttentionHead)
+        return found
+
+    def answer(self, layer: int, features_BW: Tensor) -> Answer:
+        """Say what an exit makes of its features."""
+        with_lte = self.lte is not None and layer != self.shape.layers
+        lte_B = self.lte(features_BW.detach())[:, 0] if with_lte and self.lte is not None else None
+        return Answer(self.head(layer).out(features_BW), lte_B)
+
+    def forward(self, packed: PackedTokens) -> dict[int, Answer]:
+        """Run every layer and every head: exit layer -> answer. For training, and the oracle of the tests."""
         x_TH = self.backbone.embeddings(packed)
-        logits: dict[int, Tensor] = {}
+        answers: dict[int, Answer] = {}
         for number, layer in enumerate(self.backbone.layers, start=1):
             x_TH = layer(x_TH, packed.runs)
             if str(number) in self.exits:
-                logits[number] = self.exits[str(number)](x_TH, packed.runs)
-        return logits
+                answers[number] = self.answer(number, self.head(number).features(x_TH, packed.runs))
+        return answers
+
+    def last_answer(self, packed: PackedTokens) -> Answer:
+        """Run every layer, and the last head alone."""
+        x_TH = self.backbone.embeddings(packed)
+        for layer in self.backbone.layers:
+            x_TH = layer(x_TH, packed.runs)
+        return self.answer(self.shape.layers, self.head(self.shape.layers).features(x_TH, packed.runs))
 
     @classmethod
     def from_pretrained(
@@ -97,12 +143,17 @@ class EarlyExitModel(nn.Module):
         if new_labels is not None:
             block = {"last_head": new_last_head or "classifier"}
             config.num_labels = len(new_labels)
+            config.problem_type = "regression" if len(new_labels) == 1 else "single_label_classification"
             config.id2label = dict(enumerate(new_labels))
             config.label2id = {label: index for index, label in enumerate(new_labels)}
         config.early_exit = block
         model = cls(config, last_head=block.get("last_head", "classifier"))
         if "branch_head" in block:
             model.add_exits(block["branch_head"])
+            if not block.get("lte"):
+                model.lte = None
+        if "criterion" in block:
+            model.criterion = Criterion(**block["criterion"])
         model._load(name, fresh_head=new_labels is not None)
         return model.eval()
 
@@ -112,13 +163,23 @@ class EarlyExitModel(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         self.config.early_exit = {"version": 1, "last_head": self.last_head}
         if self.branch_head is not None:
-            self.config.early_exit["branch_head"] = self.branch_head
+            self.config.early_exit |= {"branch_head": self.branch_head, "lte": self.lte is not None}
+        if self.criterion is not None:
+            self.config.early_exit["criterion"] = asdict(self.criterion)
         self.config.architectures = [AutoModelForSequenceClassification._model_mapping[type(self.config)].__name__]
         self.config.dtype = "float32"
         ours = {name: value.detach().float().cpu() for name, value in self.state_dict().items()}
         theirs = to_hugging_face(ours, self.family, self.shape, with_head=self.last_head == "classifier")
         save_file(theirs, path / WEIGHTS_FILE, metadata={"format": "pt"})
         self.config.save_pretrained(path)
+
+    def save_criterion(self, directory: str | os.PathLike[str]) -> None:
+        """Note the model's criterion in the config.json of a directory that holds it already."""
+        assert self.criterion is not None
+        path = Path(directory) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["early_exit"]["criterion"] = asdict(self.criterion)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _load(self, name: str | os.PathLike[str], *, fresh_head: bool) -> None:
         """Take backbone and last head through transformers (it knows every checkpoint layout), branch heads directly."""
@@ -148,7 +209,7 @@ class EarlyExitModel(nn.Module):
         file = directory / WEIGHTS_FILE
         if not file.is_file():
             return {}
-        wanted = {name for name in self.state_dict() if name.startswith("exits.")}
+        wanted = {name for name in self.state_dict() if name.startswith(("exits.", "lte."))}
         with safe_open(file, framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys() if name in wanted}  # noqa: SIM118
 

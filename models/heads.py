@@ -1,4 +1,7 @@
-"""Exit heads: pooled (DeeBERT) and attention (FastBERT). All map packed hidden states to logits: [T, H] -> [B, C]."""
+"""Exit heads: pooled (DeeBERT) and attention (FastBERT).
+
+All map packed hidden states to features of a row, `[T, H] -> [B, W]`, and `out` maps those to logits, `[B, W] -> [B, C]`.
+"""
 
 from collections.abc import Sequence
 
@@ -8,6 +11,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from models.attention import attend_from_first, first_tokens
+from models.dropout import Dropout
 from models.runs import Run
 
 ATTENTION_HEAD_WIDTH = 128
@@ -22,16 +26,22 @@ class PooledHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(hidden, hidden)
         self.activation = torch.tanh if activation == "tanh" else ACT2FN[activation]
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out = nn.Linear(hidden, classes)
 
-    def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
-        return self.judge(first_tokens(x_TH, runs))
+    @property
+    def width(self) -> int:
+        """Of the features."""
+        return self.dense.out_features
 
-    def judge(self, first_BH: Tensor) -> Tensor:
-        """Map first tokens to logits: [B, H] -> [B, C]."""
-        logits_BC: Tensor = self.out(self.dropout(self.activation(self.dense(first_BH))))
-        return logits_BC
+    def features(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
+        """What the last linear layer, `out`, reads: [T, H] -> [B, H]."""
+        return self.features_of_first(first_tokens(x_TH, runs))
+
+    def features_of_first(self, first_BH: Tensor) -> Tensor:
+        """The same from first tokens: [B, H] -> [B, H]."""
+        features_BH: Tensor = self.dropout(self.activation(self.dense(first_BH)))
+        return features_BH
 
 
 class AttentionHead(nn.Module):
@@ -50,20 +60,24 @@ class AttentionHead(nn.Module):
         self.attention_out = nn.Linear(width, width)
         self.dense = nn.Linear(width, width)
         self.out = nn.Linear(width, classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
-        return self.judge(self.narrowed(x_TH), runs)
+    @property
+    def width(self) -> int:
+        """Of the features."""
+        return self.dense.out_features
+
+    def features(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
+        """What the last linear layer, `out`, reads: [T, H] -> [B, W]."""
+        return self.features_of_narrowed(self.narrowed(x_TH), runs)
 
     def narrowed(self, x_TH: Tensor) -> Tensor:
         """Do the part that is done for every token: [T, H] -> [T, W]."""
         return torch.tanh(self.narrow(x_TH))
 
-    def judge(self, narrow_TW: Tensor, runs: Sequence[Run], filler: int = 0) -> Tensor:
-        """Do the part that is done for every row: [T, W] -> logits [B + filler, C]."""
+    def features_of_narrowed(self, narrow_TW: Tensor, runs: Sequence[Run], filler: int = 0) -> Tensor:
+        """Do the part that is done for every row: [T, W] -> [B + filler, W]."""
         query_BW = self.query(F.pad(first_tokens(narrow_TW, runs), (0, 0, 0, filler)))
         weight, bias = self.key_value.weight, self.key_value.bias
         mixed_BW = attend_from_first(query_BW, narrow_TW, runs, ATTENTION_HEAD_HEADS, weight, bias)
-        pooled_BW = torch.tanh(self.dense(self.dropout(self.attention_out(mixed_BW))))
-        logits_BC: Tensor = self.out(pooled_BW)
-        return logits_BC
+        return torch.tanh(self.dense(self.dropout(self.attention_out(mixed_BW))))

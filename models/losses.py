@@ -1,21 +1,50 @@
-"""Training losses as pure functions."""
-
-from collections.abc import Sequence
+"""Training losses as pure functions: the mean over rows, for one exit."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def self_distillation(student_logits: Sequence[Tensor], teacher_logits_BC: Tensor) -> Tensor:
-    """Return the sum over exits of KL(teacher || student), each the mean over rows; logits [B, C], result a scalar.
+def soft_label_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return KL(teacher || student) of softened probabilities, times temperature squared; for one value, the squared error.
 
     FastBERT's section 3.3 writes KL(p_s || p_t); its released code, which the published numbers come from, calls
-    KLDivLoss(log p_s, p_t), that is KL(p_t || p_s): the usual direction of distillation. We do what the code does.
+    KLDivLoss(log p_s, p_t), that is KL(p_t || p_s): the usual direction of distillation. We do what the code does. Temperature
+    and its square, which keeps the size of the gradient: Hinton et al. 2015, section 2.
     """
-    teacher_BC = torch.log_softmax(teacher_logits_BC.detach().float(), dim=-1)
-    losses = [
-        F.kl_div(torch.log_softmax(s.float(), dim=-1), teacher_BC, reduction="batchmean", log_target=True)
-        for s in student_logits
-    ]
-    return torch.stack(losses).sum()
+    if student_BC.shape[-1] == 1:
+        return F.mse_loss(student_BC.float(), teacher_BC.float())
+    student = torch.log_softmax(student_BC.float() / temperature, dim=-1)
+    teacher = torch.log_softmax(teacher_BC.detach().float() / temperature, dim=-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def label_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Return the cross-entropy against class indices, or for one value the squared error; rows with label NaN do not count.
+
+    `labels_B` is float: indices and values travel alike.
+    """
+    known_B = ~labels_B.isnan()
+    # Weights in place of a selection: every step has the same shapes, and a batch without labels gives 0, not NaN.
+    safe_B = labels_B.nan_to_num()
+    if logits_BC.shape[-1] == 1:
+        each_B = (logits_BC.float()[:, 0] - safe_B) ** 2
+    else:
+        each_B = F.cross_entropy(logits_BC.float(), safe_B.long(), reduction="none")
+    return (each_B * known_B).sum() / known_B.sum().clamp(min=1)
+
+
+def lte_loss(lte_B: Tensor, logits_BC: Tensor, target_B: Tensor) -> Tensor:
+    """Return the squared error of the predicted certainty against 1 where the exit is right, or 1 - tanh|error| of a value.
+
+    BERxiT (Xin et al. 2021), section 4.2. `target_B` is a class index or value as float; rows with NaN do not count.
+    """
+    known_B = ~target_B.isnan()
+    safe_B = target_B.nan_to_num()
+    logits_BC = logits_BC.detach().float()
+    if logits_BC.shape[-1] == 1:
+        certain_B = 1.0 - torch.tanh((logits_BC[:, 0] - safe_B).abs())
+    else:
+        certain_B = (logits_BC.argmax(-1) == safe_B.long()).float()
+    squares_B = (torch.sigmoid(lte_B.float()) - certain_B) ** 2
+    return (squares_B * known_B).sum() / known_B.sum().clamp(min=1)

@@ -21,6 +21,12 @@ def best_dtype(device: torch.device) -> str:
     return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Return a context in which training computes: matrices in `best_dtype`, weights and sums in fp32."""
+    dtype = DTYPES[best_dtype(device)]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
 def set_precision(model: EarlyExitModel, name: str, device: torch.device, tokens: int) -> str:
     """Move a model to the device and make it compute in this precision, in place; return the precision without 'auto'.
 

@@ -11,8 +11,8 @@ import torch
 from models.early_exit import EarlyExitModel
 from pipeline.cluster import ActorPlan
 from pipeline.engine import Engine
-from pipeline.receipts import ShardBlock
-from pipeline.rows import Predictions, TokenRows
+from pipeline.receipts import ShardBlock, token_rows
+from pipeline.rows import Predictions
 from pipeline.schema import (
     DETAIL,
     EXIT_LAYER,
@@ -26,6 +26,7 @@ from pipeline.schema import (
     SEGMENT,
     TOKENS,
     UNCERTAINTY,
+    VALUE,
     travelling,
 )
 from pipeline.stages import ClassifySpec
@@ -48,7 +49,7 @@ class ClassifyActor:
             rows = block.rows
             usable = pc.is_null(rows[REASON])
             good = rows.filter(usable).combine_chunks()
-            tokens = _token_rows(good)
+            tokens = token_rows(good)
             predictions = self.engine.run(tokens)
             block.rows = self._results(good, predictions, rows.filter(pc.invert(usable)))
             exits = np.bincount(predictions.exit_layers, minlength=self.layers + 1)[1:]
@@ -69,6 +70,7 @@ class ClassifyActor:
             LABEL: lambda: pa.array(self.labels[predictions.label_ids], pa.string()),
             LABEL_ID: lambda: pa.array(predictions.label_ids),
             SCORE: lambda: pa.array(predictions.scores),
+            VALUE: lambda: pa.array(predictions.logits[:, 0]),
             PROBABILITIES: lambda: _lists(predictions.probabilities),
             LOGITS: lambda: _lists(predictions.logits),
             EXIT_LAYER: lambda: pa.array(predictions.exit_layers),
@@ -85,15 +87,3 @@ def _lists(values: npt.NDArray[np.float32]) -> pa.Array:
     """[B, C] -> B lists."""
     count, width = values.shape
     return pa.ListArray.from_arrays(np.arange(0, (count + 1) * width, width, dtype=np.int32), values.ravel())
-
-
-def _token_rows(rows: pa.Table) -> TokenRows:
-    if len(rows) == 0:
-        return TokenRows.from_lists([])
-    column = rows[TOKENS].combine_chunks()
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    return TokenRows(
-        token_ids=column.values.to_numpy()[offsets[0] : offsets[-1]],
-        offsets=offsets - offsets[0],
-        segments=rows[SEGMENT].to_numpy(),
-    )

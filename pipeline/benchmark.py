@@ -8,12 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.criterion import Criterion
+from models.early_exit import EarlyExitModel
 from models.families import Shape
 from models.fused import FusedLinear, can_fuse
+from pipeline.config import EngineConfig
+from pipeline.engine import Engine
+from pipeline.rows import TokenRows
 from pipeline.workload import Workload
 
 CEILING_TOKENS = {"cpu": (512, 1024, 2048), "cuda": (8192, 16384, 32768)}
@@ -63,6 +69,24 @@ def measure(
                 seconds[name].append(took)
             say(f"round {repetition}/{repetitions}  {name}: {len(system.work.rows) / took:,.1f} rows/s")
     return {name: Timing(seconds=values) for name, values in seconds.items()}
+
+
+def time_criteria(
+    model: str, criteria: Sequence[Criterion], rows: TokenRows, dtype: str, device: str, repetitions: int = 3
+) -> list[float]:
+    """Measure the engine with each criterion in turns; return the median seconds of each for all rows."""
+    engines = [
+        Engine(EarlyExitModel.from_pretrained(model), EngineConfig(criterion=criterion, dtype=dtype), device)
+        for criterion in criteria
+    ]
+    work = Workload(rows=rows, exit_plan=np.zeros(len(rows), np.int64))
+    systems = {str(place): System(run=partial(_run_engine, engine), work=work) for place, engine in enumerate(engines)}
+    synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
+    return [timing.median for timing in measure(systems, repetitions, synchronise, lambda _line: None).values()]
+
+
+def _run_engine(engine: Engine, work: Workload) -> object:
+    return engine.run(work.rows)
 
 
 def matmul_ceiling(shape: Shape, device: torch.device, dtype: torch.dtype) -> float:

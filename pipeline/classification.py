@@ -84,7 +84,7 @@ def fingerprint_of(model: EarlyExitModel, spec: ClassifySpec) -> Fingerprint:
         "model": f"{spec.model} {weights.hexdigest()}",
         "tokenizer": hashlib.blake2b(spec.tokeniser.tokenizer_json.encode(), digest_size=8).hexdigest(),
         "max-tokens": str(spec.tokeniser.max_tokens),
-        "speed": repr(spec.engine.speed),
+        "criterion": spec.engine.criterion.describe(),
         "exits": " ".join(map(str, spec.engine.exits or model.exit_layers)),
         "dtype": spec.engine.dtype,
         "columns": f"text={columns.text} pair={columns.pair} id={columns.id}",

@@ -23,6 +23,8 @@ MAX_THREADS = 8
 its lock; and an actor of this size fits into one NUMA node of the usual servers, where the system then tends to keep it."""
 TASK_CPUS = {"read": 0.1, "tokenise": 0.3, "write": 0.1}
 """Logical CPUs of the tasks beside the actors: fractions, so that they fit beside an actor on a machine of one core."""
+RETRIES = 3
+"""An actor that dies is started again, and its work tried again, this often: machines fail, but not for ever."""
 OBJECT_STORE_BYTES = 1 << 30
 """For a Ray of our own: a shard on its way takes a few MB, so this holds a hundred."""
 
@@ -46,7 +48,12 @@ class ActorPlan:
 
 
 def join_or_start() -> None:
-    """Join the cluster that RAY_ADDRESS names or that runs on this machine; else start Ray here. Quiet logs."""
+    """Join the cluster that RAY_ADDRESS names or that runs on this machine; else start Ray here. Quiet logs.
+
+    Does nothing in a process that has joined one already.
+    """
+    if ray.is_initialized():
+        return
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(
         logging.CRITICAL

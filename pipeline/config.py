@@ -1,6 +1,8 @@
-"""Settings of the engine. Apart from the engine itself, so that workers without a model need not load torch."""
+"""Settings of the engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from models.criterion import Criterion
 
 DTYPE_NAMES = ("auto", "fp32", "bf16", "int8")
 
@@ -9,8 +11,8 @@ DTYPE_NAMES = ("auto", "fp32", "bf16", "int8")
 class EngineConfig:
     """How a corpus is run through a model."""
 
-    speed: float = 0.0
-    """Exit when the uncertainty is at most this: 0 runs everything at full depth, 1 lets every row leave at the first exit."""
+    criterion: Criterion = field(default_factory=Criterion)
+    """When a row may leave; the default runs everything at full depth."""
     exits: tuple[int, ...] | None = None
     """Layers after which rows are looked at, beside the last; None is every layer with an exit head."""
     token_budget: int | None = None
@@ -24,8 +26,6 @@ class EngineConfig:
     else fp32."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.speed <= 1.0:
-            raise ValueError(f"speed must be in [0, 1], not {self.speed}")
         for name in ("token_budget", "resident_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
-from models.early_exit import EarlyExitModel
+from models.early_exit import Answer, EarlyExitModel
 from models.fused import can_fuse, fuse, fuse_head
 from models.precision import DTYPES, set_precision
 from pipeline.config import EngineConfig
@@ -43,7 +42,14 @@ def default_token_budget(device: torch.device, hidden: int) -> int:
 
 
 def check_exits(model: EarlyExitModel, config: EngineConfig) -> None:
-    """Raise ValueError if the config wants exits that the model does not have."""
+    """Raise ValueError if the config wants exits, or a criterion, that the model does not have."""
+    criterion = config.criterion
+    if model.regression and criterion.name in ("entropy", "confidence") and not criterion.full_depth:
+        raise ValueError(
+            f"criterion {criterion.name} needs classes, and the model predicts a value; take lte or patience"
+        )
+    if criterion.name == "lte" and model.lte is None and len(model.exit_layers) > 1:
+        raise ValueError("criterion lte: the model has no learned exit; its exits were trained without one")
     missing = sorted({*(config.exits or ())} - {*model.exit_layers})
     if missing:
         has = " ".join(map(str, model.exit_layers))
@@ -76,7 +82,7 @@ class Engine:
                 fuse_head(head, self.token_budget)
         lane_config = LaneConfig(
             exits=exits,
-            speed=config.speed,
+            criterion=config.criterion,
             token_budget=self.token_budget,
             first_tokens=FIRST_TOKENS[self.device.type],
             first_token_first=config.first_token_first,
@@ -131,7 +137,7 @@ class Engine:
         """Layers after which rows are looked at, the last one included; without exits only that one."""
         last = self.model.shape.layers
         check_exits(self.model, self.config)
-        if self.config.speed == 0.0:
+        if self.config.criterion.full_depth:
             return [last]
         wanted = self.model.exit_layers if self.config.exits is None else self.config.exits
         return sorted({*wanted, last})
@@ -139,8 +145,8 @@ class Engine:
 
 def all_exits(
     model: EarlyExitModel, rows: TokenRows, token_budget: int = 2048
-) -> Iterator[tuple[IntArray, dict[int, Tensor]]]:
-    """Run rows through every exit, without re-packing: yields (row numbers, exit layer -> logits [B, C]) by micro-batch.
+) -> Iterator[tuple[IntArray, dict[int, Answer]]]:
+    """Run rows through every exit, without re-packing: yields (row numbers, exit layer -> answer) by micro-batch.
 
     The model's gradient mode is the caller's. For calibration, evaluation and training on frozen features.
     """

@@ -1,36 +1,71 @@
-"""Quality against cost: one pass through all exits of every row, from which every threshold follows by arithmetic."""
+"""Quality against cost: one pass through all exits of every row, from which all thresholds follow by arithmetic."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.criteria import may_exit, normalised_entropy
+from models.criteria import extend_streak, leaves, uncertainty_of
+from models.criterion import CRITERIA, Criterion
 from models.early_exit import EarlyExitModel
+from pipeline.chunks import Chunk, FloatArray
 from pipeline.engine import all_exits
-from pipeline.labelled import Examples
+from pipeline.measures import CLASSIFICATION, REGRESSION
+from pipeline.rows import IntArray
+
+GRID = 60
+"""Thresholds tried of each criterion: quantiles of the uncertainty that occurs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllExits:
-    """What every exit says of every row. E exits, B rows."""
+    """What every exit says of every row. E exits, B rows, C classes."""
 
     layers: tuple[int, ...]
-    label_ids: npt.NDArray[np.int64]
-    """[E, B]."""
-    uncertainty: npt.NDArray[np.float32]
-    """[E, B]."""
+    logits: FloatArray
+    """[E, B, C]."""
+    lte: FloatArray | None
+    """[E, B]: what the learned certainty says, before its sigmoid; of no use at the last exit."""
+
+    @property
+    def answers(self) -> FloatArray:
+        """[E, B]: class indices as float, or values."""
+        return self.logits[..., 0] if self.logits.shape[2] == 1 else self.logits.argmax(2).astype(np.float32)
+
+    @property
+    def regression(self) -> bool:
+        return self.logits.shape[2] == 1
+
+    def uncertainty(self, criterion: Criterion) -> FloatArray:
+        """What a criterion sees at every exit: [E, B]."""
+        logits = torch.from_numpy(self.logits)
+        streak = torch.zeros(logits.shape[1], dtype=torch.int64)
+        seen = []
+        for place in range(len(self.layers)):
+            if place:
+                streak = extend_streak(streak, logits[place - 1], logits[place], criterion.tolerance)
+            last = place == len(self.layers) - 1
+            lte = None if self.lte is None or last else torch.from_numpy(self.lte[place])
+            seen.append(uncertainty_of(criterion, logits[place], lte, streak))
+        return torch.stack(seen).numpy()
+
+    def leaves(self, criterion: Criterion) -> npt.NDArray[np.bool_]:
+        """Which rows would leave at every exit, were they still there: [E, B]."""
+        leaves_EB: npt.NDArray[np.bool_] = leaves(criterion, torch.from_numpy(self.uncertainty(criterion))).numpy()
+        leaves_EB[-1] = True
+        return leaves_EB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
-    """Quality and cost at one speed."""
+    """Quality and cost with one criterion and threshold."""
 
-    speed: float
-    accuracy: float
+    criterion: Criterion
+    quality: float
     agreement: float
-    """Share of rows with the label that full depth gives."""
+    """The same measure against the answers of full depth; for accuracy, the share of equal labels."""
     mean_exit_layer: float
     flops_speedup: float
     """FLOPs of the plain full-depth model over FLOPs spent, heads included, on the same rows."""
@@ -39,35 +74,116 @@ class OperatingPoint:
     exits_that_pay: tuple[int, ...]
 
 
-def record_all_exits(model: EarlyExitModel, examples: Examples) -> AllExits:
+def record_all_exits(model: EarlyExitModel, examples: Chunk) -> AllExits:
     """Run every row through every exit once, without gradients, in the model's own precision."""
     layers = model.exit_layers
-    labels = np.zeros((len(layers), len(examples)), np.int64)
-    uncertainty = np.zeros((len(layers), len(examples)), np.float32)
+    logits = np.zeros((len(layers), len(examples), model.shape.classes), np.float32)
+    lte = None if model.lte is None else np.zeros(logits.shape[:2], np.float32)
     with torch.inference_mode():
-        for rows, logits in all_exits(model.eval(), examples.rows):
+        for rows, answers in all_exits(model.eval(), examples.rows):
             for place, layer in enumerate(layers):
-                labels[place, rows] = logits[layer].argmax(-1).cpu().numpy()
-                uncertainty[place, rows] = normalised_entropy(logits[layer]).cpu().numpy()
-    return AllExits(layers=layers, label_ids=labels, uncertainty=uncertainty)
+                logits[place, rows] = answers[layer].logits.float().cpu().numpy()
+                certainty = answers[layer].lte
+                if lte is not None and certainty is not None:
+                    lte[place, rows] = certainty.float().cpu().numpy()
+    return AllExits(layers=layers, logits=logits, lte=lte)
+
+
+class Evaluation:
+    """Labelled rows, what all exits of a model say of them, and what follows."""
+
+    def __init__(self, model: EarlyExitModel, examples: Chunk, metric: str | None = None) -> None:
+        """`metric` names the measure of quality: of CLASSIFICATION or REGRESSION; None takes the first.
+
+        Raises ValueError if the model's task has no such measure.
+        """
+        self.metrics = REGRESSION if model.regression else CLASSIFICATION
+        if metric is not None and metric not in self.metrics:
+            raise ValueError(f"metric '{metric}' is none of {', '.join(self.metrics)}")
+        self.metric = metric or next(iter(self.metrics))
+        self.targets, self.lengths, self.flops = examples.labels, examples.rows.lengths, model.flops
+        self.recorded = record_all_exits(model, examples)
+
+    def at(self, criterion: Criterion) -> OperatingPoint:
+        """Derive what the engine would do with this criterion, looking at all exits."""
+        recorded, measure = self.recorded, self.metrics[self.metric]
+        leaves_EB = recorded.leaves(criterion)
+        first_B = leaves_EB.argmax(0)
+        layers = np.array(recorded.layers)
+        exit_layers_B = layers[first_B]
+        answers_B = recorded.answers[first_B, np.arange(len(first_B))]
+        full = self.flops.full_depth(self.lengths)
+        spent = full if criterion.full_depth else self.flops.rows(self.lengths, exit_layers_B)
+        return OperatingPoint(
+            criterion=criterion,
+            quality=measure(answers_B, self.targets),
+            agreement=measure(answers_B, recorded.answers[-1]),
+            mean_exit_layer=float(exit_layers_B.mean()),
+            flops_speedup=float(full.sum() / spent.sum()),
+            exits={int(layer): int((exit_layers_B == layer).sum()) for layer in layers},
+            exits_that_pay=exits_that_pay(recorded.layers, leaves_EB),
+        )
+
+    def full_depth(self) -> OperatingPoint:
+        return self.at(Criterion())
+
+    def by_layer(self, metric: str | None = None) -> dict[int, float]:
+        """Quality if all rows left at one exit."""
+        measure = self.metrics[metric or self.metric]
+        return {
+            layer: measure(answers, self.targets)
+            for layer, answers in zip(self.recorded.layers, self.recorded.answers, strict=True)
+        }
+
+    def criteria(self) -> list[str]:
+        """Criteria that this model can use."""
+        if len(self.recorded.layers) == 1:
+            return []
+        skipped = {"lte"} if self.recorded.lte is None else set()
+        skipped |= {"entropy", "confidence"} if self.recorded.regression else set()
+        return [name for name in CRITERIA if name not in skipped]
+
+    def curve(self, name: str) -> list[OperatingPoint]:
+        """Points over a grid of thresholds of one criterion, from full depth to the fastest."""
+        points = [self.at(criterion) for criterion in self._grid(name)]
+        return [self.full_depth(), *sorted(points, key=lambda point: point.flops_speedup)]
+
+    def _grid(self, name: str) -> Iterable[Criterion]:
+        if name == "patience":
+            exits = range(1, len(self.recorded.layers))
+            if not self.recorded.regression:
+                return [Criterion(name=name, patience=patience) for patience in exits]
+            changes = np.abs(np.diff(self.recorded.answers, axis=0))
+            steps = np.unique(np.quantile(changes, np.linspace(0.02, 1, GRID // 3)).round(4))
+            return [Criterion(name=name, patience=n, tolerance=float(step)) for n in exits for step in steps]
+        seen = self.recorded.uncertainty(Criterion(name=name, speed=0.5))[:-1]
+        steps = np.unique(np.quantile(seen, np.linspace(0.01, 1, GRID)).round(4))
+        return [Criterion(name=name, speed=float(step)) for step in steps if 0 < step <= 1]
+
+
+def cheapest_within(points: Iterable[OperatingPoint], drop: float) -> OperatingPoint:
+    """Return the point that saves most FLOPs among those at most `drop` (0.01 is a point) below full depth."""
+    points = list(points)
+    full = next(point for point in points if point.criterion.full_depth)
+    good = [point for point in points if point.quality >= full.quality - drop - 1e-9]
+    return max(good, key=lambda point: point.flops_speedup)
 
 
 EXIT_TEST_LAYERS = 0.1
 """Time of looking at an exit, head and re-packing, in layers: 0.03 to 0.12 (docs/results/speed.md)."""
 
 
-def exits_that_pay(recorded: AllExits, speed: float) -> tuple[int, ...]:
-    """Choose the exits with which these rows cost least at this speed, where looking at one costs EXIT_TEST_LAYERS.
+def exits_that_pay(layers: tuple[int, ...], leaves_EB: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    """Choose the exits with which these rows cost least, where looking at one costs EXIT_TEST_LAYERS.
 
-    Starts from all exits and drops the one whose loss gains most, until none does. The last layer always stays.
+    `leaves_EB` says where rows would leave; the last exit takes all. Starts from all exits and drops the one whose loss gains
+    most, until none does. (Patience counts the exits that are looked at, so for it this is a guess.)
     """
-    leaves_EB = may_exit(torch.from_numpy(recorded.uncertainty), speed).numpy()
-    leaves_EB[-1] = True
-    layers = np.array(recorded.layers)
+    numbers = np.array(layers)
 
     def cost(kept: list[int]) -> float:
         first_B = leaves_EB[kept].argmax(0)
-        return float(layers[kept][first_B].mean() + EXIT_TEST_LAYERS * first_B.mean())
+        return float(numbers[kept][first_B].mean() + EXIT_TEST_LAYERS * first_B.mean())
 
     kept = list(range(len(layers)))
     while len(kept) > 1:
@@ -76,41 +192,16 @@ def exits_that_pay(recorded: AllExits, speed: float) -> tuple[int, ...]:
         if cost(best) >= cost(kept):
             break
         kept = best
-    return tuple(int(layer) for layer in layers[kept])
+    return tuple(int(layer) for layer in numbers[kept])
 
 
-def at_speed(model: EarlyExitModel, examples: Examples, recorded: AllExits, speed: float) -> OperatingPoint:
-    """Derive what the engine would do at this speed, looking at all exits."""
-    if examples.label_ids is None:
-        raise ValueError("evaluation needs labels")
-    leaves_EB = may_exit(torch.from_numpy(recorded.uncertainty), speed).numpy()
-    leaves_EB[-1] = True
-    first_B = leaves_EB.argmax(0)
-    layers = np.array(recorded.layers)
-    exit_layers_B = layers[first_B]
-    labels_B = recorded.label_ids[first_B, np.arange(len(first_B))]
-    lengths = examples.rows.lengths
-    spent = model.flops.full_depth(lengths) if speed <= 0 else model.flops.rows(lengths, exit_layers_B)
-    return OperatingPoint(
-        speed=speed,
-        accuracy=float((labels_B == examples.label_ids).mean()),
-        agreement=float((labels_B == recorded.label_ids[-1]).mean()),
-        mean_exit_layer=float(exit_layers_B.mean()),
-        flops_speedup=float(model.flops.full_depth(lengths).sum() / spent.sum()),
-        exits={int(layer): int((exit_layers_B == layer).sum()) for layer in layers},
-        exits_that_pay=exits_that_pay(recorded, speed),
-    )
-
-
-def markdown_table(points: list[OperatingPoint]) -> str:
-    """Lay operating points out as a Markdown table."""
-    layers = list(points[0].exits)
-    head = ["speed", "accuracy", "agreement", "mean exit", "fewer FLOPs", *(f"exit {layer}" for layer in layers)]
-    head.append("exits that pay")
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for p in points:
-        cells = [f"{p.speed:.2f}" if p.speed else "full depth", f"{p.accuracy:.4f}", f"{p.agreement:.4f}"]
-        cells += [f"{p.mean_exit_layer:.2f}", f"{p.flops_speedup:.2f}x", *(f"{n:,}" for n in p.exits.values())]
-        cells.append(" ".join(map(str, p.exits_that_pay)))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def luha(
+    uncertainty_B: FloatArray, right_B: npt.NDArray[np.bool_], bins: int = 10
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Return middle, share of right answers (NaN where empty) and rows of equal bins of uncertainty (FastBERT, figure 3)."""
+    where = np.minimum((uncertainty_B * bins).astype(np.int64), bins - 1)
+    rows = np.bincount(where, minlength=bins)
+    right = np.bincount(where, weights=right_B, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        share = (right / rows).astype(np.float32)
+    return ((np.arange(bins) + 0.5) / bins).astype(np.float32), share, rows

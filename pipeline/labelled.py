@@ -1,16 +1,17 @@
 """Labelled (or, for distillation, unlabelled) text in memory, for training and evaluation: texts in, token rows out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from models.early_exit import VALUE
+from pipeline.chunks import Chunk, FloatArray
 from pipeline.errors import UserError
 from pipeline.formats import FileFormatError, file_columns
 from pipeline.inputs import InputFile, list_inputs
-from pipeline.rows import IntArray, TokenRows
 from pipeline.schema import KEPT, PAIR, REASON, TEXT
 from pipeline.source import Columns, read_shards
 from pipeline.tokenise import Tokeniser
@@ -41,26 +42,6 @@ class Texts:
         return sorted(found, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Examples:
-    """Token rows with the index of each row's class, or None."""
-
-    rows: TokenRows
-    label_ids: npt.NDArray[np.int64] | None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, rows: IntArray) -> "Examples":
-        """Return these rows in this order."""
-        return Examples(rows=self.rows.take(rows), label_ids=None if self.label_ids is None else self.label_ids[rows])
-
-    def hold_out(self, count: int, seed: int) -> tuple["Examples", "Examples"]:
-        """Split at random, reproducibly, into the rest and `count` rows."""
-        order = np.random.default_rng(seed).permutation(len(self))
-        return self.take(np.sort(order[count:])), self.take(np.sort(order[:count]))
-
-
 def read_texts(path: str, columns: TextColumns, limit: int | None = None) -> Texts:
     """Read files, a folder or a glob into memory, at most `limit` rows; raise UserError for missing columns or files."""
     texts: list[str] = []
@@ -88,18 +69,44 @@ def read_texts(path: str, columns: TextColumns, limit: int | None = None) -> Tex
     )
 
 
-def tokenise_texts(texts: Texts, tokeniser: Tokeniser, classes: Sequence[str] = ()) -> Examples:
-    """Tokenise texts and number their labels; labels may be names of `classes` or indices into it (UserError if neither)."""
+def tokenise_texts(texts: Texts, tokeniser: Tokeniser, classes: Sequence[str] = ()) -> Chunk:
+    """Tokenise texts and number their labels by `label_numbers`; without labels they are NaN."""
     rows = tokeniser(texts.texts, texts.pairs).rows
-    if texts.labels is None:
-        return Examples(rows=rows, label_ids=None)
+    labels = [None] * len(rows) if texts.labels is None else texts.labels
+    return Chunk(rows=rows, labels=label_numbers(labels, classes), everyone=len(rows))
+
+
+def label_numbers(labels: Sequence[str | None], classes: Sequence[str]) -> FloatArray:
+    """Turn labels, names of `classes` or indices into it, into indices; for regression, into values: [B], NaN for None.
+
+    Raises UserError for what is neither.
+    """
+    if list(classes) == [VALUE]:
+        return np.array([math.nan if label is None else _value(label) for label in labels], np.float32)
+    known = {label for label in labels if label is not None}
     numbers = {name: index for index, name in enumerate(classes)}
-    if not set(texts.labels) <= set(numbers):
+    if not known <= set(numbers):
         numbers = {str(index): index for index in range(len(classes))}
-    unknown = sorted(set(texts.labels) - set(numbers))
+    unknown = sorted(known - set(numbers))
     if unknown:
         raise UserError(f"label '{unknown[0]}' is none of the model's classes: {', '.join(classes)}")
-    return Examples(rows=rows, label_ids=np.array([numbers[label] for label in texts.labels], np.int64))
+    return np.array([math.nan if label is None else numbers[label] for label in labels], np.float32)
+
+
+def hold_out(whole: Chunk, count: int, seed: int) -> tuple[Chunk, Chunk]:
+    """Split at random, reproducibly, into the rest and `count` rows."""
+    order = np.random.default_rng(seed).permutation(len(whole))
+    return whole.take(np.sort(order[count:])), whole.take(np.sort(order[:count]))
+
+
+def _value(label: str) -> float:
+    try:
+        value = float(label)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value) or math.isinf(value):
+        raise UserError(f"label '{label}' is no number, which --task regression needs")
+    return value
 
 
 def _columns_of(file: InputFile, columns: TextColumns) -> Columns:

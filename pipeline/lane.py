@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.attention import first_tokens
 from models.backbone import EncoderLayer, PackedTokens
-from models.criteria import may_exit, normalised_entropy
-from models.early_exit import EarlyExitModel
+from models.criteria import extend_streak, uncertainty_of
+from models.criteria import leaves as leaves_by
+from models.criterion import Criterion
+from models.early_exit import Answer, EarlyExitModel
 from models.heads import ATTENTION_HEAD_WIDTH, AttentionHead, PooledHead
 from models.runs import Run
 from pipeline.packing import MicroBatch, micro_batches, runs_of, tile_size
@@ -63,25 +65,46 @@ class LaneConfig:
 
     exits: list[int]
     """Layers after which rows are looked at, ascending; the last layer included."""
-    speed: float
+    criterion: Criterion
     token_budget: int
     first_tokens: int
     """Rows whose first tokens are worked on at once."""
     first_token_first: bool
 
 
-Judge = Callable[[Tensor, Sequence[Run], int], Tensor]
-"""Tokens [T, W] of some rows, their runs, filler rows to add -> logits [B + filler, C]."""
+Featurise = Callable[[Tensor, Sequence[Run], int], Tensor]
+"""Tokens [T, W] of some rows, their runs, filler rows to add -> features [B + filler, W]."""
 
 
-def _judge_of(head: nn.Module, layer: EncoderLayer | None) -> Judge:
-    """Return what judges rows by a head; with a layer, one that is still to be run, for their first tokens."""
+def _features_of(head: PooledHead | AttentionHead, layer: EncoderLayer | None) -> Featurise:
+    """Return what makes a head's features of rows; with a layer, one that is still to be run, for their first tokens."""
     if isinstance(head, AttentionHead):
-        return head.judge
-    assert isinstance(head, PooledHead)
+        return head.features_of_narrowed
     if layer is not None:
-        return lambda x_TH, runs, filler: head.judge(layer.first_tokens_only(x_TH, runs, filler))
-    return lambda x_TH, runs, filler: head.judge(F.pad(first_tokens(x_TH, runs), (0, 0, 0, filler)))
+        return lambda x_TH, runs, filler: head.features_of_first(layer.first_tokens_only(x_TH, runs, filler))
+    return lambda x_TH, runs, filler: head.features_of_first(F.pad(first_tokens(x_TH, runs), (0, 0, 0, filler)))
+
+
+class Streaks:
+    """How often in a row the exits agreed on each active row: what patience remembers between exits."""
+
+    def __init__(self) -> None:
+        self._before_BC: Tensor | None = None
+        self._streak_B: Tensor | None = None
+
+    def extend(self, logits_BC: Tensor, tolerance: float) -> Tensor:
+        """Take in what the next exit says of the active rows; return their streaks: [B]."""
+        if self._before_BC is None or self._streak_B is None:
+            self._streak_B = torch.zeros(len(logits_BC), dtype=torch.int64, device=logits_BC.device)
+        else:
+            self._streak_B = extend_streak(self._streak_B, self._before_BC, logits_BC, tolerance)
+        self._before_BC = logits_BC
+        return self._streak_B
+
+    def keep(self, stays_B: Tensor) -> None:
+        """Forget the rows that left."""
+        if self._before_BC is not None and self._streak_B is not None:
+            self._before_BC, self._streak_B = self._before_BC[stays_B], self._streak_B[stays_B]
 
 
 class Lane:
@@ -104,8 +127,9 @@ class Lane:
             return embedded
 
         load: Callable[[MicroBatch], Tensor] = embed
+        streaks = Streaks()
         for exit_layer in self.config.exits:
-            head, layer = self.model.exits[str(exit_layer)], self.model.backbone.layer(exit_layer)
+            head, layer = self.model.head(exit_layer), self.model.backbone.layer(exit_layer)
             first = isinstance(head, PooledHead) and self.config.first_token_first
             whole = exit_layer - 1 if first else exit_layer
             judged_TW, narrowing = buffer_TH, None
@@ -113,9 +137,9 @@ class Lane:
                 judged_TW = self._memory("narrow", len(buffer_TH), ATTENTION_HEAD_WIDTH)
                 narrowing = (head, judged_TW)
             filler += self._run_layers(range(done, whole), load, lengths, buffer_TH, narrowing)
-            logits = self._judge(_judge_of(head, layer if first else None), lengths, judged_TW)
+            features = self._features(_features_of(head, layer if first else None), lengths, judged_TW)
             done = whole
-            stays = ~self._decide(exit_layer, logits, active, results)
+            stays = ~self._decide(exit_layer, self.model.answer(exit_layer, features), streaks, active, results)
             if not stays.any():
                 break
             load = self._loader(buffer_TH, lengths, stays)
@@ -167,25 +191,31 @@ class Lane:
         places_T = torch.from_numpy(places).to(self.device)
         return lambda batch: buffer_TH.index_select(0, places_T[batch.tokens_and_filler])
 
-    def _judge(self, judge: Judge, lengths: IntArray, source_TW: Tensor) -> Tensor:
-        """Judge all rows, some hundred at once: logits [B, C]."""
-        logits, token = [], 0
+    def _features(self, featurise: Featurise, lengths: IntArray, source_TW: Tensor) -> Tensor:
+        """Make the head's features of all rows, some hundred at once: [B, W]."""
+        features, token = [], 0
         for start in range(0, len(lengths), self.config.first_tokens):
             part = lengths[start : start + self.config.first_tokens]
             stop = token + int(part.sum())
-            logits.append(judge(source_TW[token:stop], runs_of(part), -len(part) % FIRST_TOKEN_TILE)[: len(part)])
+            filler = -len(part) % FIRST_TOKEN_TILE
+            features.append(featurise(source_TW[token:stop], runs_of(part), filler)[: len(part)])
             token = stop
-        return torch.cat(logits)
+        return torch.cat(features)
 
-    def _decide(self, exit_layer: int, logits: Tensor, active: IntArray, results: Results) -> npt.NDArray[np.bool_]:
+    def _decide(
+        self, exit_layer: int, answer: Answer, streaks: Streaks, active: IntArray, results: Results
+    ) -> npt.NDArray[np.bool_]:
         """Write down who leaves, and return them: [B]."""
-        uncertainty = normalised_entropy(logits)
+        logits, criterion = answer.logits, self.config.criterion
+        streak = streaks.extend(logits, criterion.tolerance) if criterion.name == "patience" else None
+        uncertainty = uncertainty_of(criterion, logits, answer.lte, streak)
         if exit_layer == self.model.shape.layers:
             leaves = torch.ones(len(active), dtype=torch.bool)
         elif results.exit_plan is not None:
             leaves = torch.from_numpy(results.exit_plan[active] <= exit_layer)
         else:
-            leaves = may_exit(uncertainty, self.config.speed).cpu()  # the one synchronisation of a block of layers
+            leaves = leaves_by(criterion, uncertainty).cpu()  # the one synchronisation of a block of layers
         results.record(active[leaves.numpy()], exit_layer, logits[leaves], uncertainty[leaves])
+        streaks.keep(~leaves.to(self.device))
         decided: npt.NDArray[np.bool_] = leaves.numpy()
         return decided

@@ -89,7 +89,7 @@ def one_row_at_a_time(model: EarlyExitModel) -> Runner:
                 x_TH = model.backbone.embeddings(packed)
                 for number in range(1, exit_layer + 1):
                     x_TH = model.backbone.layer(number)(x_TH, runs)
-                    model.exits[str(number)](x_TH, runs).softmax(-1).max().item()
+                    model.answer(number, model.head(number).features(x_TH, runs)).logits.softmax(-1).max().item()
 
     return run
 

@@ -14,7 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
+
+from pipeline.rows import TokenRows
+from pipeline.schema import SEGMENT, TOKENS
 
 RECEIPT, ROWS = "receipt", "rows"
 
@@ -95,6 +99,19 @@ class ShardBlock:
             cpu_seconds=receipt.cpu_seconds | {name: started.cpu_seconds},
             peak_mb=receipt.peak_mb | {name: peak_memory_mb()},
         )
+
+
+def token_rows(rows: pa.Table) -> TokenRows:
+    """Take the tokens out of rows by `schema.token_schema`."""
+    if len(rows) == 0:
+        return TokenRows.from_lists([])
+    column = rows[TOKENS].combine_chunks()
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    return TokenRows(
+        token_ids=column.values.to_numpy()[offsets[0] : offsets[-1]],
+        offsets=offsets - offsets[0],
+        segments=rows[SEGMENT].to_numpy(),
+    )
 
 
 class Clock:

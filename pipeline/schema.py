@@ -7,7 +7,7 @@ import pyarrow as pa
 ID, FILE, ROW, REASON, DETAIL = "id", "file", "row", "reason", "detail"
 TEXT, PAIR = "text", "pair"
 TOKENS, SEGMENT, TRUNCATED = "tokens", "segment", "truncated"
-LABEL, LABEL_ID, SCORE = "label", "label_id", "score"
+LABEL, LABEL_ID, SCORE, VALUE = "label", "label_id", "score", "value"
 PROBABILITIES, LOGITS = "probabilities", "logits"
 EXIT_LAYER, UNCERTAINTY = "exit_layer", "uncertainty"
 
@@ -19,6 +19,7 @@ RESULTS = {
     LABEL: pa.string(),
     LABEL_ID: pa.int32(),
     SCORE: pa.float32(),
+    VALUE: pa.float32(),
     PROBABILITIES: pa.list_(pa.float32()),
     LOGITS: pa.list_(pa.float32()),
     EXIT_LAYER: pa.int16(),

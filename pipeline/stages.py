@@ -21,12 +21,11 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from pipeline.cluster import TASK_CPUS, ActorPlan
+from pipeline.cluster import RETRIES, TASK_CPUS, ActorPlan
 from pipeline.config import EngineConfig
 from pipeline.inputs import InputFile
 from pipeline.output import REJECTS_FOLDER, write_part
 from pipeline.receipts import RECEIPT, Clock, Receipt, ShardBlock
-from pipeline.rows import TokenRows
 from pipeline.schema import (
     DETAIL,
     FILE,
@@ -46,8 +45,6 @@ from pipeline.schema import (
 from pipeline.source import Columns, read_shards
 from pipeline.tokenise import Tokeniser, TokeniserSpec
 
-RETRIES = 3
-"""An actor that dies is started again, and its shard tried again, this often: machines fail, but not for ever."""
 MAX_READ_TASKS = 1000
 """Files are spread over at most this many reading tasks, so that a folder of small files does not drown the scheduler."""
 SHARDS_PER_ACTOR = 2
@@ -67,10 +64,18 @@ class ClassifySpec:
     """Columns of the output beside the kept ones, of `schema.RESULTS`."""
 
 
-def classify_files(files: list[InputFile], done: dict[str, set[int]], spec: ClassifySpec, plan: ActorPlan) -> Dataset:
-    """Build the lazy chain over files, without the shards in `done` (path -> starts); its blocks hold receipts."""
-    from pipeline.actor import ClassifyActor  # here: workers of the task stages import this module, and need no torch
+def tokenised_shards(
+    files: list[InputFile],
+    done: dict[str, set[int]],
+    columns: Columns,
+    tokeniser: TokeniserSpec,
+    *,
+    part: tuple[int, int] = (0, 1),
+) -> Dataset:
+    """Build the lazy chain that reads and tokenises files, without the shards in `done` (path -> starts).
 
+    Its blocks hold one shard each. `part` (rank, workers) takes every so many-th row of a shard only.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -79,17 +84,24 @@ def classify_files(files: list[InputFile], done: dict[str, set[int]], spec: Clas
     jobs = [{"file": json.dumps(asdict(file)), "done": sorted(done.get(file.path, ()))} for file in files]
     chain = ray.data.from_items(jobs, override_num_blocks=min(len(jobs), MAX_READ_TASKS))
     chain = chain.map_batches(
-        partial(_read, columns=spec.columns),
+        partial(_read, columns=columns),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=TASK_CPUS["read"],
     )
-    chain = chain.map_batches(
-        partial(_tokenise, spec=spec.tokeniser, columns=spec.columns),
+    return chain.map_batches(
+        partial(_tokenise, spec=tokeniser, columns=columns, part=part),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=TASK_CPUS["tokenise"],
     )
+
+
+def classify_files(files: list[InputFile], done: dict[str, set[int]], spec: ClassifySpec, plan: ActorPlan) -> Dataset:
+    """Build the lazy chain over files, without the shards in `done` (path -> starts); its blocks hold receipts."""
+    from pipeline.actor import ClassifyActor  # here: workers of the task stages import this module, and need no torch
+
+    chain = tokenised_shards(files, done, spec.columns, spec.tokeniser)
     with warnings.catch_warnings():
         # Ray 2.60 has no other way yet to bound an actor's restarts; the range in pyproject.toml ends before it goes away.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -111,9 +123,14 @@ def classify_files(files: list[InputFile], done: dict[str, set[int]], spec: Clas
 
 def receipts_of(chain: Dataset) -> Iterator[Receipt]:
     """Run the chain and yield receipts as shards finish."""
-    for block in chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+    for block in blocks_of(chain):
         for text in block[RECEIPT].to_pylist():
             yield Receipt.from_json(text)
+
+
+def blocks_of(chain: Dataset) -> Iterator[pa.Table]:
+    """Run a chain and yield its blocks as they are done."""
+    yield from chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
 def _read(batch: pa.Table, columns: Columns) -> Iterator[pa.Table]:
@@ -144,33 +161,31 @@ def _tokeniser(spec: TokeniserSpec) -> Tokeniser:
     return Tokeniser(spec)
 
 
-def _tokenise(batch: pa.Table, spec: TokeniserSpec, columns: Columns) -> pa.Table:
+def _tokenise(batch: pa.Table, spec: TokeniserSpec, columns: Columns, part: tuple[int, int]) -> pa.Table:
     block = ShardBlock.from_arrow(batch)
+    rank, workers = part
     with block.stage("tokenise"):
-        rows = block.rows
-        usable = pc.is_null(rows[REASON])
-        good = rows.filter(usable)
-        pairs = good[PAIR].to_pylist() if columns.pair is not None else None
-        tokenised = _tokeniser(spec)(good[TEXT].to_pylist(), pairs)
-        block.rows = _with_tokens(rows, np.asarray(usable), tokenised.rows, tokenised.truncated, columns)
-        block.receipt = replace(
-            block.receipt, tokens=len(tokenised.rows.token_ids), truncated=int(tokenised.truncated.sum())
-        )
+        rows = block.rows.take(np.arange(rank, len(block.rows), workers)) if workers > 1 else block.rows
+        block.rows = with_tokens(rows, _tokeniser(spec), columns)
+        tokens = pc.sum(pc.list_value_length(block.rows[TOKENS])).as_py() or 0
+        truncated = pc.sum(block.rows[TRUNCATED]).as_py() or 0
+        block.receipt = replace(block.receipt, tokens=tokens, truncated=truncated)
     return block.to_arrow()
 
 
-def _with_tokens(
-    rows: pa.Table, usable_B: np.ndarray, tokens: TokenRows, truncated: np.ndarray, columns: Columns
-) -> pa.Table:
-    """Put tokens in the place of texts; rejects get an empty list."""
-    lengths = np.zeros(len(rows), np.int64)
-    lengths[usable_B] = tokens.lengths
-    segments, cut = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.bool_)
-    segments[usable_B], cut[usable_B] = tokens.segments, truncated
+def with_tokens(rows: pa.Table, tokeniser: Tokeniser, columns: Columns) -> pa.Table:
+    """Put tokens in the place of texts: rows by `schema.token_schema`; rejects get an empty list."""
+    usable_B = np.asarray(pc.is_null(rows[REASON]))
+    good = rows.filter(pa.array(usable_B))
+    pairs = good[PAIR].to_pylist() if columns.pair is not None else None
+    tokenised = tokeniser(good[TEXT].to_pylist(), pairs)
+    lengths, segments, cut = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int32), np.zeros(len(rows), np.bool_)
+    lengths[usable_B], segments[usable_B] = tokenised.rows.lengths, tokenised.rows.segments
+    cut[usable_B] = tokenised.truncated
     offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
     schema = token_schema(columns.keep)
     made = {
-        TOKENS: pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokens.token_ids)),
+        TOKENS: pa.ListArray.from_arrays(pa.array(offsets), pa.array(tokenised.rows.token_ids)),
         SEGMENT: pa.array(segments),
         TRUNCATED: pa.array(cut),
     }

@@ -1,36 +1,41 @@
-"""Training in one process: fine-tune a classifier, then distil its exits from its own answers.
+"""The training loop: one for fine-tuning and distillation, for one process and for many, for memory and for streams.
 
-Rows come in batches of similar length, shuffled and seeded; matrices are bf16 where the hardware has it, weights fp32; the
-state with the best score on the dev set is the one that stays.
+Chunks of rows come from a source; every chunk is cut into batches of rows of similar length, shuffled and seeded; matrices are
+bf16 where the hardware has it, weights fp32; the learning rate follows the share of the work that is done, so that nobody needs
+to know beforehand how many rows a stream has. A checkpoint is written between chunks; every step has a seed of its own, so
+that a run that was killed goes on exactly as it would have.
 """
 
-import copy
+import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone import PackedTokens
 from models.early_exit import EarlyExitModel
-from models.losses import self_distillation
-from models.precision import DTYPES, best_dtype
+from models.precision import autocast
+from pipeline.checkpoint import Checkpoint
+from pipeline.chunks import Chunk, FloatArray, Source
 from pipeline.engine import all_exits
-from pipeline.labelled import Examples
-from pipeline.lane import pack
-from pipeline.packing import runs_of, training_batches
-from pipeline.rows import IntArray, TokenRows
+from pipeline.group import Group
+from pipeline.measures import CLASSIFICATION, correlation
+from pipeline.memory import keep_freed_memory
+from pipeline.packing import training_batches
+from pipeline.recipes import Recipe
 
 WINDOW_BATCHES = 50
 """Batches sorted by length together: enough for nearly equal lengths, little enough that epochs differ."""
-TILE_TOKENS = 256
-"""Token counts are rounded up to this, so that few matrix shapes occur."""
 WARM_UP = 0.1
-"""Share of the steps in which the learning rate rises; it then falls linearly to 0 (Devlin et al. 2019)."""
+"""Share of the work in which the learning rate rises; it then falls linearly to 0 (Devlin et al. 2019)."""
 MAX_GRADIENT_NORM = 1.0
+LOG_SECONDS = 15.0
+CHECKPOINT_SECONDS = 60.0
 
 Say = Callable[[str], None]
 
@@ -41,219 +46,273 @@ class TrainingConfig:
 
     epochs: int
     batch_rows: int
+    """Rows in a step, over all workers."""
     learning_rate: float
+    """Peak; of the backbone where `head_learning_rate` is given."""
+    head_learning_rate: float | None = None
+    """Peak rate of the heads, which start from nothing; None takes that of the backbone."""
     weight_decay: float = 0.01
+    early_stopping: int | None = None
+    """Epochs without a better dev score after which to stop; None never stops early."""
     seed: int = 0
-    device: str = "cpu"
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_rows", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("epochs", "batch_rows", "learning_rate", "head_learning_rate", "early_stopping"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
 
 
 @dataclass(slots=True)
-class TrainingReport:
-    """What happened: dev score by epoch, mean loss by epoch, and rows a second overall."""
+class Position:
+    """How far a run is."""
 
-    scores: list[float] = field(default_factory=list)
+    epoch: int = 1
+    done: list[str] = field(default_factory=list)
+    """Chunks of this epoch that are learned."""
+    share: float = 0.0
+    """Share of this epoch that is done."""
+    step: int = 0
+    rows: int = 0
+    """Rows seen over all workers and epochs."""
+    seconds: float = 0.0
+    scores: list[dict[str, float]] = field(default_factory=list)
+    """Dev score by exit layer (as text) after each epoch."""
     losses: list[float] = field(default_factory=list)
-    rows_per_second: float = 0.0
+    """Mean loss of each epoch."""
+    best_epoch: int = 1
+    finished: bool = False
+    loss_sum: float = 0.0
+    loss_rows: int = 0
 
     @property
-    def best_score(self) -> float:
-        return max(self.scores)
+    def best_scores(self) -> dict[str, float]:
+        """Dev score by exit layer of the state that was kept."""
+        return self.scores[self.best_epoch - 1]
+
+    def mean_scores(self, branches_only: bool) -> list[float]:
+        """One number an epoch: the mean over branch exits, or the last exit's."""
+        return [mean_score(score, branches_only) for score in self.scores]
 
 
-def finetune(
-    model: EarlyExitModel, train: Examples, dev: Examples, config: TrainingConfig, say: Say = print
-) -> TrainingReport:
-    """Train backbone and last head on labels by cross-entropy; the score is dev accuracy. Changes the model in place."""
-    if train.label_ids is None or dev.label_ids is None:
-        raise ValueError("fine-tuning needs labels")
-    labels = torch.from_numpy(train.label_ids)
-    last = model.shape.layers
-
-    def loss(packed: PackedTokens, batch: IntArray) -> Tensor:
-        x_TH = model.backbone.embeddings(packed)
-        for layer in model.backbone.layers:
-            x_TH = layer(x_TH, packed.runs)
-        logits_BC = model.exits[str(last)](x_TH, packed.runs)
-        return F.cross_entropy(logits_BC.float(), labels[batch].to(logits_BC.device))
-
-    def score() -> float:
-        return accuracy_by_exit(model, dev)[last]
-
-    parameters = [*model.backbone.parameters(), *model.exits[str(last)].parameters()]
-    return _fit(model, parameters, train.rows, loss, score, config, "dev accuracy", say)
+def mean_score(scores: dict[str, float], branches_only: bool) -> float:
+    """Boil scores by exit down to the one that the best epoch is chosen by."""
+    *branches, last = [scores[layer] for layer in sorted(scores, key=int)]
+    return sum(branches) / len(branches) if branches_only and branches else last
 
 
-def distill(
-    model: EarlyExitModel, train: TokenRows, dev: TokenRows, config: TrainingConfig, say: Say = print
-) -> TrainingReport:
-    """Train all branch heads at once to give the last exit's soft labels, backbone and last head frozen (FastBERT).
+def train(
+    recipe: Recipe,
+    source: Source,
+    dev: Chunk,
+    config: TrainingConfig,
+    *,
+    folder: Path | None = None,
+    log: Path | None = None,
+    group: Group | None = None,
+    branches_only: bool = False,
+    say: Say = print,
+) -> Position:
+    """Train until all epochs are done, put the best epoch's state into the model, and return how it went.
 
-    No label is read. The score is the mean agreement of the branch exits with the last one on dev rows. Changes the model
-    in place.
+    `folder` keeps checkpoints, from which the same call goes on; `log` gets a line of JSON for every step that is told.
+    The best epoch is the one whose mean branch score, or last exit's score, on `dev` is highest. `group` is this worker's place
+    among many; all of them end with the same weights.
     """
-    last = model.shape.layers
-    branches = [layer for layer in model.exit_layers if layer != last]
-    if not branches:
-        raise ValueError("the model has no branch exits to distil; add_exits first")
-    dtype = _training_dtype(config)
-    # A copy in the engine's precision: heads learn on the very features that they will judge, and no weight is cast twice.
-    frozen = copy.deepcopy(model.backbone).to(config.device, dtype).eval()
-    teacher = copy.deepcopy(model.exits[str(last)]).to(config.device, dtype).eval()
+    return _Run(recipe, source, dev, config, folder, log, group or Group(), branches_only, say).run()
 
-    def loss(packed: PackedTokens, _batch: IntArray) -> Tensor:
-        students = []
+
+class _Run:
+    """State of one call of `train`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        dev: Chunk,
+        config: TrainingConfig,
+        folder: Path | None,
+        log: Path | None,
+        group: Group,
+        branches_only: bool,
+        say: Say,
+    ) -> None:
+        self.recipe, self.source, self.dev, self.config = recipe, source, dev, config
+        self.group, self.branches_only = group, branches_only
+        self.say: Say = say if group.first else (lambda _line: None)
+        self.log = log if group.first else None
+        self.parameters = recipe.parameters()
+        self.device = self.parameters[0].device
+        self.optimiser = torch.optim.AdamW(_groups(recipe, config), fused=True)
+        self.position, self.best = Position(), [p.detach().clone() for p in self.parameters]
+        self.checkpoint = None if folder is None else Checkpoint(folder, self.parameters, self.optimiser)
+        self.saved = self.told = time.monotonic()
+
+    def run(self) -> Position:
+        keep_freed_memory()
+        self._resume()
+        position = self.position
+        self.started = time.monotonic() - position.seconds
+        while not position.finished:
+            for chunk in self.source.chunks(position.epoch, frozenset(position.done)):
+                self._learn(self.recipe.prepare(chunk))
+                position.done.append(chunk.key)
+                position.share += chunk.share
+                if time.monotonic() - self.saved > self.config.checkpoint_seconds:
+                    self._save()
+            self._end_epoch()
         with torch.no_grad():
-            x_TH = frozen.embeddings(packed)
-        for number, layer in enumerate(frozen.layers, start=1):
-            with torch.no_grad():
-                x_TH = layer(x_TH, packed.runs)
-            if number in branches:
-                students.append(model.exits[str(number)](x_TH, packed.runs))
-        with torch.no_grad():
-            target = teacher(x_TH, packed.runs)
-        return self_distillation(students, target)
+            for parameter, value in zip(self.parameters, self.best, strict=True):
+                parameter.copy_(value)
+        self.recipe.model.eval()
+        return position
 
-    def score() -> float:
-        agreement = agreement_by_exit(model, dev)
-        return sum(agreement[layer] for layer in branches) / len(branches)
+    def _resume(self) -> None:
+        if self.checkpoint is None or not self.checkpoint.exists():
+            self._trim_log(0)
+            return
+        state, self.best = self.checkpoint.load()
+        self.position = Position(**state)
+        self._trim_log(self.position.step)
+        if not self.position.finished:
+            self.say(f"going on at epoch {self.position.epoch}, after {self.position.rows:,} rows")
 
-    parameters = [p for layer in branches for p in model.exits[str(layer)].parameters()]
-    return _fit(model, parameters, train, loss, score, config, "mean agreement with full depth", say)
+    def _learn(self, chunk: Chunk) -> None:
+        """Take one step for every batch of a chunk."""
+        position, config = self.position, self.config
+        steps = math.ceil(chunk.everyone / config.batch_rows)
+        rows_each = max(1, math.ceil(len(chunk) / max(steps, 1)))
+        seed = _seed(config.seed, position.step, self.group.rank)
+        mine = training_batches(chunk.rows.lengths, rows_each, WINDOW_BATCHES, seed)
+        mine += [np.zeros(0, np.int64)] * (steps - len(mine))  # workers keep step, also one with a row less
+        for number, rows in enumerate(mine[:steps]):
+            position.step += 1
+            share = (position.epoch - 1 + position.share + chunk.share * number / steps) / config.epochs
+            for parameters in self.optimiser.param_groups:
+                parameters["lr"] = parameters["peak"] * warm_up_then_fall(share)
+            torch.manual_seed(_seed(config.seed, position.step, self.group.rank))
+            loss = self._step(chunk.take(rows))
+            position.loss_sum += loss * len(rows)
+            position.loss_rows += len(rows)
+            if time.monotonic() - self.told > LOG_SECONDS or position.step % 50 == 0:
+                self._tell(loss, share)
+        position.rows += chunk.everyone
+
+    def _step(self, batch: Chunk) -> float:
+        """Take one step; return the loss of this worker's rows."""
+        self.optimiser.zero_grad(set_to_none=True)
+        value = 0.0
+        if len(batch):
+            loss = self.recipe.loss(batch, self.position.step)
+            loss.backward()
+            value = float(loss.detach())
+        self.group.average_gradients(self.parameters, len(batch))
+        nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        self.optimiser.step()
+        return value
+
+    def _end_epoch(self) -> None:
+        position, config = self.position, self.config
+        scores = {str(layer): score for layer, score in scores_by_exit(self.recipe.model, self.dev).items()}
+        position.scores.append(scores)
+        position.losses.append(position.loss_sum / max(position.loss_rows, 1))
+        totals = position.mean_scores(self.branches_only)
+        if totals[-1] > max(totals[:-1], default=-math.inf):
+            position.best_epoch = position.epoch
+            self.best = [p.detach().clone() for p in self.parameters]
+        position.seconds = time.monotonic() - self.started
+        self.say(
+            f"epoch {position.epoch}/{config.epochs}: loss {position.losses[-1]:.4f}, dev {totals[-1]:.4f}, "
+            f"{position.rows / position.seconds:,.0f} rows/s, {position.seconds:.0f} s"
+        )
+        self._write_log(loss=position.losses[-1], dev=scores)
+        since_best = position.epoch - position.best_epoch
+        stop = config.early_stopping is not None and since_best >= config.early_stopping
+        if stop:
+            self.say(f"no better dev score for {since_best} epochs: that is enough")
+        position.finished = stop or position.epoch == config.epochs
+        position.epoch, position.done, position.share = position.epoch + 1, [], 0.0
+        position.loss_sum, position.loss_rows = 0.0, 0
+        self._save()
+
+    def _save(self) -> None:
+        if self.checkpoint is not None and self.group.first:
+            self.position.seconds = time.monotonic() - self.started
+            self.checkpoint.save(asdict(self.position), self.best)
+        self.saved = time.monotonic()
+
+    def _tell(self, loss: float, share: float) -> None:
+        if self.position.step % 50 == 0:
+            self._write_log(loss=loss, dev=None)
+        if time.monotonic() - self.told <= LOG_SECONDS:
+            return
+        self.told = time.monotonic()
+        seconds = self.told - self.started
+        left = seconds * (1 - share) / share if share else float("nan")
+        rate = self.position.step * self.config.batch_rows / seconds
+        self.say(
+            f"{share:4.0%}  step {self.position.step:,}  loss {loss:.4f}  {rate:,.0f} rows/s  about {left:.0f} s left"
+        )
+
+    def _write_log(self, *, loss: float, dev: dict[str, float] | None) -> None:
+        if self.log is None:
+            return
+        position = self.position
+        line = {"step": position.step, "epoch": position.epoch, "rows": position.rows, "loss": round(loss, 6)}
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line | ({"dev": dev} if dev else {})) + "\n")
+
+    def _trim_log(self, step: int) -> None:
+        """Drop what a killed run logged after its last checkpoint."""
+        if self.log is None or not self.log.exists():
+            return
+        kept = [line for line in self.log.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        self.log.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
-def accuracy_by_exit(model: EarlyExitModel, examples: Examples) -> dict[int, float]:
-    """Share of rows that every exit gets right."""
-    if examples.label_ids is None:
-        raise ValueError("accuracy needs labels")
-    label_ids = torch.from_numpy(examples.label_ids)
-    return _share_by_exit(model, examples.rows, lambda rows, _last: label_ids[rows])
-
-
-def agreement_by_exit(model: EarlyExitModel, rows: TokenRows) -> dict[int, float]:
-    """Share of rows on which every exit says what the last one says."""
-    return _share_by_exit(model, rows, lambda _rows, last: last)
-
-
-def _share_by_exit(
-    model: EarlyExitModel, rows: TokenRows, target: Callable[[IntArray, Tensor], Tensor]
-) -> dict[int, float]:
-    hits = dict.fromkeys(model.exit_layers, 0)
+def scores_by_exit(model: EarlyExitModel, chunk: Chunk) -> dict[int, float]:
+    """Score every exit against the chunk's targets: share of rows that are right, or Pearson's correlation of values."""
+    said = {layer: np.zeros(len(chunk), np.float32) for layer in model.exit_layers}
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    device = next(model.parameters()).device
-    with torch.inference_mode(), _autocast(device):
-        for where, logits in all_exits(model, rows):
-            wanted = target(where, logits[model.shape.layers].argmax(-1).cpu())
-            for layer, logits_BC in logits.items():
-                hits[layer] += int((logits_BC.argmax(-1).cpu() == wanted).sum())
+    with torch.inference_mode(), autocast(device):
+        for where, answers in all_exits(model, chunk.rows):
+            for layer, answer in answers.items():
+                said[layer][where] = answer_of(answer.logits)
     model.train(was_training)
-    return {layer: count / max(len(rows), 1) for layer, count in hits.items()}
+    targets = chunk.targets()
+    measure = correlation if model.regression else CLASSIFICATION["accuracy"]
+    return {layer: measure(answers, targets) for layer, answers in said.items()}
 
 
-def _fit(
-    model: EarlyExitModel,
-    parameters: list[nn.Parameter],
-    rows: TokenRows,
-    loss_of: Callable[[PackedTokens, IntArray], Tensor],
-    score: Callable[[], float],
-    config: TrainingConfig,
-    score_name: str,
-    say: Say,
-) -> TrainingReport:
-    """Run the epochs of AdamW over `parameters` and put the best state back into the model."""
-    torch.manual_seed(config.seed)
-    device = torch.device(config.device)
-    model.to(device).train()
-    steps = config.epochs * math.ceil(len(rows) / config.batch_rows)
-    optimiser = torch.optim.AdamW(_decay_groups(parameters, config.weight_decay), lr=config.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_up_then_fall(step, steps))
-    report, best, started, done = TrainingReport(), _snapshot(model), time.monotonic(), 0
-    for epoch in range(1, config.epochs + 1):
-        batches = training_batches(rows.lengths, config.batch_rows, WINDOW_BATCHES, config.seed + epoch)
-        losses: list[Tensor] = []
-        for batch in _with_progress(batches, epoch, config, say, started, done, losses):
-            packed = _pack_batch(rows, batch, device)
-            with _autocast(device):
-                loss = loss_of(packed, batch)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.detach())
-        done += len(rows)
-        report.losses.append(float(torch.stack(losses).mean()))
-        report.scores.append(score())
-        if report.scores[-1] == report.best_score:
-            best = _snapshot(model)
-        seconds = time.monotonic() - started
-        report.rows_per_second = done / seconds
-        say(
-            f"epoch {epoch}/{config.epochs}: loss {report.losses[-1]:.4f}, {score_name} {report.scores[-1]:.4f}, "
-            f"{report.rows_per_second:,.0f} rows/s, {seconds:.0f} s"
-        )
-    model.load_state_dict(best)
-    model.eval()
-    return report
+def answer_of(logits_BC: Tensor) -> FloatArray:
+    """Class indices, or values where there is one class: [B, C] -> [B]."""
+    answers = logits_BC[:, 0] if logits_BC.shape[1] == 1 else logits_BC.argmax(-1)
+    said: FloatArray = answers.float().cpu().numpy()
+    return said
 
 
-PROGRESS_SECONDS = 15.0
+def warm_up_then_fall(share: float) -> float:
+    """Factor of the learning rate when this share of the work is done."""
+    return max(share, 1e-3) / WARM_UP if share < WARM_UP else (1.0 - share) / (1.0 - WARM_UP)
 
 
-def _with_progress(
-    batches: Sequence[IntArray],
-    epoch: int,
-    config: TrainingConfig,
-    say: Say,
-    started: float,
-    done: int,
-    losses: list[Tensor],
-) -> Iterable[IntArray]:
-    """Pass batches through, with a line about every quarter of a minute."""
-    last = time.monotonic()
-    for number, batch in enumerate(batches):
-        now = time.monotonic()
-        if now - last > PROGRESS_SECONDS and losses:
-            last = now
-            rate = (done + number * config.batch_rows) / (now - started)
-            left = (config.epochs - epoch + 1) * len(batches) - number
-            recent = torch.stack(losses[-50:]).mean()
-            say(
-                f"epoch {epoch}/{config.epochs}, step {number}/{len(batches)}: loss {recent:.4f}, "
-                f"{rate:,.0f} rows/s, about {left * config.batch_rows / rate:.0f} s left"
-            )
-        yield batch
+def _seed(*numbers: int) -> int:
+    """Mix numbers into one seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _pack_batch(rows: TokenRows, batch: IntArray, device: torch.device) -> PackedTokens:
-    members = rows.take(batch)
-    return pack(members, runs_of(members.lengths), -len(members.token_ids) % TILE_TOKENS, device)
-
-
-def _training_dtype(config: TrainingConfig) -> torch.dtype:
-    return DTYPES[best_dtype(torch.device(config.device))]
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    dtype = DTYPES[best_dtype(device)]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def _decay_groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices only; biases and LayerNorms are left alone, as usual for BERT."""
-    matrices, vectors = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
-    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _warm_up_then_fall(step: int, steps: int) -> float:
-    rise = max(1, int(WARM_UP * steps))
-    return (step + 1) / rise if step < rise else max(0.0, (steps - step) / max(1, steps - rise))
-
-
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+def _groups(recipe: Recipe, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Heads and backbone with rates of their own; weight decay for matrices only, as usual for BERT."""
+    backbone = {id(parameter) for parameter in recipe.model.backbone.parameters()}
+    groups = []
+    for in_backbone, rate in ((True, config.learning_rate), (False, config.head_learning_rate or config.learning_rate)):
+        for matrices in (True, False):
+            members = [
+                p for p in recipe.parameters() if (id(p) in backbone) == in_backbone and (p.dim() > 1) == matrices
+            ]
+            decay = config.weight_decay if matrices else 0.0
+            groups.append({"params": members, "peak": rate, "weight_decay": decay, "lr": rate})
+    return [group for group in groups if group["params"]]

@@ -82,6 +82,8 @@ def random_exits(model: EarlyExitModel, kind: str, seed: int = 0) -> EarlyExitMo
     model.add_exits(kind)
     for layer in model.exit_layers[:-1]:
         spread_weights(model.exits[str(layer)])
+    if model.lte is not None:
+        spread_weights(model.lte)
     return model.eval()
 
 

@@ -83,7 +83,7 @@ def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, cor
 
     other = classify(model_directory, corpus, out, "--keep", "source", "--probabilities", "--speed", "0.5")
     assert other.returncode == 2
-    assert "speed was 0.6, is 0.5" in other.stderr
+    assert "criterion was entropy 0.6, is entropy 0.5" in other.stderr
 
     parts = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
     (corpus / "e.jsonl").write_text(json.dumps({"text": TEXTS[0], "source": "new"}))

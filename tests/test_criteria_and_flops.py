@@ -1,6 +1,7 @@
 """Uncertainty by hand, and FLOPs against torch's own counter."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbone import PackedTokens
-from models.criteria import may_exit, normalised_entropy
+from models.criteria import extend_streak, may_exit, normalised_entropy
 from models.early_exit import EarlyExitModel
-from models.losses import self_distillation
+from models.losses import label_loss, lte_loss, soft_label_loss
 from models.runs import Run
 from tests.conftest import CONFIGS
 
@@ -39,12 +40,47 @@ def test_the_ends_of_speed_hold_exactly() -> None:
     assert may_exit(uncertainty, 0.5).tolist() == [True, True, False]
 
 
-def test_self_distillation_is_kl_from_teacher_to_students_by_hand() -> None:
+def test_soft_label_loss_is_kl_from_teacher_to_student_by_hand() -> None:
     teacher = torch.log(torch.tensor([[0.75, 0.25]]))
     student = torch.log(torch.tensor([[0.5, 0.5]]))
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert float(self_distillation([student, student], teacher)) == pytest.approx(2 * expected)
-    assert float(self_distillation([teacher], teacher)) == pytest.approx(0.0)
+    assert float(soft_label_loss(student, teacher)) == pytest.approx(expected)
+    assert float(soft_label_loss(teacher, teacher)) == pytest.approx(0.0)
+    flat = math.sqrt(0.75) / (math.sqrt(0.75) + math.sqrt(0.25))
+    softened = flat * math.log(flat / 0.5) + (1 - flat) * math.log((1 - flat) / 0.5)
+    assert float(soft_label_loss(student, teacher, temperature=2.0)) == pytest.approx(4 * softened)
+    assert float(soft_label_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]))) == pytest.approx(4.0)
+
+
+def test_rows_without_a_label_do_not_count() -> None:
+    logits = torch.log(torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.1, 0.9]]))
+    labels = torch.tensor([0.0, math.nan, 1.0])
+    expected = -(math.log(0.75) + math.log(0.9)) / 2
+    assert float(label_loss(logits, labels)) == pytest.approx(expected)
+    assert float(label_loss(logits[:1], torch.tensor([math.nan]))) == 0.0
+    assert float(label_loss(torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, math.nan]))) == pytest.approx(4.0)
+
+
+def test_learned_certainty_aims_at_being_right() -> None:
+    logits = torch.tensor([[2.0, 1.0], [2.0, 1.0], [2.0, 1.0]])
+    half = torch.zeros(3)  # sigmoid: 0.5
+    assert float(lte_loss(half, logits, torch.tensor([0.0, 1.0, math.nan]))) == pytest.approx(0.25)
+    sure = torch.tensor([100.0, -100.0, 0.0])
+    assert float(lte_loss(sure, logits, torch.tensor([0.0, 1.0, math.nan]))) == pytest.approx(0.0)
+    value = lte_loss(torch.zeros(1), torch.tensor([[2.5]]), torch.tensor([2.0]))
+    assert float(value) == pytest.approx((0.5 - (1 - math.tanh(0.5))) ** 2, rel=1e-4)
+
+
+def test_streaks_count_agreeing_neighbours_and_start_again() -> None:
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    streak = torch.zeros(1, dtype=torch.int64)
+    seen = []
+    for before, now in pairwise([a, a, a, b, b]):
+        streak = extend_streak(streak, before, now, 0.0)
+        seen.append(int(streak))
+    assert seen == [1, 2, 0, 1]
+    assert int(extend_streak(streak, torch.tensor([[1.0]]), torch.tensor([[1.05]]), 0.1)) == 2
+    assert int(extend_streak(streak, torch.tensor([[1.0]]), torch.tensor([[1.2]]), 0.1)) == 0
 
 
 @pytest.mark.parametrize("kind", ["pooled", "attention"])
@@ -53,6 +89,7 @@ def test_self_distillation_is_kl_from_teacher_to_students_by_hand() -> None:
 def test_flops_equal_torchs_counter(family: str, kind: str, length: int) -> None:
     model = EarlyExitModel(CONFIGS[family]).eval()
     model.add_exits(kind)
+    model.lte = None  # one number a row, which we leave out
     rows = 3
     packed = PackedTokens(
         token_ids=torch.zeros(rows * length, dtype=torch.long),

@@ -1,16 +1,18 @@
 """The re-packing engine against an oracle that runs one row at a time and never re-packs."""
 
 import copy
+import math
 from collections.abc import Collection
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import BertConfig
 
 from models.backbone import PackedTokens
-from models.criteria import normalised_entropy
+from models.criterion import CRITERIA, Criterion
 from models.early_exit import EarlyExitModel
 from models.int8 import Int8FeedForward, can_use_int8
 from models.precision import UnsupportedPrecisionError
@@ -18,7 +20,7 @@ from models.runs import Run
 from pipeline.config import EngineConfig
 from pipeline.engine import Engine
 from pipeline.rows import TokenRows
-from tests.conftest import CONFIGS, random_exits, random_rows, spread_weights
+from tests.conftest import BERT_SIZES, CONFIGS, random_exits, random_rows, spread_weights
 
 TOLERANCE = 1e-4
 """Packing changes matrix shapes, hence the order of sums: results agree to fp32 rounding, not to the bit."""
@@ -29,13 +31,19 @@ def new_model(kind: str = "pooled") -> EarlyExitModel:
     return random_exits(spread_weights(EarlyExitModel(CONFIGS["bert"])), kind)
 
 
-MODELS = {kind: new_model(kind) for kind in ("pooled", "attention")}
+def regression_model() -> EarlyExitModel:
+    torch.manual_seed(0)
+    config = BertConfig(**(BERT_SIZES | {"num_labels": 1}))
+    return random_exits(spread_weights(EarlyExitModel(config)), "pooled")
+
+
+MODELS = {kind: new_model(kind) for kind in ("pooled", "attention")} | {"regression": regression_model()}
 
 
 def oracle(
-    model: EarlyExitModel, rows: TokenRows, speed: float, exits: Collection[int]
-) -> list[tuple[int, np.ndarray, float]]:
-    """Exit layer, probabilities, and the distance of the closest decision to the threshold, row by row."""
+    model: EarlyExitModel, rows: TokenRows, criterion: Criterion, exits: Collection[int]
+) -> list[tuple[int, np.ndarray, float, float]]:
+    """Exit layer, logits, uncertainty, and the distance of the closest decision to the threshold, row by row."""
     answers = []
     layers = model.shape.layers
     for row in range(len(rows)):
@@ -43,57 +51,101 @@ def oracle(
         runs = (Run(1, len(ids)),)
         segments = torch.tensor([int(rows.segments[row])])
         with torch.inference_mode():
-            logits = model(PackedTokens(token_ids=ids, segments=segments, runs=runs))
-        margin = 1.0
+            by_layer = model(PackedTokens(token_ids=ids, segments=segments, runs=runs))
+        margin, streak, before = 1.0, 0, None
         for layer in [n for n in range(1, layers + 1) if n in exits or n == layers]:
-            uncertainty = float(normalised_entropy(logits[layer])[0])
-            if layer < layers:
-                margin = min(margin, abs(uncertainty - speed))
-            if layer == layers or uncertainty <= speed:
-                answers.append((layer, torch.softmax(logits[layer][0], -1).numpy(), margin))
+            logits = by_layer[layer].logits[0].numpy()
+            p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+            doubt = 0.0 if len(p) == 1 else float(-(p * np.log(p)).sum() / np.log(len(p)))
+            closest, leaves = abs(doubt - criterion.speed), doubt <= criterion.speed
+            if criterion.name == "confidence":
+                doubt = 1 - p.max()
+                closest, leaves = abs(doubt - criterion.speed), doubt <= criterion.speed
+            elif criterion.name == "lte" and layer < layers:
+                doubt = 1 - 1 / (1 + math.exp(-float(by_layer[layer].lte[0])))
+                closest, leaves = abs(doubt - criterion.speed), doubt <= criterion.speed
+            elif criterion.name == "patience":
+                closest = 1.0 if len(p) == 1 else float(np.diff(np.sort(logits)[-2:])[0])
+                if before is not None and len(p) == 1:
+                    change = abs(logits[0] - before[0])
+                    closest, streak = (
+                        abs(change - criterion.tolerance),
+                        streak + 1 if change < criterion.tolerance else 0,
+                    )
+                elif before is not None:
+                    streak = streak + 1 if logits.argmax() == before.argmax() else 0
+                before, doubt = logits, max(0.0, 1 - streak / criterion.patience)
+                leaves = streak >= criterion.patience
+            if layer < layers or criterion.name == "patience":
+                margin = min(margin, closest)
+            if layer == layers or leaves:
+                answers.append((layer, logits, doubt, margin))
                 break
     return answers
 
 
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
+    name=st.sampled_from(CRITERIA),
     speed=st.floats(0.01, 0.99),
+    patience=st.integers(1, 3),
     token_budget=st.integers(1, 300),
     resident_tokens=st.integers(1, 2000),
     exits=st.sets(st.integers(1, 4)),
-    kind=st.sampled_from(["pooled", "attention"]),
+    kind=st.sampled_from(["pooled", "attention", "regression"]),
     seed=st.integers(0, 3),
 )
+@settings(max_examples=120)
 def test_repacked_rows_equal_one_row_at_a_time(
-    lengths: list[int], speed: float, token_budget: int, resident_tokens: int, exits: set[int], kind: str, seed: int
+    lengths: list[int],
+    name: str,
+    speed: float,
+    patience: int,
+    token_budget: int,
+    resident_tokens: int,
+    exits: set[int],
+    kind: str,
+    seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
     rows = TokenRows.from_lists([random.integers(0, 200, n).tolist() for n in lengths])
+    if kind == "regression":
+        name = {"entropy": "lte", "confidence": "patience"}.get(name, name)
+    criterion = Criterion(name=name, speed=speed, patience=patience, tolerance=speed)
     config = EngineConfig(
-        speed=speed, token_budget=token_budget, resident_tokens=resident_tokens, exits=tuple(exits), dtype="fp32"
+        criterion=criterion,
+        token_budget=token_budget,
+        resident_tokens=resident_tokens,
+        exits=tuple(exits),
+        dtype="fp32",
     )
     got = Engine(MODELS[kind], config).run(rows)
-    for row, (layer, probabilities, margin) in enumerate(oracle(MODELS[kind], rows, speed, exits)):
+    for row, (layer, logits, uncertainty, margin) in enumerate(oracle(MODELS[kind], rows, criterion, exits)):
         if margin > TOLERANCE:
             assert got.exit_layers[row] == layer
-            np.testing.assert_allclose(got.probabilities[row], probabilities, atol=TOLERANCE)
+            np.testing.assert_allclose(got.logits[row], logits, atol=TOLERANCE, rtol=1e-3)
+            assert got.uncertainty[row] == pytest.approx(uncertainty, abs=TOLERANCE)
 
 
-def test_the_oracle_test_judges_nearly_all_rows_and_meets_every_exit() -> None:
+@pytest.mark.parametrize("name", CRITERIA)
+def test_the_oracle_test_judges_nearly_all_rows_and_meets_every_exit(name: str) -> None:
     rows = random_rows(100, 60, seed=5)
-    answers = [answer for speed in (0.4, 0.6, 0.8) for answer in oracle(MODELS["pooled"], rows, speed, range(5))]
-    assert sum(margin > TOLERANCE for _, _, margin in answers) >= 295
-    assert {layer for layer, _, _ in answers} == {1, 2, 3, 4}
+    wanted = [Criterion(name=name, speed=n / 10, patience=n % 3 + 1) for n in range(1, 10)]
+    answers = [answer for criterion in wanted for answer in oracle(MODELS["pooled"], rows, criterion, range(5))]
+    assert sum(margin > TOLERANCE for *_, margin in answers) >= 885
+    assert len({layer for layer, *_ in answers}) >= 3
 
 
 def test_at_speed_one_every_row_leaves_at_the_first_exit(exit_model: EarlyExitModel) -> None:
-    got = Engine(exit_model, EngineConfig(speed=1.0, dtype="fp32", token_budget=64)).run(random_rows(50, 40, seed=3))
+    got = Engine(exit_model, EngineConfig(criterion=Criterion(speed=1.0), dtype="fp32", token_budget=64)).run(
+        random_rows(50, 40, seed=3)
+    )
     assert set(got.exit_layers) == {1}
 
 
 def test_at_speed_zero_every_row_goes_to_full_depth(exit_model: EarlyExitModel) -> None:
     rows = random_rows(50, 40, seed=3)
-    got = Engine(exit_model, EngineConfig(speed=0.0, dtype="fp32", token_budget=64)).run(rows)
+    got = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="fp32", token_budget=64)).run(rows)
     assert set(got.exit_layers) == {4}
     assert got.layer_tokens == 4 * len(rows.token_ids)
 
@@ -103,12 +155,12 @@ def test_a_uniform_answer_leaves_at_speed_one_only() -> None:
     for parameter in model.exits.parameters():
         torch.nn.init.zeros_(parameter)
     rows = random_rows(5, 9, seed=0)
-    assert set(Engine(model, EngineConfig(speed=1.0, dtype="fp32")).run(rows).exit_layers) == {1}
-    assert set(Engine(model, EngineConfig(speed=0.99, dtype="fp32")).run(rows).exit_layers) == {4}
+    assert set(Engine(model, EngineConfig(criterion=Criterion(speed=1.0), dtype="fp32")).run(rows).exit_layers) == {1}
+    assert set(Engine(model, EngineConfig(criterion=Criterion(speed=0.99), dtype="fp32")).run(rows).exit_layers) == {4}
 
 
 def test_rows_keep_their_order_and_calls_keep_no_state(exit_model: EarlyExitModel) -> None:
-    engine = Engine(exit_model, EngineConfig(speed=0.4, dtype="fp32", token_budget=100))
+    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.4), dtype="fp32", token_budget=100))
     rows = random_rows(64, 50, seed=7)
     first = engine.run(rows)
     shuffle = np.random.default_rng(0).permutation(len(rows))
@@ -120,14 +172,14 @@ def test_rows_keep_their_order_and_calls_keep_no_state(exit_model: EarlyExitMode
 
 
 def test_no_rows_give_no_predictions(exit_model: EarlyExitModel) -> None:
-    got = Engine(exit_model, EngineConfig(speed=0.4)).run(TokenRows.from_lists([]))
+    got = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.4))).run(TokenRows.from_lists([]))
     assert len(got.exit_layers) == len(got.label_ids) == 0
 
 
 def test_bf16_gives_nearly_the_same_labels(exit_model: EarlyExitModel) -> None:
     rows = random_rows(300, 40, seed=11)
-    fp32 = Engine(exit_model, EngineConfig(speed=0.0, dtype="fp32")).run(rows).label_ids
-    bf16 = Engine(exit_model, EngineConfig(speed=0.0, dtype="bf16")).run(rows).label_ids
+    fp32 = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="fp32")).run(rows).label_ids
+    bf16 = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="bf16")).run(rows).label_ids
     assert (fp32 == bf16).mean() > 0.95
 
 
@@ -142,8 +194,8 @@ def test_int8_gives_nearly_the_same_probabilities(activation: str) -> None:
     model = random_exits(spread_weights(EarlyExitModel(config)), "pooled")
     widen_channels(model)
     rows = random_rows(300, 40, seed=11)
-    fp32 = Engine(copy.deepcopy(model), EngineConfig(speed=0.4, dtype="fp32")).run(rows)
-    engine = Engine(model, EngineConfig(speed=0.4, dtype="int8"))
+    fp32 = Engine(copy.deepcopy(model), EngineConfig(criterion=Criterion(speed=0.4), dtype="fp32")).run(rows)
+    engine = Engine(model, EngineConfig(criterion=Criterion(speed=0.4), dtype="int8"))
     assert isinstance(engine.model.backbone.layer(1).ffn, Int8FeedForward) == (activation != "gelu_new")
     int8 = engine.run(rows)
     assert np.abs(int8.probabilities - fp32.probabilities).mean() < 0.02
@@ -170,10 +222,13 @@ def test_int8_on_a_device_without_it_is_refused(exit_model: EarlyExitModel, monk
 
 def test_an_exit_that_the_model_lacks_is_named(exit_model: EarlyExitModel) -> None:
     with pytest.raises(ValueError, match="no exit after layer 9; it has them after 1 2 3 4"):
-        Engine(exit_model, EngineConfig(speed=0.5, exits=(2, 9)))
+        Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.5), exits=(2, 9)))
 
 
-@pytest.mark.parametrize(("field", "value"), [("speed", 1.5), ("speed", -0.1), ("token_budget", 0), ("dtype", "fp8")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("speed", 1.5), ("speed", -0.1), ("patience", 0), ("token_budget", 0), ("dtype", "fp8")]
+)
 def test_a_setting_out_of_range_is_named(field: str, value: object) -> None:
+    config: type = Criterion if field in ("speed", "patience", "name") else EngineConfig
     with pytest.raises(ValueError, match=field):
-        EngineConfig(**{field: value})  # type: ignore[arg-type]
+        config(**{field: value})  # type: ignore[arg-type]

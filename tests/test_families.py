@@ -46,7 +46,7 @@ def our_last_logits(model: EarlyExitModel, rows: TokenRows) -> torch.Tensor:
     logits = torch.empty(len(rows), model.shape.classes)
     with torch.inference_mode():
         for where, by_layer in all_exits(model, rows, token_budget=96):
-            logits[torch.from_numpy(where)] = by_layer[model.shape.layers]
+            logits[torch.from_numpy(where)] = by_layer[model.shape.layers].logits
     return logits
 
 

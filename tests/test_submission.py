@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,8 @@ class Head:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.environment = clean | {"PATH": path, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(self.folder)}
         command = f"{RAY} start --head --block --port {free_port()} --dashboard-host 127.0.0.1 --num-cpus 2"
+        # Ports of our own: the agent that starts jobs would wait for ever for one that another Ray on this machine holds.
+        command += f" --dashboard-agent-listen-port {free_port()} --dashboard-agent-grpc-port {free_port()}"
         command += f" --dashboard-port {self.port} --temp-dir {self.folder}/ray --object-store-memory 200000000"
         self.log = open(self.folder / "head.log", "w")  # noqa: SIM115 - closed by close()
         self.process = subprocess.Popen(
@@ -53,13 +56,17 @@ class Head:
         self._wait()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 60
+        """Wait until a job can be submitted: the dashboard answers long before the agent that starts jobs does."""
+        body = json.dumps({"entrypoint": "true"}).encode()
+        url = f"http://127.0.0.1:{self.port}/api/jobs/"
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                headers = {"Content-Type": "application/json"}
+                urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60).close()
                 return
             except OSError:
-                time.sleep(0.2)
+                time.sleep(0.5)
         raise TimeoutError((self.folder / "head.log").read_text())
 
     def submit(self, *words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:

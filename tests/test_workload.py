@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
 from pipeline.config import EngineConfig
 from pipeline.engine import Engine
@@ -37,7 +38,7 @@ def test_a_workload_repeats_and_has_the_wanted_means() -> None:
 def test_the_engine_obeys_a_plan_and_still_answers_as_the_heads_do(exit_model: EarlyExitModel) -> None:
     rows = random_rows(80, 40, seed=1)
     plan = np.random.default_rng(0).integers(1, 5, len(rows))
-    engine = Engine(exit_model, EngineConfig(speed=0.5, dtype="fp32", token_budget=90))
+    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32", token_budget=90))
     got = engine.run(rows, plan)
     np.testing.assert_array_equal(got.exit_layers, plan)
     at_one = engine.run(rows, np.ones(len(rows), np.int64))
@@ -47,7 +48,10 @@ def test_the_engine_obeys_a_plan_and_still_answers_as_the_heads_do(exit_model: E
 def test_first_token_first_changes_no_answer(exit_model: EarlyExitModel) -> None:
     rows = random_rows(150, 50, seed=4)
     answers = [
-        Engine(exit_model, EngineConfig(speed=0.7, dtype="fp32", token_budget=128, first_token_first=first)).run(rows)
+        Engine(
+            exit_model,
+            EngineConfig(criterion=Criterion(speed=0.7), dtype="fp32", token_budget=128, first_token_first=first),
+        ).run(rows)
         for first in (True, False)
     ]
     np.testing.assert_array_equal(answers[0].exit_layers, answers[1].exit_layers)
@@ -58,7 +62,7 @@ def test_first_token_first_changes_no_answer(exit_model: EarlyExitModel) -> None
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_number_of_lanes_changes_no_answer(exit_model: EarlyExitModel, threads: int) -> None:
     rows, before = random_rows(200, 50, seed=6), torch.get_num_threads()
-    config = EngineConfig(speed=0.7, dtype="fp32", token_budget=128)
+    config = EngineConfig(criterion=Criterion(speed=0.7), dtype="fp32", token_budget=128)
     wanted = Engine(exit_model, config).run(rows)
     try:
         torch.set_num_threads(threads)

@@ -18,6 +18,7 @@ import ray
 import torch
 from transformers import BertConfig
 
+from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
 from models.fused import fuse
 from pipeline.cluster import join_or_start
@@ -91,7 +92,7 @@ def main() -> None:
         work = make_workload(ROWS, **sizes, seed=seed)
         order = sort_by_length(work.rows.lengths)
         shards.append(Workload(rows=work.rows.take(order), exit_plan=work.exit_plan[order]))
-    engine = Engine(new_model(), EngineConfig(speed=0.5, exits=(4, 8), first_token_first=False))
+    engine = Engine(new_model(), EngineConfig(criterion=Criterion(speed=0.5), exits=(4, 8), first_token_first=False))
     join_or_start()
     blocks = [ray.remote(Block).options(num_cpus=0.5).remote(first, last) for first, last in BLOCKS]
     for number in range(ROUNDS + 1):  # the first is the warm-up

@@ -1,0 +1,189 @@
+#!/usr/bin/env python
+"""Make the tables of papers.md from the models that papers.py trained: thresholds chosen on dev rows, figures from test rows.
+
+python docs/results/papers_tables.py --work papers > tables.md
+"""
+
+import argparse
+import sys
+from functools import cache
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from jobs import options
+from models.criterion import Criterion
+from models.early_exit import EarlyExitModel
+from models.precision import set_precision
+from pipeline.evaluation import Evaluation, OperatingPoint, cheapest_within, luha
+from pipeline.labelled import TextColumns, read_texts, tokenise_texts
+
+SETS = ("sst2", "ag_news", "trec", "subj", "qnli", "chnsenticorp", "stsb")
+PAIRS = ("qnli", "stsb")
+METHODS = {
+    "FastBERT": ("soft-attention-0", ("entropy",)),
+    "FastBERT's heads, from labels": ("labels-attention-0", ("entropy",)),
+    "DeeBERT (two-stage)": ("labels-pooled-0", ("entropy",)),
+    "DeeBERT's heads, from soft labels": ("soft-pooled-0", ("entropy",)),
+    "BERxiT, joint": ("joint", ("confidence", "lte")),
+    "BERxiT, alternating": ("alternating", ("confidence", "lte")),
+    "PABEE": ("joint-depth", ("patience",)),
+    "PABEE's patience on joint": ("joint", ("patience",)),
+    "PABEE's patience on alternating": ("alternating", ("patience",)),
+}
+DROPS = (0.005, 0.01, 0.03)
+SHARES = np.linspace(0.3, 0.9, 13)
+"""FLOPs, as shares of full depth, at which two curves are compared."""
+
+
+class Work:
+    """Models and data under one folder; every evaluation is made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def there(self, name: str, model: str) -> bool:
+        directory = self.folder / name / model
+        return (directory / "config.json").exists() and not (directory / "_checkpoint").exists()
+
+    @cache  # noqa: B019 - one object for the whole program
+    def evaluation(self, name: str, model: str, split: str) -> Evaluation:
+        directory = str(self.folder / name / model)
+        loaded = EarlyExitModel.from_pretrained(directory)
+        tokeniser = options.load_tokeniser(directory, loaded, None)
+        columns = TextColumns(pair="text_pair" if name in PAIRS else None)
+        texts = read_texts(str(self.folder / "data" / f"{name}-{split}.parquet"), columns)
+        set_precision(loaded, "auto", torch.device("cpu"), 2048)
+        return Evaluation(loaded, tokenise_texts(texts, tokeniser, loaded.labels))
+
+    def chosen(self, name: str, model: str, criterion: str, drop: float) -> tuple[OperatingPoint, float]:
+        """The point that dev rows choose, on test rows; and the quality of full depth there."""
+        found = cheapest_within(self.evaluation(name, model, "dev").curve(criterion), drop).criterion
+        test = self.evaluation(name, model, "test")
+        return test.at(found), test.full_depth().quality
+
+
+def table(head: list[str], rows: list[list[str]]) -> None:
+    for cells in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(cells) + " |")
+    print(flush=True)
+
+
+def savings(work: Work) -> None:
+    print("## What can be saved\n")
+    for name in SETS:
+        rows = []
+        for method, (model, criteria) in METHODS.items():
+            if not work.there(name, model):
+                continue
+            for criterion in criteria:
+                if criterion not in work.evaluation(name, model, "dev").criteria():
+                    continue
+                cells = [method, criterion, f"{work.evaluation(name, model, 'test').full_depth().quality:.4f}"]
+                for drop in DROPS:
+                    point, full = work.chosen(name, model, criterion, drop)
+                    cells.append(f"{point.flops_speedup:.2f}x ({point.quality - full:+.4f})")
+                rows.append(cells)
+        if rows:
+            print(f"### {name}\n")
+            table(["method", "criterion", "full depth", *(f"-{drop:.1%} on dev" for drop in DROPS)], rows)
+
+
+def layers(work: Work) -> None:
+    print("## Every exit on all test rows\n")
+    for name in SETS:
+        rows = []
+        for method, (model, _criteria) in METHODS.items():
+            if work.there(name, model) and "patience" not in method:
+                rows.append([method, *(f"{q:.3f}" for q in work.evaluation(name, model, "test").by_layer().values())])
+        if rows:
+            print(f"### {name}\n")
+            table(["method", *map(str, range(1, len(rows[0])))], rows)
+
+
+def self_distillation(work: Work) -> None:
+    print("## Self-distillation against labels: the same heads, equal FLOPs, three seeds\n")
+    rows = []
+    for name in SETS:
+        gains = {}
+        for kind in ("soft", "labels"):
+            models = [f"{kind}-attention-{seed}" for seed in range(3) if work.there(name, f"{kind}-attention-{seed}")]
+            gains[kind] = [mean_quality(work.evaluation(name, model, "test").curve("entropy")) for model in models]
+        if gains["soft"] and gains["labels"]:
+            soft, labels = np.mean(gains["soft"]), np.mean(gains["labels"])
+            spread = max(np.std(gains["soft"]), np.std(gains["labels"]))
+            rows.append(
+                [
+                    name,
+                    str(len(gains["soft"])),
+                    f"{soft:.4f}",
+                    f"{labels:.4f}",
+                    f"{soft - labels:+.4f}",
+                    f"{spread:.4f}",
+                ]
+            )
+    table(["set", "seeds", "from soft labels", "from labels", "gain", "deviation of seeds"], rows)
+
+
+def mean_quality(points: list[OperatingPoint]) -> float:
+    """Mean quality over SHARES of FLOPs: the best point that costs at most so much."""
+    best = [max(p.quality for p in points if 1 / p.flops_speedup <= share) for share in SHARES if any(
+        1 / p.flops_speedup <= share for p in points)]  # fmt: skip
+    return float(np.mean(best))
+
+
+def uncertainty(work: Work) -> None:
+    print("## LUHA: rank correlation of uncertainty bins and accuracy, by layer (entropy, test rows)\n")
+    rows = []
+    for name in SETS:
+        if name == "stsb" or not work.there(name, "soft-attention-0"):
+            continue
+        evaluation = work.evaluation(name, "soft-attention-0", "test")
+        seen = evaluation.recorded.uncertainty(Criterion(name="entropy", speed=0.5))
+        cells = [name]
+        for place in range(len(seen)):
+            middle, share, count = luha(seen[place], evaluation.recorded.answers[place] == evaluation.targets)
+            full = count >= 10
+            cells.append(f"{spearmanr(middle[full], share[full]).statistic:.2f}" if full.sum() > 2 else "-")
+        rows.append(cells)
+    if rows:
+        table(["set", *map(str, range(1, len(rows[0])))], rows)
+
+
+def own_teacher(work: Work) -> None:
+    print("## Bring your own teacher\n")
+    rows = []
+    for name in ("sst2", "ag_news"):
+        for model in ("byo-frozen-attention", "byo-frozen-pooled", "byo-along-attention", "byo-along-pooled"):
+            if not work.there(name, model):
+                continue
+            teacher = work.evaluation(name, "byo-teacher", "test").full_depth().quality
+            dev = work.evaluation(name, model, "dev")
+            limit = work.evaluation(name, "byo-teacher", "dev").full_depth().quality - 0.005
+            for criterion in ("entropy", "confidence", "patience", "lte"):
+                good = [point for point in dev.curve(criterion) if point.quality >= limit]
+                if not good:
+                    rows.append([name, model, criterion, f"{teacher:.4f}", "-", "-", "-"])
+                    continue
+                best = max(good, key=lambda point: point.flops_speedup).criterion
+                point = work.evaluation(name, model, "test").at(best)
+                cells = [f"{point.quality:.4f}", f"{point.quality - teacher:+.4f}", f"{point.flops_speedup:.2f}x"]
+                rows.append([name, model, best.describe(), f"{teacher:.4f}", *cells])
+    if rows:
+        table(["set", "model", "criterion, chosen on dev", "teacher, test", "test", "loss", "fewer FLOPs"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True, type=Path)
+    work = Work(parser.parse_args().work)
+    for part in (own_teacher, savings, layers, self_distillation, uncertainty):
+        part(work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The evaluation report: tables as text and, with figures, as one self-contained HTML page."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment
+
+from pipeline.evaluation import Evaluation, OperatingPoint, cheapest_within
+from pipeline.output import write_text
+from pipeline.plots import Picture
+
+DROPS = (0.005, 0.01, 0.03)
+"""Losses of quality for which the table names the largest savings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as text, the first row being the head."""
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        lines = ["| " + " | ".join(cells) + " |" for cells in (self.head, ["---"] * len(self.head), *self.rows)]
+        return "\n".join([f"{self.title}", "", *lines, *(["", self.note] if self.note else [])])
+
+
+def point_table(points: Sequence[OperatingPoint], metric: str) -> Table:
+    """Lay out operating points."""
+    layers = list(points[0].exits)
+    head = ["criterion", metric, "agreement", "mean exit", "fewer FLOPs", *(f"exit {layer}" for layer in layers)]
+    rows = []
+    for p in points:
+        name = "full depth" if p.criterion.full_depth else p.criterion.describe()
+        cells = [name, f"{p.quality:.4f}", f"{p.agreement:.4f}", f"{p.mean_exit_layer:.2f}", f"{p.flops_speedup:.2f}x"]
+        rows.append([*cells, *(f"{n:,}" for n in p.exits.values()), " ".join(map(str, p.exits_that_pay))])
+    note = "Fewer FLOPs: those of the plain full-depth model over those spent, heads included, on the same rows."
+    return Table("Chosen points", [*head, "exits that pay"], rows, note)
+
+
+def savings_table(curves: Mapping[str, Sequence[OperatingPoint]], metric: str) -> Table:
+    """Say for every criterion how many FLOPs can go for a given loss of quality."""
+    head = ["criterion", f"{metric} at full depth", *(f"-{drop:.1%}" for drop in DROPS)]
+    rows = []
+    for name, points in curves.items():
+        cells = [name, f"{points[0].quality:.4f}"]
+        for drop in DROPS:
+            best = cheapest_within(points, drop)
+            cells.append(f"{best.flops_speedup:.2f}x ({best.quality:.4f}, {best.criterion.describe()})")
+        rows.append(cells)
+    note = (
+        f"Largest saving of FLOPs at which the {metric} is at most so much below full depth, chosen on these very rows."
+    )
+    return Table("What can be saved", head, rows, note)
+
+
+def timing_table(points: Sequence[OperatingPoint], seconds: Sequence[float], rows: int) -> Table:
+    """Lay measured times out beside what the FLOPs say; the first point is full depth."""
+    cells = []
+    for point, took in zip(points, seconds, strict=True):
+        name = "full depth" if point.criterion.full_depth else point.criterion.describe()
+        cells.append([name, f"{rows / took:,.0f}", f"{seconds[0] / took:.2f}x", f"{point.flops_speedup:.2f}x"])
+    note = "Median of rounds in which all points take turns; the engine alone, without reading and tokenising."
+    return Table("Wall-clock time", ["criterion", "rows/s", "faster", "fewer FLOPs"], cells, note)
+
+
+def quality_table(evaluation: Evaluation) -> Table:
+    """Give all measures of every exit, all rows leaving there."""
+    names = list(evaluation.metrics)
+    by_name = {name: evaluation.by_layer(name) for name in names}
+    rows = [[str(layer), *(f"{by_name[name][layer]:.4f}" for name in names)] for layer in evaluation.recorded.layers]
+    return Table("Every exit on all rows", ["exit after layer", *names], rows)
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
+table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+figure { margin: 2rem 0 } img { max-width: 100%; height: auto } figcaption, .note { color: #555; font-size: .9rem }
+</style></head><body>
+<h1>{{ title }}</h1>
+{% for line in facts %}<p>{{ line }}</p>{% endfor %}
+{% for table in tables %}<h2>{{ table.title }}</h2>
+<div class="wide"><table><thead><tr>{% for cell in table.head %}<th>{{ cell }}</th>{% endfor %}</tr></thead><tbody>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</tbody></table></div>{% if table.note %}<p class="note">{{ table.note }}</p>{% endif %}{% endfor %}
+{% for picture in pictures %}<figure><img src="data:image/png;base64,{{ picture.png }}" alt="{{ picture.caption }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>{% endfor %}
+</body></html>
+"""
+
+
+def write_report(
+    folder: Path, title: str, facts: Sequence[str], tables: Sequence[Table], pictures: Sequence[Picture]
+) -> Path:
+    """Write report.html, which needs no other file, and every figure as PNG beside it; return the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = []
+    for picture in pictures:
+        image = io.BytesIO()
+        picture.figure.savefig(image, format="png")
+        (folder / f"{picture.name}.png").write_bytes(image.getvalue())
+        shown.append({"png": base64.b64encode(image.getvalue()).decode(), "caption": picture.caption})
+    page = Environment(autoescape=True).from_string(PAGE)
+    path = folder / "report.html"
+    write_text(path, page.render(title=title, facts=facts, tables=tables, pictures=shown))
+    return path
