@@ -112,7 +112,7 @@ def _attend_in_training(qkv_T3H: Tensor, runs: Sequence[Run], heads: int, p: flo
 
 
 def attend_from_first(
-    q_BH: Tensor, x_TH: Tensor, runs: Sequence[Run], heads: int, kv_2HH: Tensor, bias_2H: Tensor, dropout: float = 0.0
+    q_BH: Tensor, x_TH: Tensor, runs: Sequence[Run], heads: int, kv_2HH: Tensor, bias_2H: Tensor
 ) -> Tensor:
     """What `attend` gives the first token of every row, without keys and values of the others: [B, H].
 
@@ -125,17 +125,39 @@ def attend_from_first(
     width = q_BH.shape[1] // heads
     key_NDH, value_NDH = kv_2HH.view(2, heads, width, -1)
     asked_BNH = torch.matmul(q_BH.view(-1, heads, width).transpose(0, 1), key_NDH).transpose(0, 1)
-    mixed, row, token = [], 0, 0
-    for run in runs:
-        x_B1LH = x_TH[token : token + run.tokens].view(run.rows, 1, run.length, -1)
-        asked_B1NH = asked_BNH[row : row + run.rows, None]
-        scale = width**-0.5
-        mixed.append(F.scaled_dot_product_attention(asked_B1NH, x_B1LH, x_B1LH, dropout_p=dropout, scale=scale)[:, 0])
-        row, token = row + run.rows, token + run.tokens
+    row = sum(run.rows for run in runs)
+    if x_TH.device.type == "cpu" and torch.is_grad_enabled():
+        mixed = _mix_in_training(asked_BNH, x_TH, runs, width**-0.5)
+    else:
+        mixed = _mix(asked_BNH, x_TH, runs, width**-0.5)
     if row < len(q_BH):
         mixed.append(x_TH.new_zeros(len(q_BH) - row, heads, x_TH.shape[1]))
     mixed_NBH = torch.cat(mixed).transpose(0, 1)
     return torch.matmul(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape) + bias_2H[len(bias_2H) // 2 :]
+
+
+def _mix(asked_BNH: Tensor, x_TH: Tensor, runs: Sequence[Run], scale: float) -> list[Tensor]:
+    """Mix the tokens of every row by what its queries ask for: [B, N, H], a tensor a run."""
+    mixed, row, token = [], 0, 0
+    for run in runs:
+        x_B1LH = x_TH[token : token + run.tokens].view(run.rows, 1, run.length, -1)
+        asked_B1NH = asked_BNH[row : row + run.rows, None]
+        mixed.append(F.scaled_dot_product_attention(asked_B1NH, x_B1LH, x_B1LH, scale=scale)[:, 0])
+        row, token = row + run.rows, token + run.tokens
+    return mixed
+
+
+def _mix_in_training(asked_BNH: Tensor, x_TH: Tensor, runs: Sequence[Run], scale: float) -> list[Tensor]:
+    """The same with its gradient, for the reasons of `_attend_in_training`."""
+    tokens, rows = [run.tokens for run in runs], [run.rows for run in runs]
+    *texts, _filler = x_TH.split([*tokens, len(x_TH) - sum(tokens)])
+    *queries, _filler = (asked_BNH * scale).split([*rows, len(asked_BNH) - sum(rows)])
+    mixed = []
+    for run, text, query_BNH in zip(runs, texts, queries, strict=True):
+        x_BLH = text.view(run.rows, run.length, -1)
+        weights_BNL = (query_BNH @ x_BLH.mT).softmax(-1, dtype=torch.float32).to(x_BLH.dtype)
+        mixed.append(weights_BNL @ x_BLH)
+    return mixed
 
 
 @lru_cache(maxsize=2048)

@@ -1,7 +1,10 @@
 """A frozen backbone that hands every exit its input: the engine's layers and lanes, without re-packing, for training heads."""
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +17,11 @@ from models.fused import can_fuse, fuse
 from models.heads import AttentionHead, PooledHead
 from models.precision import DTYPES, set_precision
 from models.runs import Run
+from pipeline.chunks import Chunk
 from pipeline.engine import default_token_budget
 from pipeline.lane import pack
-from pipeline.packing import cut_by_tokens, micro_batches, runs_of
-from pipeline.rows import IntArray, TokenRows
+from pipeline.packing import micro_batches, runs_of
+from pipeline.rows import TokenRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,30 +48,36 @@ class FrozenBackbone:
         if can_fuse(self.device, dtype):
             for number in range(1, model.shape.layers + 1):
                 fuse(self.model.backbone.layer(number), self.budget)
-        self.dtype = dtype
         self.layers = model.shape.layers
         self.branches = [layer for layer in model.exit_layers if layer != self.layers]
         self.pooled = model.branch_head == "pooled"
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="lane")
 
-    def run(self, rows: TokenRows) -> States:
-        """Run rows, which stand in order of length, through all layers that somebody reads."""
-        width = self.model.shape.hidden
-        places = len(rows) if self.pooled else len(rows.token_ids)
-        by_layer = {layer: torch.empty(places, width, dtype=self.dtype, device=self.device) for layer in self.branches}
-        classes = self.model.shape.classes
-        teacher = torch.empty(len(rows), classes, dtype=self.dtype, device=self.device) if self.with_last else None
-        share = max(self.budget // 2, -(-len(rows.token_ids) // self.threads))
-        parts = [np.arange(part.start, part.stop) for part in cut_by_tokens(rows.lengths, share)]
-        work = [self._pool.submit(self._run_part, rows, part, by_layer, teacher) for part in parts]
+    def ahead(self, batches: Iterable[Chunk]) -> Iterator[tuple[Chunk, States]]:
+        """Run batches, whose rows stand in order of length, on the lanes, some ahead of the one that is handed out."""
+        waiting: deque[tuple[Chunk, Future[States]]] = deque()
+        left = iter(batches)
         try:
-            for part_done in work:
-                part_done.result()
+            if self.device.type == "cpu":
+                torch.set_num_threads(1)  # the lanes have the cores; heads take turns with them
+            while True:
+                for batch in itertools.islice(left, self.threads + 1 - len(waiting)):
+                    waiting.append((batch, self._pool.submit(self.run, batch.rows)))
+                if not waiting:
+                    return
+                batch, states = waiting.popleft()
+                yield batch, states.result()
         finally:
             if self.device.type == "cpu":
                 torch.set_num_threads(self.threads)
-        return States(by_layer=by_layer, runs=runs_of(rows.lengths), teacher=teacher)
+
+    def run(self, rows: TokenRows) -> States:
+        """Run rows, which stand in order of length, through all layers that somebody reads."""
+        if self.device.type == "cpu":
+            torch.set_num_threads(1)
+        with torch.no_grad():  # not inference_mode: what heads read with gradients may not come out of that
+            return self._run(rows)
 
     def features(self, head: PooledHead | AttentionHead, states: States, layer: int) -> Tensor:
         """Make a branch head's features, with gradients: [B, W]."""
@@ -75,27 +85,21 @@ class FrozenBackbone:
             return head.features_of_first(states.by_layer[layer])
         return head.features(states.by_layer[layer], states.runs)
 
-    def _run_part(self, rows: TokenRows, part: IntArray, by_layer: dict[int, Tensor], teacher: Tensor | None) -> None:
-        if self.device.type == "cpu":
-            torch.set_num_threads(1)
-        members, offset = rows.take(part), int(rows.offsets[part[0]])
-        with torch.inference_mode():
-            for batch in micro_batches(members.lengths, self.budget):
-                taken = members.take(np.arange(batch.row_start, batch.row_stop))
-                x_TH = self.model.backbone.embeddings(pack(taken, batch.runs, batch.filler, self.device))
-                row_start = int(part[0]) + batch.row_start
-                row_stop = int(part[0]) + batch.row_stop
-                for number in range(1, self.layers):
-                    x_TH = self.model.backbone.layer(number)(x_TH, batch.runs)
-                    if number not in by_layer:
-                        continue
-                    if self.pooled:
-                        by_layer[number][row_start:row_stop] = first_tokens(x_TH, batch.runs)
-                    else:
-                        start = offset + batch.token_start
-                        by_layer[number][start : start + batch.num_tokens] = x_TH[: batch.num_tokens]
-                if teacher is not None:
-                    teacher[row_start:row_stop] = self._last(x_TH, batch.runs)
+    def _run(self, rows: TokenRows) -> States:
+        by_layer: dict[int, list[Tensor]] = {layer: [] for layer in self.branches}
+        teacher = []
+        for batch in micro_batches(rows.lengths, self.budget):
+            members = rows.take(np.arange(batch.row_start, batch.row_stop))
+            x_TH = self.model.backbone.embeddings(pack(members, batch.runs, batch.filler, self.device))
+            for number in range(1, self.layers):
+                x_TH = self.model.backbone.layer(number)(x_TH, batch.runs)
+                if number in by_layer:
+                    read = first_tokens(x_TH, batch.runs) if self.pooled else x_TH[: batch.num_tokens]
+                    by_layer[number].append(read)
+            if self.with_last:
+                teacher.append(self._last(x_TH, batch.runs))
+        states = {layer: torch.cat(parts) for layer, parts in by_layer.items()}
+        return States(by_layer=states, runs=runs_of(rows.lengths), teacher=torch.cat(teacher) if teacher else None)
 
     def _last(self, x_TH: Tensor, runs: tuple[Run, ...]) -> Tensor:
         """Run the last layer and its head; a pooled one reads the first token only."""

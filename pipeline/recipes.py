@@ -7,8 +7,8 @@ alternating   odd steps: backbone and last exit; even steps: joint (BERxiT)
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,7 +20,7 @@ from models.precision import autocast
 from pipeline.chunks import Chunk
 from pipeline.config import EngineConfig
 from pipeline.engine import Engine
-from pipeline.frozen import FrozenBackbone
+from pipeline.frozen import FrozenBackbone, States
 from pipeline.lane import pack
 from pipeline.packing import runs_of
 
@@ -62,7 +62,11 @@ class Recipe(Protocol):
         """Fill in what the teacher says of a chunk, if it is needed and not there."""
         ...
 
-    def loss(self, batch: Chunk, step: int) -> Tensor:
+    def ahead(self, batches: Iterable[Chunk]) -> Iterator[tuple[Chunk, States | None]]:
+        """Hand out batches, with what could be computed of them beforehand."""
+        ...
+
+    def loss(self, batch: Chunk, step: int, states: States | None = None) -> Tensor:
         """Return the loss of a batch at this step, counted from 1."""
         ...
 
@@ -96,7 +100,10 @@ class WholeModel:
     def prepare(self, chunk: Chunk) -> Chunk:
         return ask(self.engine, chunk) if self.objective.soft and chunk.logits is None else chunk
 
-    def loss(self, batch: Chunk, step: int) -> Tensor:
+    def ahead(self, batches: Iterable[Chunk]) -> Iterator[tuple[Chunk, States | None]]:
+        return ((batch, None) for batch in batches)
+
+    def loss(self, batch: Chunk, step: int, states: States | None = None) -> Tensor:
         self.model.train()
         filler = -len(batch.rows.token_ids) % TILE_TOKENS
         packed = pack(batch.rows, runs_of(batch.rows.lengths), filler, self.device)
@@ -129,16 +136,19 @@ class FrozenHeads:
     def prepare(self, chunk: Chunk) -> Chunk:
         return chunk
 
-    def loss(self, batch: Chunk, step: int) -> Tensor:
+    def ahead(self, batches: Iterable[Chunk]) -> Iterator[tuple[Chunk, States | None]]:
+        return self.backbone.ahead(batches)
+
+    def loss(self, batch: Chunk, step: int, states: States | None = None) -> Tensor:
         self.model.train()
-        states = self.backbone.run(batch.rows)
+        states = states or self.backbone.run(batch.rows)
         with autocast(self.device):
             answers = {
                 layer: self.model.answer(layer, self.backbone.features(self.model.head(layer), states, layer))
                 for layer in self.branches
             }
         if batch.logits is None and states.teacher is not None:
-            batch = Chunk(rows=batch.rows, labels=batch.labels, logits=states.teacher.float().cpu().numpy())
+            batch = replace(batch, logits=states.teacher.float().cpu().numpy())
         return loss_of(answers, dict.fromkeys(answers, 1.0), batch, self.objective, self.device)
 
 
@@ -161,11 +171,4 @@ def ask(engine: Engine | None, chunk: Chunk) -> Chunk:
     """Let the teacher say what it thinks of a chunk."""
     if engine is None:
         raise ValueError("the rows have no soft labels and there is no teacher to ask")
-    return Chunk(
-        rows=chunk.rows,
-        labels=chunk.labels,
-        logits=engine.run(chunk.rows).logits,
-        key=chunk.key,
-        share=chunk.share,
-        everyone=chunk.everyone,
-    )
+    return replace(chunk, logits=engine.run(chunk.rows).logits)

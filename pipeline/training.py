@@ -23,6 +23,7 @@ from models.precision import autocast
 from pipeline.checkpoint import Checkpoint
 from pipeline.chunks import Chunk, FloatArray, Source
 from pipeline.engine import all_exits
+from pipeline.frozen import States
 from pipeline.group import Group
 from pipeline.measures import CLASSIFICATION, correlation
 from pipeline.memory import keep_freed_memory
@@ -186,25 +187,26 @@ class _Run:
         seed = _seed(config.seed, position.step, self.group.rank)
         mine = training_batches(chunk.rows.lengths, rows_each, WINDOW_BATCHES, seed)
         mine += [np.zeros(0, np.int64)] * (steps - len(mine))  # workers keep step, also one with a row less
-        for number, rows in enumerate(mine[:steps]):
+        batches = self.recipe.ahead(chunk.take(rows) for rows in mine[:steps])
+        for number, (batch, states) in enumerate(batches):
             position.step += 1
             share = (position.epoch - 1 + position.share + chunk.share * number / steps) / config.epochs
             for parameters in self.optimiser.param_groups:
                 parameters["lr"] = parameters["peak"] * warm_up_then_fall(share)
             torch.manual_seed(_seed(config.seed, position.step, self.group.rank))
-            loss = self._step(chunk.take(rows))
-            position.loss_sum += loss * len(rows)
-            position.loss_rows += len(rows)
+            loss = self._step(batch, states)
+            position.loss_sum += loss * len(batch)
+            position.loss_rows += len(batch)
             if time.monotonic() - self.told > LOG_SECONDS or position.step % 50 == 0:
                 self._tell(loss, share)
         position.rows += chunk.everyone
 
-    def _step(self, batch: Chunk) -> float:
+    def _step(self, batch: Chunk, states: States | None) -> float:
         """Take one step; return the loss of this worker's rows."""
         self.optimiser.zero_grad(set_to_none=True)
         value = 0.0
         if len(batch):
-            loss = self.recipe.loss(batch, self.position.step)
+            loss = self.recipe.loss(batch, self.position.step, states)
             loss.backward()
             value = float(loss.detach())
         self.group.average_gradients(self.parameters, len(batch))
