@@ -106,7 +106,7 @@ class EarlyExitModel(nn.Module):
     def answer(self, layer: int, features_BW: Tensor) -> Answer:
         """Say what an exit makes of its features."""
         with_lte = self.lte is not None and layer != self.shape.layers
-        lte_B = self.lte(features_BW.detach())[:, 0] if with_lte and self.lte is not None else None
+        lte_B = self.lte(features_BW)[:, 0] if with_lte and self.lte is not None else None
         return Answer(self.head(layer).out(features_BW), lte_B)
 
     def forward(self, packed: PackedTokens) -> dict[int, Answer]:

@@ -6,6 +6,7 @@ to know beforehand how many rows a stream has. A checkpoint is written between c
 that a run that was killed goes on exactly as it would have.
 """
 
+import itertools
 import json
 import math
 import time
@@ -186,9 +187,10 @@ class _Run:
         rows_each = max(1, math.ceil(len(chunk) / max(steps, 1)))
         seed = _seed(config.seed, position.step, self.group.rank)
         mine = training_batches(chunk.rows.lengths, rows_each, WINDOW_BATCHES, seed)
-        mine += [np.zeros(0, np.int64)] * (steps - len(mine))  # workers keep step, also one with a row less
-        batches = self.recipe.ahead(chunk.take(rows) for rows in mine[:steps])
-        for number, (batch, states) in enumerate(batches):
+        # Workers keep step, also one with a row less: it has nothing to learn in its last step.
+        idle = [(chunk.take(np.zeros(0, np.int64)), None)] * (steps - len(mine))
+        batches = self.recipe.ahead(chunk.take(rows) for rows in mine)
+        for number, (batch, states) in enumerate(itertools.chain(batches, idle)):
             position.step += 1
             share = (position.epoch - 1 + position.share + chunk.share * number / steps) / config.epochs
             for parameters in self.optimiser.param_groups:

@@ -114,6 +114,27 @@ def test_heads_on_a_frozen_backbone_learn_and_leave_the_rest_alone(
     assert all(name.startswith(("exits.1.", "exits.2.", "lte.")) for name in changed)
 
 
+class OneRowOfThree:
+    """What a worker gets of a chunk whose other rows are other workers'."""
+
+    def __init__(self, whole: Chunk) -> None:
+        self.chunk = replace(whole.take(np.arange(1)), key="0", share=1.0, everyone=3)
+
+    def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
+        yield self.chunk
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_worker_with_fewer_rows_takes_as_many_steps_as_the_others(
+    frozen: bool, teacher: tuple[EarlyExitModel, Position], split: tuple[Chunk, Chunk]
+) -> None:
+    model = with_exits(teacher[0])
+    recipe = FrozenHeads(model, LABELS) if frozen else WholeModel(model, LABELS)
+    config = replace(CONFIG, epochs=1, batch_rows=1)
+    position = train(recipe, OneRowOfThree(split[0]), split[1], config, say=quiet)
+    assert (position.step, position.rows) == (3, 3)
+
+
 def test_soft_labels_from_a_file_train_the_same_heads_as_the_teacher_itself(
     teacher: tuple[EarlyExitModel, Position], split: tuple[Chunk, Chunk]
 ) -> None:
