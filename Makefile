@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 demo: $(READY)  ## make a corpus, train a small early-exit model, classify 50,000 rows
 	$(BIN)/python jobs/demo.py
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests, two at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 bench: $(READY)  ## the engine against what you would run instead
 	$(BIN)/python jobs/benchmark.py

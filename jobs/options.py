@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 from models.criterion import CRITERIA, Criterion
 from models.early_exit import EarlyExitModel, quiet_transformers
 from pipeline.chunks import Chunk
+from pipeline.config import TrainingConfig
 from pipeline.errors import UserError
 from pipeline.labelled import TextColumns, Texts, hold_out
 from pipeline.tokenise import Tokeniser, TokeniserSpec
-from pipeline.training import TrainingConfig
 
 
 def positive(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Settings of the engine."""
+"""Settings of the engine and of the training loop."""
 
 from dataclasses import dataclass, field
 
@@ -32,3 +32,27 @@ class EngineConfig:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.dtype not in DTYPE_NAMES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPE_NAMES)}, not '{self.dtype}'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How to train; the same for fine-tuning and distillation."""
+
+    epochs: int
+    batch_rows: int
+    """Rows in a step, over all workers."""
+    learning_rate: float
+    """Peak; of the backbone where `head_learning_rate` is given."""
+    head_learning_rate: float | None = None
+    """Peak rate of the heads, which start from nothing; None takes that of the backbone."""
+    weight_decay: float = 0.01
+    early_stopping: int | None = None
+    """Epochs without a better dev score after which to stop; None never stops early."""
+    seed: int = 0
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_rows", "learning_rate", "head_learning_rate", "early_stopping"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")

@@ -8,13 +8,13 @@ import torch
 from models.early_exit import EarlyExitModel
 from pipeline.checkpoint import FOLDER
 from pipeline.chunks import Chunk
-from pipeline.config import EngineConfig
+from pipeline.config import EngineConfig, TrainingConfig
 from pipeline.engine import Engine
 from pipeline.group import Group
 from pipeline.recipes import FrozenHeads, Objective, Recipe, WholeModel, ask
 from pipeline.schema import LOGITS
 from pipeline.stream import StreamSource, StreamSpec, held_out
-from pipeline.training import Say, TrainingConfig, train
+from pipeline.training import Say, train
 
 TRAINING_LOG = "training.jsonl"
 

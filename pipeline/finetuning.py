@@ -8,10 +8,11 @@ import torch
 from models.early_exit import EarlyExitModel
 from pipeline.checkpoint import FOLDER
 from pipeline.chunks import Chunk, MemorySource
+from pipeline.config import TrainingConfig
 from pipeline.distillation import TRAINING_LOG
 from pipeline.group import Group
 from pipeline.recipes import FrozenHeads, Objective, WholeModel
-from pipeline.training import Position, Say, TrainingConfig, train
+from pipeline.training import Position, Say, train
 
 
 @dataclass(frozen=True, kw_only=True)

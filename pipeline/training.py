@@ -23,6 +23,7 @@ from models.early_exit import EarlyExitModel
 from models.precision import autocast
 from pipeline.checkpoint import Checkpoint
 from pipeline.chunks import Chunk, FloatArray, Source
+from pipeline.config import TrainingConfig
 from pipeline.engine import all_exits
 from pipeline.frozen import States
 from pipeline.group import Group
@@ -37,33 +38,8 @@ WARM_UP = 0.1
 """Share of the work in which the learning rate rises; it then falls linearly to 0 (Devlin et al. 2019)."""
 MAX_GRADIENT_NORM = 1.0
 LOG_SECONDS = 15.0
-CHECKPOINT_SECONDS = 60.0
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingConfig:
-    """How to train; the same for fine-tuning and distillation."""
-
-    epochs: int
-    batch_rows: int
-    """Rows in a step, over all workers."""
-    learning_rate: float
-    """Peak; of the backbone where `head_learning_rate` is given."""
-    head_learning_rate: float | None = None
-    """Peak rate of the heads, which start from nothing; None takes that of the backbone."""
-    weight_decay: float = 0.01
-    early_stopping: int | None = None
-    """Epochs without a better dev score after which to stop; None never stops early."""
-    seed: int = 0
-    checkpoint_seconds: float = CHECKPOINT_SECONDS
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_rows", "learning_rate", "head_learning_rate", "early_stopping"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.synthetic import reviews
-from tests.conftest import REPOSITORY, run_job, shards_kept
+from tests.conftest import REPOSITORY, run_job, run_job_here, shards_kept
 
 TEXTS = [review.text for review in reviews(600, seed=9)]
 
@@ -36,15 +36,16 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def classify(model: Path, corpus: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return run_job(
-        "classify.py", "--model", str(model), "--input", str(corpus), "--output", str(out), "--speed", "0.6", *options
-    )
+def classify_options(model: Path, corpus: Path, out: Path, *more: str) -> list[str]:
+    return ["--model", str(model), "--input", str(corpus), "--output", str(out), "--speed", "0.6", *more]
+
+
+def classify(model: Path, corpus: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return run_job("classify.py", *classify_options(model, corpus, out, *more))
 
 
 def start_job(model: Path, corpus: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / "classify.py"), "--model", str(model)]
-    command += ["--input", str(corpus), "--output", str(out), "--speed", "0.6"]
+    command = [sys.executable, str(REPOSITORY / "jobs" / "classify.py"), *classify_options(model, corpus, out)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"RAY_ADDRESS": "local"}
     )
@@ -77,11 +78,12 @@ def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, cor
     assert "d.parquet: " in first.stdout
 
     before = (out / "_manifest.json").read_bytes()
-    again = classify(model_directory, corpus, out, "--keep", "source", "--probabilities")
+    options = classify_options(model_directory, corpus, out, "--keep", "source", "--probabilities")
+    again = run_job_here("classify.py", *options)
     assert (again.returncode, (out / "_manifest.json").read_bytes()) == (0, before)
     assert "nothing to do" in again.stdout
 
-    other = classify(model_directory, corpus, out, "--keep", "source", "--probabilities", "--speed", "0.5")
+    other = run_job_here("classify.py", *options, "--speed", "0.5")
     assert other.returncode == 2
     assert "criterion was entropy 0.6, is entropy 0.5" in other.stderr
 
@@ -180,7 +182,7 @@ def wrong(tmp_path: Path, what: str, model: Path) -> tuple[list[str], str]:
 )
 def test_a_wrong_command_names_the_culprit_in_one_line(what: str, model_directory: Path, tmp_path: Path) -> None:
     options, culprit = wrong(tmp_path, what, model_directory)
-    done = run_job("classify.py", *options)
+    done = run_job_here("classify.py", *options)
     assert done.returncode == 2
     assert culprit in done.stderr
     assert done.stderr.count("\n") == 1
@@ -199,6 +201,6 @@ def test_a_kept_column_may_have_any_name_that_the_output_leaves_free(model_direc
 def test_only_unreadable_files_are_named_too(model_directory: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.parquet").write_bytes(b"PAR1 no")
-    done = classify(model_directory, tmp_path / "in", tmp_path / "out")
+    done = run_job_here("classify.py", *classify_options(model_directory, tmp_path / "in", tmp_path / "out"))
     assert done.returncode == 2
     assert "broken.parquet" in done.stderr

@@ -19,7 +19,7 @@ from pipeline.config import EngineConfig
 from pipeline.engine import Engine
 from pipeline.evaluation import EXIT_TEST_LAYERS, Evaluation, cheapest_within, exits_that_pay, luha
 from pipeline.synthetic import CLASSES, reviews
-from tests.conftest import random_rows, run_job
+from tests.conftest import random_rows, run_job, run_job_here
 
 LAYERS = (1, 2, 3, 4)
 
@@ -127,7 +127,7 @@ def test_the_report_stands_alone_and_the_chosen_point_becomes_the_models_own(
     stored = json.loads((model / "config.json").read_text())["early_exit"]["criterion"]
     assert EarlyExitModel.from_pretrained(model).criterion == Criterion(**stored)
 
-    wrong = run_job(
+    wrong = run_job_here(
         "evaluate.py", "--model", str(model), "--data", str(tmp_path / "data.parquet"), "--metric", "pearson"
     )
     assert wrong.returncode == 2

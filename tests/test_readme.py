@@ -4,12 +4,11 @@ import functools
 import re
 import shlex
 import stat
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, run_job_here
 
 README = (REPOSITORY / "README.md").read_text()
 COMMANDS = [
@@ -28,8 +27,9 @@ def test_the_readme_shows_jobs_and_targets() -> None:
 
 @functools.cache
 def help_of(job: str) -> str:
-    command = [sys.executable, str(REPOSITORY / job), "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    done = run_job_here(Path(job).name, "--help")
+    assert done.returncode == 0
+    return done.stdout
 
 
 @pytest.mark.parametrize("line", JOBS)

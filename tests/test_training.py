@@ -16,7 +16,7 @@ from models.dropout import Dropout
 from models.early_exit import VALUE, EarlyExitModel
 from pipeline.checkpoint import claim, release
 from pipeline.chunks import Chunk, MemorySource
-from pipeline.config import EngineConfig
+from pipeline.config import EngineConfig, TrainingConfig
 from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.finetuning import FinetuneSpec, finetune
@@ -25,7 +25,7 @@ from pipeline.labelled import TextColumns, Texts, hold_out, label_numbers, read_
 from pipeline.recipes import FrozenHeads, Objective, Recipe, WholeModel, ask
 from pipeline.synthetic import CLASSES, reviews
 from pipeline.tokenise import Tokeniser, TokeniserSpec
-from pipeline.training import Position, TrainingConfig, mean_score, scores_by_exit, train, warm_up_then_fall
+from pipeline.training import Position, mean_score, scores_by_exit, train, warm_up_then_fall
 
 CONFIG = TrainingConfig(epochs=3, batch_rows=32, learning_rate=2e-3, seed=1)
 LABELS, SOFT = Objective(soft=False), Objective(soft=True)

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from models.early_exit import EarlyExitModel
 from pipeline.synthetic import CLASSES, reviews
-from tests.conftest import REPOSITORY, run_job
+from tests.conftest import REPOSITORY, run_job, run_job_here
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,9 @@ def test_labels_of_a_teacher_train_exits_that_classify(model_directory: Path, co
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "_receipts.jsonl").write_text("")
-    refused = run_job("distill.py", "--model", str(model), "--labels", str(unfinished), "--output", str(tmp_path / "x"))
+    refused = run_job_here(
+        "distill.py", "--model", str(model), "--labels", str(unfinished), "--output", str(tmp_path / "x")
+    )
     assert refused.returncode == 2
     assert "the labelling was not finished" in refused.stderr
 
@@ -126,7 +128,7 @@ def test_two_workers_train_like_one(model_directory: Path, corpus: Path, tmp_pat
     for workers in ("1", "2"):
         out = tmp_path / workers
         options = distill_options(model_directory, corpus, out, "--workers", workers, "--epochs", "2")
-        done = run_job("distill.py", *options, timeout=280)
+        done = run_job("distill.py", *options)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "12,000 rows seen" in done.stdout
         lines = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
@@ -151,9 +153,9 @@ def test_values_are_learned_classified_and_told(model_directory: Path, tmp_path:
     rows = pd.read_parquet(tmp_path / "out")
     assert list(rows.columns) == ["id", "value", "exit_layer", "uncertainty", "truncated"]
     assert set(rows.exit_layer) == {2}  # the first neighbours agree within so wide a tolerance
-    report = run_job("evaluate.py", "--model", model, "--data", data, "--no-timing")
+    report = run_job_here("evaluate.py", "--model", model, "--data", data, "--no-timing")
     assert report.returncode == 0, report.stderr
     assert "pearson" in report.stdout
-    refused = run_job("classify.py", *classify, "--criterion", "entropy", "--overwrite")
+    refused = run_job_here("classify.py", *classify, "--criterion", "entropy", "--overwrite")
     assert refused.returncode == 2
     assert "the model predicts a value; take lte or patience" in refused.stderr
