@@ -1,7 +1,6 @@
 """What jobs share that send a corpus through a model: options, the run itself, resume, and the summary at its end."""
 
 import argparse
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +91,7 @@ def run(
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return command.FAILED
         except RayError as error:
-            print(f"{parser.prog}: error: {cause_of(error)}\n{kept(ledger)}", file=sys.stderr)
+            print(f"{parser.prog}: error: {command.cause_of(error)}\n{kept(ledger)}", file=sys.stderr)
             return command.FAILED
         except (SystemExit, KeyboardInterrupt):
             print(f"stopped: {kept(ledger)}")
@@ -109,13 +108,6 @@ def kept(ledger: Ledger) -> str:
     """Say what a run that did not end has left."""
     done = ledger.totals()
     return f"{done.rows_in:,} rows in {done.shards:,} shards are kept; the same command goes on from there"
-
-
-def cause_of(error: RayError) -> str:
-    """Return the line of a failed task or actor that says why: the first exception that is not one of Ray's wrappers."""
-    raised = re.findall(r"^([\w.]*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
-    causes = [f"{name}: {text}" for name, text in raised if not name.startswith("ray.") and name != "UserCodeException"]
-    return causes[0] if causes else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def report(outcome: Outcome, output: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 import tomllib
@@ -67,6 +68,13 @@ def complain(parser: argparse.ArgumentParser, error: Exception) -> int:
     """Print one line that says what is wrong; return the exit code for it."""
     print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
     return WRONG
+
+
+def cause_of(error: Exception) -> str:
+    """Return the line of a failed task or actor that says why: the first exception that is not one of Ray's wrappers."""
+    raised = re.findall(r"^([\w.]*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
+    causes = [f"{name}: {text}" for name, text in raised if not name.startswith("ray.") and name != "UserCodeException"]
+    return causes[0] if causes else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def _config_only() -> argparse.ArgumentParser:

@@ -24,9 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 from functools import partial
 
-from jobs import command, options
+from jobs import command, options, training
 from models.early_exit import HEAD_KINDS, EarlyExitModel
-from pipeline.checkpoint import FOLDER, claim, release
 from pipeline.classification import resolve_columns
 from pipeline.cluster import join_or_start
 from pipeline.distillation import DistillSpec, distill
@@ -38,10 +37,9 @@ from pipeline.recipes import STRATEGIES
 from pipeline.schema import LOGITS
 from pipeline.stream import StreamSpec
 from pipeline.tokenise import Tokeniser
-from pipeline.workers import run_workers
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
     if (args.input is None) == (args.labels is None):
         raise UserError("give either --input, text, or --labels, what jobs/label.py made")
     if args.labels and (Path(args.labels) / LEDGER).exists() and not (Path(args.labels) / MANIFEST).exists():
@@ -56,7 +54,6 @@ def main(args: argparse.Namespace) -> None:
     dev = None
     if args.dev:
         dev = tokenise_texts(read_texts(args.dev, options.text_columns(args, None)), Tokeniser(tokeniser), model.labels)
-    output = Path(args.output).expanduser().absolute()
     stream = StreamSpec(
         corpus=corpus,
         columns=columns,
@@ -72,22 +69,17 @@ def main(args: argparse.Namespace) -> None:
         head=args.head,
         stream=stream,
         dev=dev,
-        output=output,
-        training=options.training_config(args, head_learning_rate=args.head_learning_rate),
+        output=Path(args.output).expanduser().absolute(),
+        training=training.config(args, head_learning_rate=args.head_learning_rate),
         temperature=args.temperature,
         label_share=args.label_share if args.label_column else 0.0,
         train_backbone=args.train_backbone,
-        seed=args.seed,
     )
-    claim(output, options.training_command(parser, args))
     what = f"backbone and exits, {args.train_backbone}" if args.train_backbone else "exits on a frozen backbone"
-    print(f"{args.model}: {what}; {args.head} heads on {model.shape.layers - 1} layers; {len(corpus.files):,} files")
+    about = f"{args.model}: {what}; {args.head} heads on {model.shape.layers - 1} layers; {len(corpus.files):,} files"
     del model
     join_or_start()
-    run_workers(partial(distill, spec), args.workers, output / FOLDER)
-    options.save_tokeniser(args.model, output)
-    release(output)
-    print(f"the model is in {args.output}")
+    return training.run(parser, args, partial(distill, spec), tokenizer_from=args.model, about=about)
 
 
 parser = command.new_parser(__doc__)
@@ -109,14 +101,7 @@ parser.add_argument(
 )
 parser.add_argument("--limit", type=options.positive, metavar="N", help="rows to read in an epoch at most")
 options.add_text_options(parser)
-options.add_training_options(parser, epochs=1, batch=128, rate=1e-4)
-parser.add_argument(
-    "--head-learning-rate",
-    type=float,
-    default=1e-3,
-    metavar="X",
-    help="peak learning rate of the heads; the other is the backbone's",
-)
+training.add_options(parser, epochs=1, batch=128, rate=1e-4)
 
 if __name__ == "__main__":
     command.run(main, parser)

@@ -29,12 +29,12 @@ from pipeline import report
 from pipeline.benchmark import time_criteria
 from pipeline.chunks import Chunk
 from pipeline.config import DTYPE_NAMES
-from pipeline.distillation import TRAINING_LOG
 from pipeline.engine import default_token_budget
 from pipeline.errors import UserError
 from pipeline.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.labelled import read_texts, tokenise_texts
 from pipeline.plots import Picture, figures
+from pipeline.training import TRAINING_LOG
 
 
 def main(args: argparse.Namespace) -> None:

@@ -23,19 +23,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 from functools import partial
 
-from jobs import command, options
+from jobs import command, options, training
 from models.early_exit import HEAD_KINDS, VALUE, EarlyExitModel
-from pipeline.checkpoint import FOLDER, claim, release
 from pipeline.errors import UserError
 from pipeline.finetuning import FinetuneSpec, finetune
 from pipeline.labelled import read_texts, tokenise_texts
-from pipeline.workers import run_workers
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> int:
     columns = options.text_columns(args, args.label_column)
     train_texts = read_texts(args.train, columns, args.limit)
-    classes = [VALUE] if args.task == "regression" else options.class_names(train_texts, args.class_names)
+    classes = [VALUE] if args.task == "regression" else training.class_names(train_texts, args.class_names)
     if args.task == "classification" and len(classes) < 2:
         raise UserError(f"--train {args.train}: all labels are '{classes[0]}'; there is nothing to tell apart")
     model = EarlyExitModel.from_pretrained(args.backbone, new_labels=classes)
@@ -44,11 +42,7 @@ def main(args: argparse.Namespace) -> None:
     if args.dev:
         dev = tokenise_texts(read_texts(args.dev, columns), tokeniser, classes)
     else:
-        train, dev = options.split_off_dev(train, args.seed)
-    output = Path(args.output).expanduser().absolute()
-    training = options.training_config(
-        args, early_stopping=args.early_stopping, head_learning_rate=args.head_learning_rate
-    )
+        train, dev = training.split_off_dev(train, args.seed)
     spec = FinetuneSpec(
         backbone=options.absolute_model(args.backbone),
         classes=classes,
@@ -57,19 +51,14 @@ def main(args: argparse.Namespace) -> None:
         exit_weights=args.exit_weights,
         train=train,
         dev=dev,
-        output=output,
-        training=training,
-        second_stage=options.training_config(args, learning_rate=args.head_learning_rate),
-        seed=args.seed,
+        output=Path(args.output).expanduser().absolute(),
+        training=training.config(args, early_stopping=args.early_stopping, head_learning_rate=args.head_learning_rate),
+        second_stage=training.config(args, learning_rate=args.head_learning_rate),
     )
-    claim(output, options.training_command(parser, args))
     kind = "one value" if args.task == "regression" else f"{len(classes)} classes"
-    print(f"{args.backbone}: {model.shape.layers} layers, {kind}; {len(train):,} rows, {len(dev):,} dev")
+    about = f"{args.backbone}: {model.shape.layers} layers, {kind}; {len(train):,} rows, {len(dev):,} dev"
     del model
-    run_workers(partial(finetune, spec), args.workers, output / FOLDER)
-    options.save_tokeniser(args.backbone, output)
-    release(output)
-    print(f"the model is in {args.output}")
+    return training.run(parser, args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)
 
 
 parser = command.new_parser(__doc__)
@@ -86,18 +75,11 @@ parser.add_argument(
     "--exit-weights", choices=["equal", "depth"], default="equal", help="weights of the exits' losses in joint steps"
 )
 parser.add_argument(
-    "--head-learning-rate",
-    type=float,
-    default=1e-3,
-    metavar="X",
-    help="peak learning rate of the heads, which start from nothing",
-)
-parser.add_argument(
     "--early-stopping", type=options.positive, metavar="N", help="stop after N epochs without a better dev score"
 )
 parser.add_argument("--limit", type=options.positive, metavar="N", help="use the first N rows of --train only")
 options.add_text_options(parser)
-options.add_training_options(parser, epochs=3, batch=64, rate=1e-4)
+training.add_options(parser, epochs=3, batch=64, rate=1e-4)
 
 if __name__ == "__main__":
     command.run(main, parser)

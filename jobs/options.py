@@ -1,19 +1,15 @@
 """Options and loading steps that more than one training job needs."""
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer
 
 from models.criterion import CRITERIA, Criterion
 from models.early_exit import EarlyExitModel, quiet_transformers
-from pipeline.chunks import Chunk
-from pipeline.config import TrainingConfig
 from pipeline.errors import UserError
-from pipeline.labelled import TextColumns, Texts, hold_out
+from pipeline.labelled import TextColumns
 from pipeline.tokenise import Tokeniser, TokeniserSpec
 
 
@@ -74,42 +70,6 @@ def criterion(options: argparse.Namespace, model: EarlyExitModel) -> Criterion:
     return replace(stored, **{name: value for name, value in given.items() if value is not None})
 
 
-def add_training_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rate: float) -> None:
-    """Add the options of the training loop, with the job's own defaults."""
-    parser.add_argument("--epochs", type=positive, default=epochs, metavar="N", help="passes over the training rows")
-    parser.add_argument("--batch-rows", type=positive, default=batch, metavar="N", help="rows in a training step")
-    parser.add_argument(
-        "--learning-rate", type=float, default=rate, metavar="X", help="peak learning rate of the backbone (AdamW)"
-    )
-    parser.add_argument(
-        "--workers", type=positive, default=1, metavar="N", help="Ray Train workers; 1 trains in this process"
-    )
-    parser.add_argument(
-        "--checkpoint-seconds",
-        type=float,
-        default=60.0,
-        metavar="X",
-        help="write a checkpoint this often, between chunks",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of shuffling, dropout and new heads")
-
-
-def training_config(options: argparse.Namespace, **changes: Any) -> TrainingConfig:
-    """Build the training loop's config; raise UserError for values out of range."""
-    values = {"epochs": options.epochs, "batch_rows": options.batch_rows, "learning_rate": options.learning_rate}
-    values |= {"seed": options.seed, "checkpoint_seconds": options.checkpoint_seconds}
-    try:
-        return TrainingConfig(**(values | changes))
-    except ValueError as error:
-        raise UserError(f"--{str(error).replace('_', '-')}") from error
-
-
-def training_command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict[str, str]:
-    """Tell two trainings apart: all options that decide the result."""
-    silent = ("help", "config", "workers", "output", "checkpoint_seconds")
-    return {action.dest: str(getattr(options, action.dest)) for action in parser._actions if action.dest not in silent}
-
-
 def text_columns(options: argparse.Namespace, label: str | None) -> TextColumns:
     """Where this job finds its texts and, if it needs them, labels."""
     return TextColumns(text=options.text_column, pair=options.pair_column, label=label)
@@ -131,36 +91,6 @@ def load_tokeniser_spec(name: str, model: EarlyExitModel, max_tokens: int | None
         return TokeniserSpec.from_hugging_face(tokenizer, max_tokens or min(limit, tokenizer.model_max_length))
     except (OSError, ValueError) as error:
         raise UserError(f"--model {name}: no usable tokenizer: {error}") from error
-
-
-def save_tokeniser(tokenizer_from: str, output: Path) -> None:
-    """Write the tokenizer beside the model."""
-    with quiet_transformers():
-        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(output)
-
-
-def class_names(texts: Texts, given: str | None) -> list[str]:
-    """Class names in order of index: a JSON file with a list, a comma-separated list, or the labels that occur."""
-    if given is None:
-        return texts.class_names()
-    if not given.endswith(".json"):
-        return given.split(",")
-    try:
-        names = json.loads(Path(given).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--class-names {given}: {error}") from error
-    if not isinstance(names, list):
-        raise UserError(f"--class-names {given}: holds no JSON list of names")
-    return [str(name) for name in names]
-
-
-HOLD_OUT = 0.1
-HOLD_OUT_ROWS = 2000
-
-
-def split_off_dev(whole: Chunk, seed: int) -> tuple[Chunk, Chunk]:
-    """Split off the dev rows where the user gave none: a tenth, at most HOLD_OUT_ROWS."""
-    return hold_out(whole, max(1, min(int(len(whole) * HOLD_OUT), HOLD_OUT_ROWS)), seed)
 
 
 def absolute_model(name: str) -> str:

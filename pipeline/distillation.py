@@ -14,9 +14,7 @@ from pipeline.group import Group
 from pipeline.recipes import FrozenHeads, Objective, Recipe, WholeModel, ask
 from pipeline.schema import LOGITS
 from pipeline.stream import StreamSource, StreamSpec, held_out
-from pipeline.training import Say, train
-
-TRAINING_LOG = "training.jsonl"
+from pipeline.training import TRAINING_LOG, Say, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +33,11 @@ class DistillSpec:
     label_share: float = 0.0
     train_backbone: str | None = None
     """None freezes the backbone; 'joint' or 'alternating' trains a copy of it along."""
-    seed: int = 0
 
 
 def distill(spec: DistillSpec, group: Group, device: str, say: Say) -> None:
     """Train the exits, and save the model into `spec.output`."""
-    torch.manual_seed(spec.seed)
+    torch.manual_seed(spec.training.seed)
     model = EarlyExitModel.from_pretrained(spec.model).to(device)
     recipe = _recipe(spec, model, device)
     dev = spec.dev or held_out(spec.stream)

@@ -9,10 +9,9 @@ from models.early_exit import EarlyExitModel
 from pipeline.checkpoint import FOLDER
 from pipeline.chunks import Chunk, MemorySource
 from pipeline.config import TrainingConfig
-from pipeline.distillation import TRAINING_LOG
 from pipeline.group import Group
 from pipeline.recipes import FrozenHeads, Objective, WholeModel
-from pipeline.training import Position, Say, train
+from pipeline.training import TRAINING_LOG, Position, Say, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,19 +32,18 @@ class FinetuneSpec:
     training: TrainingConfig
     second_stage: TrainingConfig
     """Of the branch heads, with 'two-stage'."""
-    seed: int = 0
 
 
 def finetune(spec: FinetuneSpec, group: Group, device: str, say: Say) -> None:
     """Train, and save the model into `spec.output`."""
-    torch.manual_seed(spec.seed)
+    torch.manual_seed(spec.training.seed)
     last = "attention" if spec.head == "attention" else "classifier"
     model = EarlyExitModel.from_pretrained(spec.backbone, new_labels=spec.classes, new_last_head=last)
     if spec.strategy in ("joint", "alternating"):
         model.add_exits(spec.head)
     model.to(device)
     objective = Objective(soft=False)
-    source = MemorySource(whole=spec.train, seed=spec.seed, rank=group.rank, workers=group.workers)
+    source = MemorySource(whole=spec.train, seed=spec.training.seed, rank=group.rank, workers=group.workers)
 
     def stage(recipe: WholeModel | FrozenHeads, config: TrainingConfig, name: str, branches: bool) -> Position:
         folder, log = spec.output / FOLDER / name, spec.output / TRAINING_LOG
@@ -59,7 +57,7 @@ def finetune(spec: FinetuneSpec, group: Group, device: str, say: Say) -> None:
     position = stage(WholeModel(model, objective, strategy=strategy, weights=weights), spec.training, "last", False)
     if spec.strategy == "two-stage":
         say(f"dev {position.mean_scores(False)[-1]:.4f} at full depth; now the branch heads, on the frozen backbone")
-        torch.manual_seed(spec.seed)
+        torch.manual_seed(spec.training.seed)
         model.add_exits(spec.head)
         model.to(device)
         position = stage(FrozenHeads(model, objective), spec.second_stage, "branches", True)

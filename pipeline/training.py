@@ -36,6 +36,8 @@ WINDOW_BATCHES = 50
 """Batches sorted by length together: enough for nearly equal lengths, little enough that epochs differ."""
 WARM_UP = 0.1
 """Share of the work in which the learning rate rises; it then falls linearly to 0 (Devlin et al. 2019)."""
+TRAINING_LOG = "training.jsonl"
+"""Beside the model: a line of JSON for every step that is told, and for every epoch."""
 MAX_GRADIENT_NORM = 1.0
 LOG_SECONDS = 15.0
 

@@ -159,3 +159,10 @@ def test_values_are_learned_classified_and_told(model_directory: Path, tmp_path:
     refused = run_job_here("classify.py", *classify, "--criterion", "entropy", "--overwrite")
     assert refused.returncode == 2
     assert "the model predicts a value; take lte or patience" in refused.stderr
+
+
+def test_workers_that_do_not_fit_are_told_in_one_line(model_directory: Path, corpus: Path, tmp_path: Path) -> None:
+    done = run_job("distill.py", *distill_options(model_directory, corpus, tmp_path / "out", "--workers", "5000"))
+    assert done.returncode == 1
+    assert "5000 actors want a core each" in done.stderr
+    assert done.stderr.count("\n") == 1

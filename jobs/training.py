@@ -1,0 +1,119 @@
+"""What jobs that train share: options, the claim on the output folder, the run itself and how it ends."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.train import TrainingFailedError
+from transformers import AutoTokenizer
+
+from jobs import command, options
+from models.early_exit import quiet_transformers
+from pipeline.checkpoint import FOLDER, claim, release
+from pipeline.chunks import Chunk
+from pipeline.cluster import DoesNotFitError
+from pipeline.config import TrainingConfig
+from pipeline.errors import UserError
+from pipeline.labelled import Texts, hold_out
+from pipeline.workers import Work, run_workers
+
+HOLD_OUT = 0.1
+HOLD_OUT_ROWS = 2000
+
+
+def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rate: float) -> None:
+    """Add the options of the training loop, with the job's own defaults."""
+    parser.add_argument(
+        "--epochs", type=options.positive, default=epochs, metavar="N", help="passes over the training rows"
+    )
+    parser.add_argument(
+        "--batch-rows", type=options.positive, default=batch, metavar="N", help="rows in a training step"
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, default=rate, metavar="X", help="peak learning rate of the backbone (AdamW)"
+    )
+    parser.add_argument(
+        "--head-learning-rate",
+        type=float,
+        default=1e-3,
+        metavar="X",
+        help="peak learning rate of the heads, which start anew",
+    )
+    parser.add_argument(
+        "--workers", type=options.positive, default=1, metavar="N", help="Ray Train workers; 1 trains in this process"
+    )
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=60.0,
+        metavar="X",
+        help="write a checkpoint this often, between chunks",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of shuffling, dropout and new heads")
+
+
+def config(args: argparse.Namespace, **changes: Any) -> TrainingConfig:
+    """Build the training loop's config; raise UserError for values out of range."""
+    values = {"epochs": args.epochs, "batch_rows": args.batch_rows, "learning_rate": args.learning_rate}
+    values |= {"seed": args.seed, "checkpoint_seconds": args.checkpoint_seconds}
+    try:
+        return TrainingConfig(**(values | changes))
+    except ValueError as error:
+        raise UserError(f"--{str(error).replace('_', '-')}") from error
+
+
+def run(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
+) -> int:
+    """Train into --output, or go on with a training that was begun there by the same command; return the exit code."""
+    output = Path(args.output).expanduser().absolute()
+    claim(output, _command(parser, args))
+    print(about)
+    try:
+        run_workers(work, args.workers, output / FOLDER)
+    except DoesNotFitError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return command.FAILED
+    except (RayError, TrainingFailedError) as error:
+        go_on = "the same command goes on from the last checkpoint"
+        print(f"{parser.prog}: error: {command.cause_of(error)}\n{go_on}", file=sys.stderr)
+        return command.FAILED
+    _save_tokeniser(tokenizer_from, output)
+    release(output)
+    print(f"the model is in {args.output}")
+    return command.DONE
+
+
+def class_names(texts: Texts, given: str | None) -> list[str]:
+    """Class names in order of index: a JSON file with a list, a comma-separated list, or the labels that occur."""
+    if given is None:
+        return texts.class_names()
+    if not given.endswith(".json"):
+        return given.split(",")
+    try:
+        names = json.loads(Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--class-names {given}: {error}") from error
+    if not isinstance(names, list):
+        raise UserError(f"--class-names {given}: holds no JSON list of names")
+    return [str(name) for name in names]
+
+
+def split_off_dev(whole: Chunk, seed: int) -> tuple[Chunk, Chunk]:
+    """Split off the dev rows where the user gave none: a tenth, at most HOLD_OUT_ROWS."""
+    return hold_out(whole, max(1, min(int(len(whole) * HOLD_OUT), HOLD_OUT_ROWS)), seed)
+
+
+def _command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
+    """Tell two trainings apart: all options that decide the result."""
+    silent = ("help", "config", "workers", "output", "checkpoint_seconds")
+    return {action.dest: str(getattr(args, action.dest)) for action in parser._actions if action.dest not in silent}
+
+
+def _save_tokeniser(tokenizer_from: str, output: Path) -> None:
+    """Write the tokenizer beside the model."""
+    with quiet_transformers():
+        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(output)
