@@ -1,33 +1,38 @@
 """What jobs share that send a corpus through a model: options, the run itself, resume, and the summary at its end."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from ray.exceptions import RayError
 
 from jobs import command, options
+from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
-from pipeline.classification import Outcome, classify_corpus, fingerprint_of, resolve_columns
+from pipeline.classification import Outcome, classify_corpus, columns_of, fingerprint_of
 from pipeline.cluster import DoesNotFitError
 from pipeline.config import DTYPE_NAMES, EngineConfig
 from pipeline.engine import check_exits
-from pipeline.errors import UserError
+from pipeline.errors import StorageError, UserError
 from pipeline.inputs import list_inputs
 from pipeline.ledger import Ledger
-from pipeline.output import REJECTS_FOLDER, prepare_folder
+from pipeline.output import MANIFEST, REJECTS_FOLDER, prepare_folder
 from pipeline.progress import duration
 from pipeline.stages import ClassifySpec
+from pipeline.storage import is_remote, use_endpoint
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that all these jobs take."""
     parser.add_argument(
-        "--input", required=True, metavar="PATH", help="corpus: file, folder (recursive) or quoted glob"
+        "--input", required=True, metavar="PATH", help="corpus: file, folder (recursive) or quoted glob; local or s3://"
     )
     parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for parts, rejects and manifest; made if absent"
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder for parts, rejects and manifest, local or s3://; made if absent",
     )
     parser.add_argument("--id-column", metavar="NAME", help="column that names a row (default: <file>:<row>)")
     parser.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="columns to carry into the output")
@@ -40,8 +45,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--actors", type=options.positive, metavar="N", help="actors (default: one a GPU, else one for 8 cores)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="drop what the output folder holds and start over")
+    parser.add_argument(
+        "--incremental",
+        action="store_true",
+        help="nightly folder: results of files that are gone from the input stay; no new file is no error",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start over; what the output folder holds stays readable until the new results take its place",
+    )
     parser.add_argument("--strict", action="store_true", help="end with exit code 1 if any row was rejected")
+    parser.add_argument(
+        "--endpoint-url",
+        metavar="URL",
+        help="S3 server other than Amazon's, for s3:// paths (default: AWS_ENDPOINT_URL)",
+    )
     options.add_text_options(parser)
 
 
@@ -57,48 +76,55 @@ def run(
     `plan` says how a model is run, and which columns are written beside the kept ones. Its ValueErrors are the user's mistakes,
     named after options.
     """
-    corpus = list_inputs(args.input)
+    use_endpoint(args.endpoint_url)
+    corpus = list_inputs(args.input, may_be_empty=args.incremental)
     if corpus.ignored:
         print(f"{len(corpus.ignored)} files of other kinds are left alone, such as {corpus.ignored[0]}")
-    model = EarlyExitModel.from_pretrained(args.model)
+    if is_remote(args.model):
+        raise UserError(
+            f"--model {args.model}: a model is a hub id or a directory; copy it to the same place on every node"
+        )
+    model = EarlyExitModel.outline(args.model)
     try:
         engine, results = plan(model)
         check_exits(model, engine)
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    columns = resolve_columns(
-        corpus, text=args.text_column, pair=args.pair_column, id_column=args.id_column, keep=keep, results=results
-    )
     if len(model.exit_layers) == 1 and not engine.criterion.full_depth:
         print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
     tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
+    columns = {"text": args.text_column, "pair": args.pair_column, "id_column": args.id_column}
     output = prepare_folder(args.output, args.input)
-    spec = ClassifySpec(
-        columns=columns,
-        tokeniser=tokeniser,
-        model=options.absolute_model(args.model),
-        engine=engine,
-        output=output,
-        results=results,
-    )
-    fingerprint = fingerprint_of(model, spec)
-    del model
     print(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {output}")
+    fingerprint = fingerprint_of(
+        model, weights_digest(args.model), engine, tokeniser, columns=columns, schema=[*results, *keep]
+    )
     with Ledger(output, fingerprint, overwrite=args.overwrite) as ledger:
+        left = ledger.unfinished(corpus.files, keep_gone=args.incremental)
+        if not left and (ledger.published() or ledger.schema is None):
+            ledger.finish()
+            print(f"nothing to do: {output} already holds the results of every file")
+            return command.DONE
+        spec = ClassifySpec(
+            columns=columns_of(corpus, ledger.schema, **columns, keep=keep, results=results),
+            tokeniser=tokeniser,
+            model=options.absolute_model(args.model),
+            engine=engine,
+            output=ledger.output,
+            results=results,
+        )
+        EarlyExitModel.from_pretrained(args.model)  # what is wrong with it is said here, once, and not by every actor
         try:
-            outcome = classify_corpus(corpus, spec, ledger, actors=args.actors)
+            outcome = classify_corpus(corpus, left, spec, ledger, actors=args.actors)
         except DoesNotFitError as error:
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return command.FAILED
-        except RayError as error:
+        except (RayError, StorageError) as error:
             print(f"{parser.prog}: error: {command.cause_of(error)}\n{kept(ledger)}", file=sys.stderr)
             return command.FAILED
         except (SystemExit, KeyboardInterrupt):
             print(f"stopped: {kept(ledger)}")
             raise
-    if outcome is None:
-        print(f"nothing to do: {output} already holds the results of every file")
-        return command.DONE
     report(outcome, output)
     rejected = outcome.totals.rows_rejected + len(outcome.totals.unreadable)
     return command.FAILED if args.strict and rejected else command.DONE
@@ -106,11 +132,13 @@ def run(
 
 def kept(ledger: Ledger) -> str:
     """Say what a run that did not end has left."""
+    with contextlib.suppress(StorageError):
+        ledger.flush()
     done = ledger.totals()
     return f"{done.rows_in:,} rows in {done.shards:,} shards are kept; the same command goes on from there"
 
 
-def report(outcome: Outcome, output: Path) -> None:
+def report(outcome: Outcome, output: str) -> None:
     """Print the summary."""
     totals, fresh = outcome.totals, outcome.fresh
     busy = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in fresh.cpu_seconds.items())
@@ -128,5 +156,5 @@ def report(outcome: Outcome, output: Path) -> None:
     print(f"  CPU time     {busy}")
     print(f"  peak MB      {memory}, driver {outcome.driver_peak_mb:,.0f}")
     if totals.rejected or totals.unreadable:
-        print(f"rejects are in {output / REJECTS_FOLDER}, with reasons")
-    print(f"results are in {output}, listed in {outcome.manifest.name}")
+        print(f"rejects are in {output}/{REJECTS_FOLDER}, with reasons")
+    print(f"results are in {output}, listed in {MANIFEST}")

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from models.families import UnsupportedModelError
 from models.precision import UnsupportedPrecisionError
-from pipeline.errors import UserError
+from pipeline.errors import StorageError, UserError
 
 CONFIG_VARIABLE = "OFFRAMP_CONFIG"
 DONE, FAILED, WRONG = 0, 1, 2
@@ -72,8 +72,13 @@ def complain(parser: argparse.ArgumentParser, error: Exception) -> int:
 
 def cause_of(error: Exception) -> str:
     """Return the line of a failed task or actor that says why: the first exception that is not one of Ray's wrappers."""
+    if isinstance(error, StorageError):
+        return str(error)
     raised = re.findall(r"^([\w.]*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
-    causes = [f"{name}: {text}" for name, text in raised if not name.startswith("ray.") and name != "UserCodeException"]
+    stored = [text for name, text in raised if name.endswith((".StorageError", ".RefusedError"))]  # path and cause
+    causes = stored + [
+        f"{name}: {text}" for name, text in raised if not name.startswith("ray.") and name != "UserCodeException"
+    ]
     return causes[0] if causes else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 

@@ -32,8 +32,8 @@ from pipeline.distillation import DistillSpec, distill
 from pipeline.errors import UserError
 from pipeline.inputs import list_inputs
 from pipeline.labelled import read_texts, tokenise_texts
-from pipeline.output import LEDGER, MANIFEST
 from pipeline.recipes import STRATEGIES
+from pipeline.results import results_as_corpus
 from pipeline.schema import LOGITS
 from pipeline.stream import StreamSpec
 from pipeline.tokenise import Tokeniser
@@ -42,9 +42,7 @@ from pipeline.tokenise import Tokeniser
 def main(args: argparse.Namespace) -> int:
     if (args.input is None) == (args.labels is None):
         raise UserError("give either --input, text, or --labels, what jobs/label.py made")
-    if args.labels and (Path(args.labels) / LEDGER).exists() and not (Path(args.labels) / MANIFEST).exists():
-        raise UserError(f"--labels {args.labels}: the labelling was not finished; run jobs/label.py again to go on")
-    corpus = list_inputs(args.labels or args.input)
+    corpus = results_as_corpus(args.labels) if args.labels else list_inputs(args.input)
     keep = ([LOGITS] if args.labels else []) + ([args.label_column] if args.label_column else [])
     columns = resolve_columns(
         corpus, text=args.text_column, pair=args.pair_column, id_column=None, keep=keep, results=()

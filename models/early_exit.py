@@ -147,6 +147,19 @@ class EarlyExitModel(nn.Module):
             config.id2label = dict(enumerate(new_labels))
             config.label2id = {label: index for index, label in enumerate(new_labels)}
         config.early_exit = block
+        model = cls._of_config(config)
+        model._load(name, fresh_head=new_labels is not None)
+        return model.eval()
+
+    @classmethod
+    def outline(cls, name: str | os.PathLike[str]) -> Self:
+        """Build what `from_pretrained` would, but without weights: for questions about shape, exits, labels and criterion."""
+        with torch.device("meta"):
+            return cls._of_config(_load_config(name))
+
+    @classmethod
+    def _of_config(cls, config: PretrainedConfig) -> Self:
+        block = getattr(config, "early_exit", None) or {}
         model = cls(config, last_head=block.get("last_head", "classifier"))
         if "branch_head" in block:
             model.add_exits(block["branch_head"])
@@ -154,8 +167,7 @@ class EarlyExitModel(nn.Module):
                 model.lte = None
         if "criterion" in block:
             model.criterion = Criterion(**block["criterion"])
-        model._load(name, fresh_head=new_labels is not None)
-        return model.eval()
+        return model
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors into a directory, made if absent. The tokenizer is the caller's to add."""

@@ -1,24 +1,27 @@
 """The main run, from a checked request to published results: resume, stream, write receipts down, publish."""
 
+import copy
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from models.early_exit import EarlyExitModel
 from pipeline.cluster import check_free, join_or_start, plan_actors
+from pipeline.config import EngineConfig
 from pipeline.errors import UserError
 from pipeline.formats import FileFormatError, file_columns, is_text
 from pipeline.inputs import Corpus, InputFile
-from pipeline.ledger import Fingerprint, Ledger, code_version
+from pipeline.ledger import Ledger
+from pipeline.manifest import Fingerprint, code_version
 from pipeline.progress import Progress
 from pipeline.receipts import Totals, peak_memory_mb
 from pipeline.schema import output_schema
 from pipeline.source import Columns
 from pipeline.stages import ClassifySpec, classify_files, receipts_of
+from pipeline.tokenise import TokeniserSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,7 @@ class Outcome:
     fresh: Totals
     """Of this run only."""
     seconds: float
-    manifest: Path
+    manifest: str
     driver_peak_mb: float
 
 
@@ -72,40 +75,62 @@ def _first_readable(files: list[InputFile]) -> tuple[InputFile, dict[str, pa.Dat
     raise UserError(f"no input file can be read; the last one: {problem}")
 
 
-def fingerprint_of(model: EarlyExitModel, spec: ClassifySpec) -> Fingerprint:
-    """Name and hash everything that decides the answers."""
-    weights = hashlib.blake2b(digest_size=8)
-    for name, tensor in model.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.numpy().tobytes())
-    weights.update(repr((model.shape, model.labels)).encode())
-    columns = spec.columns
+def columns_of(
+    corpus: Corpus,
+    recorded: pa.Schema | None,
+    *,
+    text: str,
+    pair: str | None,
+    id_column: str | None,
+    keep: list[str],
+    results: Sequence[str],
+) -> Columns:
+    """Take the columns as the parts that are there have them, and open nothing; or resolve them, where there are none yet."""
+    if recorded is None:
+        return resolve_columns(corpus, text=text, pair=pair, id_column=id_column, keep=keep, results=results)
+    return Columns(text=text, pair=pair, id=id_column, keep=pa.schema([recorded.field(name) for name in keep]))
+
+
+def fingerprint_of(
+    model: EarlyExitModel,
+    weights: str,
+    engine: EngineConfig,
+    tokeniser: TokeniserSpec,
+    *,
+    columns: Mapping[str, str | None],
+    schema: Sequence[str],
+) -> Fingerprint:
+    """Name and hash everything that decides the answers, but not where it is: a copy of a model is the same model.
+
+    `weights` is `models.digest` of the model; `columns` says what those of the input mean, `schema` names those of the output.
+    """
+    kind = repr((model.config.model_type, model.shape, model.labels, model.last_head, model.branch_head))
     return {
-        "model": f"{spec.model} {weights.hexdigest()}",
-        "tokenizer": hashlib.blake2b(spec.tokeniser.tokenizer_json.encode(), digest_size=8).hexdigest(),
-        "max-tokens": str(spec.tokeniser.max_tokens),
-        "criterion": spec.engine.criterion.describe(),
-        "exits": " ".join(map(str, spec.engine.exits or model.exit_layers)),
-        "dtype": spec.engine.dtype,
-        "columns": f"text={columns.text} pair={columns.pair} id={columns.id}",
-        "schema": ", ".join(f"{f.name} {f.type}" for f in output_schema(spec.results, columns.keep)),
+        "model": hashlib.blake2b(f"{weights} {kind}".encode(), digest_size=8).hexdigest(),
+        "tokenizer": hashlib.blake2b(repr(tokeniser).encode(), digest_size=8).hexdigest(),
+        "max-tokens": str(tokeniser.max_tokens),
+        "criterion": engine.criterion.describe(),
+        "exits": " ".join(map(str, engine.exits or model.exit_layers)),
+        "dtype": engine.dtype,
+        "columns": " ".join(f"{meaning}={name}" for meaning, name in columns.items()),
+        "schema": ", ".join(schema),
         "offramp": code_version(),
     }
 
 
-def classify_corpus(corpus: Corpus, spec: ClassifySpec, ledger: Ledger, *, actors: int | None) -> Outcome | None:
-    """Classify what is not done yet and publish the manifest; None if there was nothing to do."""
+def classify_corpus(
+    corpus: Corpus, left: Mapping[str, Collection[int]], spec: ClassifySpec, ledger: Ledger, *, actors: int | None
+) -> Outcome:
+    """Classify what is left (path -> starts of shards that are done), and publish the manifest."""
     started = time.monotonic()
-    left = ledger.unfinished(corpus.files)
     fresh = Totals()
-    if not left and ledger.published():
-        return None
+    ledger.begin(output_schema(spec.results, spec.columns.keep))
     if left:
         join_or_start()
         plan = plan_actors(actors)
         check_free(plan)
         files = [file for file in corpus.files if file.path in left]
-        progress = Progress(corpus.size, ledger.totals())
+        progress = Progress(corpus.size, copy.deepcopy(ledger.totals()))
         try:
             for receipt in receipts_of(classify_files(files, left, spec, plan)):
                 ledger.add(receipt)
@@ -113,11 +138,12 @@ def classify_corpus(corpus: Corpus, spec: ClassifySpec, ledger: Ledger, *, actor
                 progress.add(receipt)
         finally:
             progress.close()
+        ledger.flush()
         unfinished = ledger.unfinished(corpus.files)
         if unfinished:
             raise AssertionError(f"the chain ended without {len(unfinished)} files, such as {next(iter(unfinished))}")
     seconds = time.monotonic() - started
-    manifest = ledger.publish(corpus, seconds)
+    manifest = ledger.publish(seconds)
     return Outcome(
         totals=ledger.totals(), fresh=fresh, seconds=seconds, manifest=manifest, driver_peak_mb=peak_memory_mb()
     )

@@ -11,7 +11,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import StorageError
 from pipeline.inputs import InputFile
+from pipeline.storage import buffered, storage_of
 
 CHUNK_ROWS = 1024
 CHUNK_BYTES = 1 << 20
@@ -48,7 +50,10 @@ class RawRows:
 
 
 def iter_raw_rows(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
-    """Read these columns of a file in chunks; raise FileFormatError where it cannot be read."""
+    """Read these columns of a file in chunks.
+
+    Raises FileFormatError where its content cannot be read, StorageError where it cannot be reached or is not what was listed.
+    """
     try:
         if file.format == "parquet":
             yield from _parquet(file, columns)
@@ -62,11 +67,11 @@ def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
     """Return the columns of a file and their types (None: any JSON value); raise FileFormatError if it cannot be read."""
     try:
         if file.format == "parquet":
-            with pq.ParquetFile(file.path) as parquet:
+            with _stored(file) as disk, pq.ParquetFile(disk) as parquet:
                 return dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True))
         if file.format == "text":
             return {TEXT_COLUMN: pa.string()}
-        with _open(file) as stream:
+        with _stored(file) as disk, _decompress(file, disk) as stream:
             if file.format == "jsonl":
                 parsed = (_parse_json(line)[0] for line in islice(stream, CHUNK_ROWS))
                 return dict.fromkeys(key for value in parsed if isinstance(value, dict) for key in value)
@@ -84,7 +89,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def _parquet(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
-    with pq.ParquetFile(file.path) as parquet:
+    with _stored(file) as disk, pq.ParquetFile(disk) as parquet:
         missing = [name for name in columns if name not in parquet.schema_arrow.names]
         if missing:
             raise FileFormatError(f"no column '{missing[0]}'; it has {', '.join(parquet.schema_arrow.names)}")
@@ -108,7 +113,7 @@ def _as_bytes(array: pa.Array) -> pa.Array:
 
 def _lines(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
     """Read a line-based format in chunks of CHUNK_ROWS rows, or fewer if the rows are long."""
-    with open(file.path, "rb") as disk, _decompress(file, disk) as stream:
+    with _stored(file) as disk, _decompress(file, disk) as stream:
         parsed = {"jsonl": _jsonl, "text": _text}.get(file.format, _csv)(file, stream, columns)
         rows: list[list[object]] = []
         start, size, damage = 0, 0, None
@@ -134,8 +139,13 @@ def _transpose(rows: list[list[object]], columns: list[str]) -> dict[str, pa.Arr
     return {name: list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)}
 
 
-def _open(file: InputFile) -> BinaryIO:
-    return _decompress(file, open(file.path, "rb"))
+def _stored(file: InputFile) -> BinaryIO:
+    """Open a file that still is what was listed; raise StorageError if it is not, or cannot be reached."""
+    stored = storage_of(file.path).open(file.path)
+    if (stored.entry.size, stored.entry.mark) != (file.size, file.mark):
+        stored.close()
+        raise StorageError(f"{file.path}: changed after it was listed")
+    return buffered(stored)
 
 
 def _decompress(file: InputFile, disk: BinaryIO) -> BinaryIO:

@@ -1,12 +1,14 @@
-"""Which files are the corpus: a file, a folder or a glob -> InputFile records. Nothing is opened here."""
+"""Which files are the corpus: a file, a folder or a glob, local or on S3 -> InputFile records. Nothing is opened here."""
 
 import glob
 import hashlib
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.storage import Entry, absolute, is_remote, storage_of
 
 FORMATS = {
     ".parquet": "parquet",
@@ -22,21 +24,22 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
-    """One file of the corpus with its marks: another size or modification time means other content."""
+    """One file of the corpus with its marks: another size or mark means other content."""
 
     path: str
+    """Absolute, or an s3:// address."""
     name: str
     """Path relative to the input folder: the `<file>` of default ids."""
     size: int
-    """Bytes on disk."""
-    modified: int
-    """Modification time, nanoseconds since the epoch."""
+    """Bytes as stored."""
+    mark: str
+    """Time of modification in ns since the epoch, or ETag."""
     format: str
     compression: str | None
 
     def shard_id(self, start: int) -> str:
         """Name the shard that starts at this row: the same on every run while the file is the same."""
-        key = f"{self.path}\0{self.size}\0{self.modified}\0{start}"
+        key = f"{self.path}\0{self.size}\0{self.mark}\0{start}"
         return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
@@ -49,61 +52,89 @@ class Corpus:
 
     @property
     def size(self) -> int:
-        """Bytes on disk of all files."""
+        """Bytes as stored of all files."""
         return sum(file.size for file in self.files)
 
 
-def list_inputs(pattern: str) -> Corpus:
-    """List a file, a folder (recursively) or a glob; raise UserError when there is nothing to read."""
-    if "://" in pattern:
-        raise UserError(f"--input {pattern}: only local paths are read so far")
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        file = _input_file(path, path.name)
+def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
+    """List a file, a folder (recursively) or a glob; raise UserError when there is nothing to read.
+
+    With `may_be_empty` a folder without files, or a glob without matches, is an empty corpus.
+    """
+    location = absolute(pattern)
+    storage = storage_of(location)
+    single = storage.stat(location)
+    if single is not None:
+        file = _input_file(single, os.path.basename(location))
         if file is None:
-            raise UserError(f"--input {path}: unknown extension; known are {_extensions()}")
+            raise UserError(f"--input {location}: unknown extension; known are {_extensions()}")
         return Corpus([file], [])
-    if path.is_dir():
-        root, found = path, [p for p in path.rglob("*") if p.is_file()]
-    else:
-        root = _fixed_part(path)
-        found = [Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p)]
-        if not found:
-            raise UserError(f"--input {pattern}: no such file, folder or match")
-    files, ignored = [], []
-    for candidate in sorted(found):
-        name = candidate.relative_to(root).as_posix()
-        if any(part.startswith(("_", ".")) for part in name.split("/")):
-            continue  # hidden files, and the manifests and rejects of earlier runs
-        file = _input_file(candidate, name)
-        files.append(file) if file else ignored.append(name)
-    if not files:
+    root, found = _find(location)
+    if root is None:
+        if may_be_empty and glob.has_magic(location):
+            return Corpus([], [])
+        raise UserError(f"--input {pattern}: no such file, folder or match")
+    files, ignored = _sort_out(root, found)
+    if not files and not may_be_empty:
         also = f" ({len(ignored)} other files there, such as {ignored[0]})" if ignored else ""
         raise UserError(f"--input {pattern}: no file to read{also}; known extensions are {_extensions()}")
     return Corpus(files, ignored)
 
 
-def _fixed_part(path: Path) -> Path:
-    parts = path.parts
+def of_entries(root: str, entries: Iterable[Entry]) -> Corpus:
+    """Make a corpus of listed files below a folder."""
+    files = [_input_file(entry, entry.path.removeprefix(root).lstrip("/")) for entry in entries]
+    return Corpus([file for file in files if file is not None], [])
+
+
+def _find(location: str) -> tuple[str | None, list[Entry]]:
+    """List a folder, or the matches of a glob, with the folder that names are relative to; None: nothing is there."""
+    storage = storage_of(location)
+    if os.path.isdir(location):
+        return location, list(storage.walk(location))
+    root = _fixed_part(location)
+    if is_remote(location):
+        wanted = _glob_pattern(location.removeprefix(root).lstrip("/")) if root != location else None
+        found = [
+            e for e in storage.walk(root) if wanted is None or wanted.fullmatch(e.path.removeprefix(root).lstrip("/"))
+        ]
+    else:
+        found = [e for p in glob.glob(location, recursive=True) if (e := storage.stat(p)) is not None]
+    return (root if found else None), found
+
+
+def _sort_out(root: str, found: list[Entry]) -> tuple[list[InputFile], list[str]]:
+    """Sort by name, and leave out hidden files, and the manifests and rejects of earlier runs."""
+    files, ignored = [], []
+    for name, entry in sorted((entry.path.removeprefix(root).lstrip("/"), entry) for entry in found):
+        if name.startswith(("_", ".")) or "/_" in name or "/." in name:
+            continue
+        file = _input_file(entry, name)
+        files.append(file) if file else ignored.append(name)
+    return files, ignored
+
+
+def _fixed_part(location: str) -> str:
+    parts = location.split("/")
     magic = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    return Path(*parts[:magic])
+    return "/".join(parts[:magic])
 
 
-def _input_file(path: Path, name: str) -> InputFile | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
-    kind = FORMATS.get(suffixes[-2] if compression and len(suffixes) > 1 else (suffixes[-1] if suffixes else ""))
+def _glob_pattern(pattern: str) -> re.Pattern[str]:
+    """Translate a glob over keys: * and ? stay within a name, and ** is any number of folders."""
+    meaning = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*$|\*|\?|\[[^\]]+\])", pattern)
+    plain = (p.replace("[!", "[^", 1) if p.startswith("[") else re.escape(p) for p in pieces)
+    return re.compile("".join(meaning.get(piece, text) for piece, text in zip(pieces, plain, strict=True)))
+
+
+def _input_file(entry: Entry, name: str) -> InputFile | None:
+    stem, extension = os.path.splitext(name.lower())
+    compression = COMPRESSIONS.get(extension)
+    kind = FORMATS.get(os.path.splitext(stem)[1] if compression else extension)
     if kind is None or (kind == "parquet" and compression):
         return None
-    stat = path.stat()
-    return InputFile(
-        path=str(path.absolute()),
-        name=name,
-        size=stat.st_size,
-        modified=stat.st_mtime_ns,
-        format=kind,
-        compression=compression,
-    )
+    return InputFile(path=entry.path, name=name, size=entry.size, mark=entry.mark, format=kind, compression=compression)
 
 
 def _extensions() -> str:

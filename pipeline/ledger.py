@@ -1,175 +1,337 @@
-"""The memory of a run: receipts in an append-only file, and the manifest that publishes the result.
+"""The memory of a run: receipts in segments, from which a stopped run resumes, and the manifest that publishes its result.
 
-`_receipts.jsonl` holds the run's fingerprint and then one line for each finished shard; it is what a stopped run resumes from.
-`_manifest.json` is written last and at once; a reader trusts it and nothing else. State is O(shards), never O(rows).
+    _receipts/g<n>/run.json         what a run that has not ended yet is: fingerprint and schema; written once, if there is none
+    _receipts/g<n>/<driver>-*       its receipts, by `pipeline.journal`
+    _shards-<digest>.parquet        published receipts, named by the manifest
+    _manifest.json                  written last and at once; a reader trusts it and nothing else
+
+Results of one fingerprint are a generation, <n>. More of the same adds to it; `--overwrite` begins the next one, whose parts
+have names of their own, so that the results before it stay whole until the manifest tells of the new ones, and go only then. On
+a disk a lock keeps a second driver out. On S3 two drivers may run: parts are the same whoever writes them, receipts are apart,
+and whoever publishes last adds what the other has published. State is O(shards), never O(rows).
 """
 
+import contextlib
 import json
-import os
-import platform
+import re
+import time
 from collections.abc import Iterable
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from pipeline.errors import UserError
-from pipeline.inputs import Corpus, InputFile
-from pipeline.output import LEDGER, MANIFEST, clear_folder, part_name, remove_leftovers, write_text
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError, UserError
+from pipeline.inputs import InputFile
+from pipeline.journal import NO_SHARDS, Journal, distinct, read_segments, shard_names
+from pipeline.manifest import (
+    MANIFEST_VERSION,
+    SHARDS_PREFIX,
+    Fingerprint,
+    Manifest,
+    decode_schema,
+    difference,
+    encode_schema,
+    read_manifest,
+    totals_as_facts,
+    versions,
+    write_manifest,
+)
+from pipeline.output import LOCK, MANIFEST, RECEIPTS_FOLDER, REJECTS_FOLDER, Output, generation_of
 from pipeline.receipts import Receipt, Totals
+from pipeline.schema import PART, REJECTS_PART, SHARDS
+from pipeline.shards import ShardIndex
+from pipeline.storage import is_remote, lock_folder, storage_of
 
-MANIFEST_VERSION = 1
-Fingerprint = dict[str, str]
-"""What decides the answers, by name: model, tokenizer, speed, columns, schema, code version."""
+RUN_FILE = "run.json"
+PUBLISH_TRIES = 10
+"""Each of them fails only if another driver has published in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that has not ended yet, as its file tells of it."""
+
+    fingerprint: Fingerprint
+    schema: pa.Schema
+    overwrites: bool
+    """It was begun to take the place of results that were there."""
 
 
 class Ledger:
-    """Receipts of one output folder. Use as a context manager: it holds the file open."""
+    """Receipts of one output folder. Use as a context manager: it holds a lock, and stores receipts at its end."""
 
-    def __init__(self, folder: Path, fingerprint: Fingerprint, *, overwrite: bool = False) -> None:
-        """Open or start the ledger; raise UserError if the folder holds results of another kind of run."""
-        self.folder, self.fingerprint = folder, fingerprint
-        if overwrite:
-            clear_folder(folder)
-        remove_leftovers(folder)
-        self._receipts: dict[str, Receipt] = {}
-        path = folder / LEDGER
-        if path.exists():
-            self._read(path)
-        elif next(folder.glob("part-*.parquet"), None) is not None:
-            raise UserError(
-                f"--output {folder}: holds parts but no {LEDGER}; choose another folder or give --overwrite"
-            )
-        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
-        if self._file.tell() == 0:
-            self._append(json.dumps({"fingerprint": fingerprint}))
+    def __init__(self, folder: str, fingerprint: Fingerprint, *, overwrite: bool = False) -> None:
+        self.folder, self.fingerprint, self.overwrite = folder, fingerprint, overwrite
+        self.storage = storage_of(folder)
+        self._totals, self._index = Totals(), ShardIndex()
+        self._lost = NO_SHARDS
+        self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        """Open or start the ledger; raise UserError if the folder holds results of another kind of run, or another driver."""
+        with contextlib.ExitStack() as opening:
+            locked = opening.enter_context(lock_folder(self.folder, LOCK))
+            self._manifest = read_manifest(self.folder)
+            self._runs, self._segments = self._read_runs()
+            self.output = Output(self.folder, self._choose_generation())
+            if locked:
+                self._remove_leftovers()
+            self._load()
+            place = self._place(self.output.generation)
+            self._journal = opening.enter_context(contextlib.closing(Journal(place, self._keep)))
+            self._resources = opening.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        # Where the storage has failed already, storing the last receipts may fail too, and says nothing new.
+        with contextlib.suppress(StorageError) if isinstance(error, Exception) else contextlib.nullcontext():
+            self._resources.close()
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """Columns of the parts, if there is a run to go on with, or results to add to."""
+        generation = self.output.generation
+        if generation in self._runs:
+            return self._runs[generation].schema
+        return self._manifest.schema if self._published_generation() == generation and self._manifest else None
+
+    def begin(self, schema: pa.Schema) -> None:
+        """Note what the run is, before its first part is written; raise UserError if another driver runs something else."""
+        place = self._place(self.output.generation)
+        self.storage.make_folder(place)
+        mine = Run(self.fingerprint, schema, self.overwrite)
+        if not self.storage.write_if(f"{place}/{RUN_FILE}", _write_run(mine), None):
+            there = self.storage.read(f"{place}/{RUN_FILE}")
+            if there and difference(_read_run(there[0]).fingerprint, self.fingerprint):
+                raise UserError(f"--output {self.folder}: another run has begun to write there; choose another folder")
+        self._runs[self.output.generation] = mine
 
     def add(self, receipt: Receipt) -> None:
-        """Write down a finished shard; from here on no run does it again."""
-        self._append(receipt.to_json())
-        self._receipts[receipt.shard] = receipt
+        """Take note of a finished shard: within a second or so it is stored, and no run does it again.
+
+        Raises StorageError if earlier ones could not be stored.
+        """
+        self._journal.add(receipt)
+
+    def flush(self) -> None:
+        """Store all receipts now; raise StorageError if that fails."""
+        self._journal.flush()
 
     def totals(self) -> Totals:
-        """All receipts added up."""
-        totals = Totals()
-        for receipt in self._receipts.values():
-            totals.add(receipt)
-        return totals
+        """All stored receipts added up."""
+        return self._totals
 
-    def unfinished(self, files: Iterable[InputFile]) -> dict[str, set[int]]:
+    def unfinished(self, files: list[InputFile], *, keep_gone: bool = True) -> dict[str, tuple[int, ...]]:
         """Return the files that still have work, by path, with the starts of their shards that are done.
 
-        Raises UserError naming a file that changed since its shards were done.
+        Raises UserError naming a file that changed since its shards were done, or, without `keep_gone`, one that is no more.
         """
-        done: dict[str, dict[int, Receipt]] = {}
-        for receipt in self._receipts.values():
-            done.setdefault(receipt.file, {})[receipt.start] = receipt
-        left: dict[str, set[int]] = {}
         for file in files:
-            shards = done.get(file.path, {})
-            for start, receipt in shards.items():
-                if receipt.shard != file.shard_id(start):
-                    raise UserError(
-                        f"{file.path}: changed since {self.folder} was made from it; "
-                        "give the new content a new name, or start over with --overwrite"
-                    )
-            if not _complete(shards):
-                left[file.path] = set(shards)
-        return left
+            if self._index.changed(file):
+                raise UserError(
+                    f"{file.path}: changed since {self.folder} was made from it; "
+                    "give the new content a new name, or start over with --overwrite"
+                )
+        if not keep_gone:
+            there = {file.path for file in files}
+            gone = next((path for path in self._index.files if path not in there), None)
+            if gone is not None:
+                raise UserError(
+                    f"{gone}: {self.folder} has results of it, but --input has it no more; "
+                    "--incremental keeps them, --overwrite starts over"
+                )
+        return self._index.unfinished(files)
 
     def published(self) -> bool:
-        """Say whether the manifest already tells of exactly these receipts."""
-        path = self.folder / MANIFEST
-        if not path.exists():
+        """Say whether the manifest already tells of exactly these shards."""
+        if self._manifest is None or self._published_generation() != self.output.generation or len(self._lost):
             return False
-        return {shard["id"] for shard in json.loads(path.read_text(encoding="utf-8"))["shards"]} == set(self._receipts)
+        return int(self._manifest.facts["shards"]["rows"]) == len(self._index)
 
-    def publish(self, corpus: Corpus, seconds: float) -> Path:
-        """Write the manifest; the results are valid from here on."""
-        receipts = sorted(self._receipts.values(), key=lambda r: (r.file, r.start))
-        totals = self.totals()
-        manifest: dict[str, Any] = {
-            "version": MANIFEST_VERSION,
-            "fingerprint": self.fingerprint,
-            "inputs": [{"path": file.path, "size": file.size, "modified": file.modified} for file in corpus.files],
-            "totals": asdict(totals) | {"rows_rejected": totals.rows_rejected},
-            "mean_exit_layer": totals.mean_exit_layer,
-            "flops_speedup": totals.flops_speedup,
-            "seconds": round(seconds, 3),
-            "versions": _versions(),
-            "shards": [
-                {
-                    "id": r.shard,
-                    "part": part_name(r.shard),
-                    "file": r.file,
-                    "start": r.start,
-                    "rows_in": r.rows_in,
-                    "rows_out": r.rows_out,
-                    "rejected": r.rejected,
-                }
-                for r in receipts
-            ],
-        }
-        path = self.folder / MANIFEST
-        write_text(path, json.dumps(manifest, indent=1) + "\n")
-        return path
+    def publish(self, seconds: float) -> str:
+        """Write the manifest and return its location; the results are valid from here on, and what they replace goes.
 
-    def _append(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        Raises UserError if another driver has published something else meanwhile.
+        """
+        self.flush()
+        for _ in range(PUBLISH_TRIES):
+            replaced = self._manifest
+            if self._try_to_publish(replaced, seconds):
+                self._manifest = read_manifest(self.folder)
+                assert self._manifest is not None
+                if replaced is not None and replaced.facts.get("shards") != self._manifest.facts["shards"]:
+                    self.storage.delete([f"{self.folder}/{replaced.facts['shards']['path']}"])
+                self.finish()
+                return f"{self.folder}/{MANIFEST}"
+            self._manifest = read_manifest(self.folder)
+            newer = self._published_generation() or 0
+            if newer > self.output.generation or (newer == self.output.generation and self._differs()):
+                raise UserError(f"--output {self.folder}: another run has published other results there meanwhile")
+        raise StorageError(f"{self.folder}/{MANIFEST}: others replace it all the time")
 
-    def _read(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8")
-        lines = text.split("\n")
-        if lines[-1]:  # a line torn by a crash: its shard is done again
-            whole = text[: len(text) - len(lines[-1])]
-            write_text(path, whole)
-        if len(lines) < 2:
+    def finish(self) -> None:
+        """Remove what a published result has no more use for; does nothing if that is done."""
+        generation = self.output.generation
+        if generation not in self._runs and generation not in self._segments:
             return
-        before = json.loads(lines[0])["fingerprint"]
-        names = sorted(k for k in before.keys() | self.fingerprint.keys() if before.get(k) != self.fingerprint.get(k))
-        if names:
-            what = "; ".join(
-                f"{k} was {before.get(k, 'not set')}, is {self.fingerprint.get(k, 'not set')}" for k in names
+        if generation > 1:
+            for place in (self.folder, f"{self.folder}/{REJECTS_FOLDER}"):
+                old = (n for n in self.storage.names(place, "part-") if (generation_of(n) or generation) < generation)
+                self.storage.delete(f"{place}/{name}" for name in old)
+            self.storage.delete(p for g, paths in self._segments.items() if g < generation for p in paths)
+            self.storage.delete(f"{self._place(g)}/{RUN_FILE}" for g in self._runs if g < generation)
+        self.storage.delete([*self._segments.get(generation, ()), *self._journal.segments])
+        self.storage.delete(
+            [f"{self._place(generation)}/{RUN_FILE}"]
+        )  # last: as long as it is there, there is work to do
+
+    def _published_generation(self) -> int | None:
+        return self._manifest.generation if self._manifest else None
+
+    def _differs(self) -> str:
+        return difference(self._manifest.fingerprint, self.fingerprint) if self._manifest else ""
+
+    def _published_shards(self) -> list[bytes]:
+        """Read the receipts that the manifest names, if it tells of this generation."""
+        return (
+            [self._manifest.read_shards()]
+            if self._manifest and self._manifest.generation == self.output.generation
+            else []
+        )
+
+    def _place(self, generation: int) -> str:
+        return f"{self.folder}/{RECEIPTS_FOLDER}/g{generation}"
+
+    def _read_runs(self) -> tuple[dict[int, Run], dict[int, list[str]]]:
+        """Find the runs that have not ended, and the segments of each generation."""
+        runs: dict[int, Run] = {}
+        segments: dict[int, list[str]] = {}
+        for entry in self.storage.walk(f"{self.folder}/{RECEIPTS_FOLDER}"):
+            found = re.fullmatch(rf".*/g(\d+)/({RUN_FILE}|[0-9a-f]+-\d+\.parquet)", entry.path)
+            if found and found[2] == RUN_FILE:
+                data = self.storage.read(entry.path)
+                if data is not None:
+                    runs[int(found[1])] = _read_run(data[0])
+            elif found:
+                segments.setdefault(int(found[1]), []).append(entry.path)
+        return runs, {generation: sorted(paths) for generation, paths in segments.items()}
+
+    def _choose_generation(self) -> int:
+        """Find the generation to go on with, or to begin; raise UserError if there are other results."""
+        published = self._published_generation() or 0
+        same = [g for g, run in self._runs.items() if not difference(run.fingerprint, self.fingerprint)]
+        if self._manifest and self._manifest.facts["version"] != MANIFEST_VERSION:
+            raise UserError(
+                f"--output {self.folder}: holds results of another version of offramp; choose another folder"
             )
+        if self.overwrite:
+            begun = [g for g in same if self._runs[g].overwrites and g >= published]
+            taken = max([published, *self._runs, *(generation_of(n) or 0 for n in self._part_names())], default=0)
+            return max(begun, default=taken + 1)
+        if published:
+            self._refuse(self._differs())
+            return published
+        if same:
+            return max(same)
+        if self._runs:
+            self._refuse(difference(self._runs[max(self._runs)].fingerprint, self.fingerprint))
+        if next(iter(self._part_names()), None) is not None:
+            raise UserError(
+                f"--output {self.folder}: holds parts but no {MANIFEST}; choose another folder or give --overwrite"
+            )
+        return 1
+
+    def _refuse(self, what: str) -> None:
+        if what:
             raise UserError(
                 f"--output {self.folder}: holds results of another run: {what}. Choose another folder or --overwrite"
             )
-        for line in lines[1:-1]:
-            receipt = Receipt.from_json(line)
-            if (self.folder / part_name(receipt.shard)).exists():
-                self._receipts[receipt.shard] = receipt
+
+    def _part_names(self) -> Iterable[str]:
+        return self.storage.names(self.folder, "part-")
+
+    def _load(self) -> None:
+        """Read what is done. Shards whose parts have been taken away count for nothing."""
+        generation = self.output.generation
+        sources = read_segments(self._segments.get(generation, ()))
+        sources += self._published_shards()
+        if not sources:
+            return
+        there = np.fromiter((shard.encode() for n in self._part_names() if (shard := self.output.shard_of(n))), "S16")
+        for table in distinct(sources):
+            mask = np.isin(shard_names(table), there)
+            self._lost = np.concatenate([self._lost, shard_names(table)[~mask]])
+            self._index.add_table(table.filter(pa.array(mask)))
+            self._totals.add_table(table.filter(pa.array(mask)))
+
+    def _keep(self, receipt: Receipt) -> None:
+        self._totals.add(receipt)
+        self._index.add(receipt)
+
+    def _try_to_publish(self, replaced: Manifest | None, seconds: float) -> bool:
+        """Put all receipts together, our own, those found at the start and those published, and write them and the manifest."""
+        mine = read_segments(self._journal.segments)
+        older = read_segments(self._segments.get(self.output.generation, ())) + self._published_shards()
+        totals, index, sink, rows = Totals(), ShardIndex(), pa.BufferOutputStream(), 0
+        lost = np.setdiff1d(self._lost, np.concatenate([NO_SHARDS, *(shard_names(table) for table in distinct(mine))]))
+        with pq.ParquetWriter(sink, SHARDS, compression="zstd") as writer:
+            for table in distinct([*mine, *older], lost):
+                totals.add_table(table)
+                index.add_table(table)
+                writer.write_table(self._with_parts(table))
+                rows += len(table)
+        run = self._runs.get(self.output.generation)
+        facts: dict[str, Any] = {
+            "generation": self.output.generation,
+            "fingerprint": self.fingerprint,
+            "schema": encode_schema(run.schema if run else self.schema),
+            "files": len(list(index.files)),
+            **totals_as_facts(totals),
+            "seconds": round(seconds, 3),
+            "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": versions(),
+        }
+        self._totals = totals
+        return write_manifest(self.folder, replaced, facts, sink.getvalue().to_pybytes(), rows)
+
+    def _with_parts(self, receipts: pa.Table) -> pa.Table:
+        """Say where the results of each shard are, by `schema.SHARDS`."""
+        names = receipts["shard"].to_pylist()
+        rejects = [
+            self.output.rejects(name) if rejected or error is not None else None
+            for name, rejected, error in zip(
+                names, receipts["rejected"].to_pylist(), receipts["read_error"].to_pylist(), strict=True
+            )
+        ]
+        columns = {PART: [self.output.part(name) for name in names], REJECTS_PART: rejects}
+        return pa.table(
+            [pa.array(columns[f.name], f.type) if f.name in columns else receipts[f.name] for f in SHARDS], SHARDS
+        )
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed drivers left behind: temporary files, and lists of shards that no manifest names."""
+        if is_remote(self.folder):
+            return
+        places = [self.folder, f"{self.folder}/{REJECTS_FOLDER}", *(self._place(g) for g in self._runs)]
+        for place in places:
+            names = self.storage.names(place, ".")
+            self.storage.delete(f"{place}/{name}" for name in names if name.endswith(".tmp"))
+        named = self._manifest.facts.get("shards", {}).get("path") if self._manifest else None
+        lists = self.storage.names(self.folder, SHARDS_PREFIX)
+        self.storage.delete(f"{self.folder}/{name}" for name in lists if name != named)
 
 
-def _complete(shards: dict[int, Receipt]) -> bool:
-    """Say whether these shards of a file follow each other without a gap up to its end."""
-    position = 0
-    while position in shards:
-        receipt = shards[position]
-        if receipt.last:
-            return True
-        position += receipt.rows_in
-    return False
+def _write_run(run: Run) -> bytes:
+    facts = {"fingerprint": run.fingerprint, "schema": encode_schema(run.schema), "overwrites": run.overwrites}
+    return json.dumps(facts, indent=1).encode()
 
 
-def code_version() -> str:
-    """Version of offramp: of the installed distribution, or 'source' when it runs from a checkout."""
-    try:
-        return version("offramp")
-    except PackageNotFoundError:
-        return "source"
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "ray", "pyarrow", "tokenizers")
-    return {"offramp": code_version(), "python": platform.python_version()} | {name: version(name) for name in packages}
+def _read_run(data: bytes) -> Run:
+    facts = json.loads(data)
+    return Run(facts["fingerprint"], decode_schema(facts["schema"]), facts["overwrites"])

@@ -1,75 +1,90 @@
-"""Write parts: Parquet files that appear under their final name whole or not at all."""
+"""Parts of an output folder: what they are called, and how they are written, whole or not at all."""
 
-import os
-import uuid
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
+from pipeline.errors import RefusedError, UserError
+from pipeline.storage import absolute, is_remote, storage_of
 
-REJECTS_FOLDER = "_rejects"
-MANIFEST, LEDGER = "_manifest.json", "_receipts.jsonl"
-
-
-def part_name(shard: str) -> str:
-    """File name of a shard's part: repeating a shard rewrites the same file."""
-    return f"part-{shard}.parquet"
+MANIFEST, LOCK = "_manifest.json", "_lock"
+REJECTS_FOLDER, RECEIPTS_FOLDER = "_rejects", "_receipts"
+PART = re.compile(r"part-([0-9a-f]+)(?:\.g(\d+))?\.parquet")
 
 
-def write_part(folder: Path, shard: str, rows: pa.Table) -> None:
-    """Write a part under a temporary name, flush it to disk, and rename it."""
-    temporary = folder / f".{part_name(shard)}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            pq.write_table(rows, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / part_name(shard))
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where the parts of a run go. Results that replace others are of a later generation, whose parts have other names."""
+
+    folder: str
+    generation: int = 1
+
+    def part(self, shard: str) -> str:
+        """Name a shard's part: repeating the shard rewrites the same file."""
+        return f"part-{shard}.parquet" if self.generation == 1 else f"part-{shard}.g{self.generation}.parquet"
+
+    def rejects(self, shard: str) -> str:
+        """Name the part of a shard's rejects."""
+        return f"{REJECTS_FOLDER}/{self.part(shard)}"
+
+    def write(self, shard: str, rows: pa.Table, rejects: pa.Table) -> None:
+        """Write a shard's part, and before it that of its rejects, if there are any.
+
+        Raises StorageError naming path and cause.
+        """
+        storage, rejects_path = storage_of(self.folder), f"{self.folder}/{self.rejects(shard)}"
+        if len(rejects):
+            storage.write(rejects_path, parquet_bytes(rejects))
+        else:
+            storage.delete([rejects_path])  # an earlier try of this shard may have had some
+        storage.write(f"{self.folder}/{self.part(shard)}", parquet_bytes(rows))
+
+    def shard_of(self, name: str) -> str | None:
+        """Return the shard of a part of this generation; None for other files."""
+        return found[1] if (found := PART.fullmatch(name)) and generation_of(name) == self.generation else None
+
+
+def generation_of(name: str) -> int | None:
+    """Return the generation of a part; None for other files."""
+    found = PART.fullmatch(name)
+    return int(found[2] or 1) if found else None
+
+
+def parquet_bytes(rows: pa.Table) -> bytes:
+    """Make a Parquet file in memory: a part is some MB, and so it can be written at once."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    storage_of(str(path)).write(str(path), text.encode())
 
 
-def prepare_folder(output: str, corpus: str) -> Path:
+def prepare_folder(output: str, corpus: str) -> str:
     """Make the output folder and see that it can be written; raise UserError if not, or if it lies in the corpus."""
-    if "://" in output:
-        raise UserError(f"--output {output}: only local folders are written so far")
-    folder = Path(output).expanduser().absolute()
-    if folder.resolve().is_relative_to(Path(corpus).expanduser().resolve()):
+    folder = absolute(output)
+    if _lies_in(folder, absolute(corpus)):
         raise UserError(f"--output {output}: lies inside --input, where the next run would read it as corpus")
+    storage, probe = storage_of(folder), f"{folder}/.probe"
     try:
-        (folder / REJECTS_FOLDER).mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--output {output}: cannot be written: {error.strerror}") from error
+        for name in (REJECTS_FOLDER, RECEIPTS_FOLDER):
+            storage.make_folder(f"{folder}/{name}")
+        storage.write(probe, b"")
+        storage.delete([probe])
+    except RefusedError as error:
+        raise UserError(f"--output {output}: cannot be written: {str(error).split(': ', 1)[-1]}") from error
     return folder
 
 
-def clear_folder(folder: Path) -> None:
-    """Remove the results of earlier runs, and nothing else, manifest first."""
-    for name in (MANIFEST, LEDGER):
-        (folder / name).unlink(missing_ok=True)
-    for place in (folder, folder / REJECTS_FOLDER):
-        for part in place.glob("part-*.parquet"):
-            part.unlink()
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that a killed run left behind."""
-    for place in (folder, folder / REJECTS_FOLDER):
-        for leftover in place.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+def _lies_in(folder: str, corpus: str) -> bool:
+    if is_remote(folder) != is_remote(corpus):
+        return False
+    if is_remote(folder):
+        return f"{folder}/".startswith(f"{corpus}/")
+    return Path(folder).resolve().is_relative_to(Path(corpus).resolve())

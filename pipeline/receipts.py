@@ -16,11 +16,23 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.rows import TokenRows
-from pipeline.schema import SEGMENT, TOKENS
+from pipeline.schema import RECEIPTS, SEGMENT, TOKENS
 
 RECEIPT, ROWS = "receipt", "rows"
+SUMMED = (
+    "rows_in",
+    "rows_out",
+    "truncated",
+    "tokens",
+    "layer_tokens",
+    "filler_tokens",
+    "flops",
+    "flops_full_depth",
+    "input_bytes",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +41,9 @@ class Receipt:
 
     shard: str
     file: str
+    size: int
+    mark: str
+    """Of the file as it was read: see `inputs.InputFile`."""
     start: int
     """First row, counted in the file."""
     last: bool
@@ -64,6 +79,14 @@ class Receipt:
     @classmethod
     def from_json(cls, text: str) -> Self:
         return cls(**json.loads(text))
+
+
+def receipts_table(receipts: list[Receipt]) -> pa.Table:
+    """Put receipts into a table by `schema.RECEIPTS`."""
+    columns = {field.name: [getattr(receipt, field.name) for receipt in receipts] for field in RECEIPTS}
+    for name in ("rejected", "seconds", "cpu_seconds", "peak_mb"):
+        columns[name] = [list(values.items()) for values in columns[name]]
+    return pa.table(columns, schema=RECEIPTS)
 
 
 @dataclass(slots=True)
@@ -169,9 +192,7 @@ class Totals:
     def add(self, receipt: Receipt) -> None:
         """Count one more shard."""
         self.shards += 1
-        for name in ("rows_in", "rows_out", "truncated", "tokens", "layer_tokens", "filler_tokens"):
-            setattr(self, name, getattr(self, name) + getattr(receipt, name))
-        for name in ("flops", "flops_full_depth", "input_bytes"):
+        for name in SUMMED:
             setattr(self, name, getattr(self, name) + getattr(receipt, name))
         for reason, count in receipt.rejected.items():
             self.rejected[reason] = self.rejected.get(reason, 0) + count
@@ -187,6 +208,22 @@ class Totals:
         for stage, peak in receipt.peak_mb.items():
             self.peak_mb[stage] = max(self.peak_mb.get(stage, 0.0), peak)
 
+    def add_table(self, receipts: pa.Table) -> None:
+        """Count many shards at once, by `schema.RECEIPTS`."""
+        self.shards += len(receipts)
+        for name in SUMMED:
+            setattr(self, name, getattr(self, name) + (pc.sum(receipts[name]).as_py() or 0))
+        broken = receipts.filter(pc.is_valid(receipts["read_error"]))
+        self.unreadable |= dict(zip(broken["file"].to_pylist(), broken["read_error"].to_pylist(), strict=True))
+        exits = receipts["exits"].combine_chunks()
+        layers = pc.list_parent_indices(exits).to_numpy()
+        within = np.arange(len(layers)) - np.searchsorted(layers, layers)
+        counts = np.bincount(within, exits.flatten().to_numpy(), len(self.exits))
+        known = np.pad(self.exits, (0, len(counts) - len(self.exits))).astype(np.int64)
+        self.exits = (known + counts.astype(np.int64)).tolist()
+        for name, how in (("rejected", "sum"), ("seconds", "sum"), ("cpu_seconds", "sum"), ("peak_mb", "max")):
+            _merge(getattr(self, name), receipts[name].combine_chunks(), how)
+
     @property
     def rows_rejected(self) -> int:
         return sum(self.rejected.values())
@@ -199,3 +236,10 @@ class Totals:
     def flops_speedup(self) -> float:
         """FLOPs of the plain full-depth model over those spent, on the same rows."""
         return self.flops_full_depth / self.flops if self.flops else 1.0
+
+
+def _merge(into: dict[str, float], maps: pa.MapArray, how: str) -> None:
+    """Add up the values of each key, or take the largest."""
+    found = pa.table({"key": maps.keys, "value": maps.items}).group_by("key").aggregate([("value", how)])
+    for key, value in zip(found["key"].to_pylist(), found[f"value_{how}"].to_pylist(), strict=True):
+        into[key] = max(into.get(key, 0.0), value) if how == "max" else into.get(key, 0) + value

@@ -38,6 +38,38 @@ REJECTS = pa.schema(
     ]
 )
 
+RECEIPTS = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("mark", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("last", pa.bool_(), nullable=False),
+        pa.field("input_bytes", pa.float64(), nullable=False),
+        pa.field("read_error", pa.string()),
+        pa.field("rows_in", pa.int64(), nullable=False),
+        pa.field("rows_out", pa.int64(), nullable=False),
+        pa.field("rejected", pa.map_(pa.string(), pa.int64()), nullable=False),
+        pa.field("truncated", pa.int64(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("exits", pa.list_(pa.int64()), nullable=False),
+        pa.field("layer_tokens", pa.int64(), nullable=False),
+        pa.field("filler_tokens", pa.int64(), nullable=False),
+        pa.field("flops", pa.float64(), nullable=False),
+        pa.field("flops_full_depth", pa.float64(), nullable=False),
+        *(
+            pa.field(name, pa.map_(pa.string(), pa.float32()), nullable=False)
+            for name in ("seconds", "cpu_seconds", "peak_mb")
+        ),
+    ]
+)
+"""Finished shards, by `receipts.Receipt`."""
+
+PART, REJECTS_PART = "part", "rejects_part"
+SHARDS = pa.schema([pa.field(PART, pa.string(), nullable=False), pa.field(REJECTS_PART, pa.string()), *RECEIPTS])
+"""Published shards: where their results are, and, where there are rejects, those; relative to the output folder."""
+
 
 def travelling(keep: pa.Schema) -> pa.Schema:
     """Kept columns as they travel between stages."""

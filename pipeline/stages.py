@@ -9,11 +9,11 @@ repeats exactly one shard and writes the very same part again.
 """
 
 import json
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +24,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from pipeline.cluster import RETRIES, TASK_CPUS, ActorPlan
 from pipeline.config import EngineConfig
 from pipeline.inputs import InputFile
-from pipeline.output import REJECTS_FOLDER, write_part
+from pipeline.output import Output
 from pipeline.receipts import RECEIPT, Clock, Receipt, ShardBlock
 from pipeline.schema import (
     DETAIL,
@@ -59,14 +59,14 @@ class ClassifySpec:
     tokeniser: TokeniserSpec
     model: str
     engine: EngineConfig
-    output: Path
+    output: Output
     results: tuple[str, ...]
     """Columns of the output beside the kept ones, of `schema.RESULTS`."""
 
 
 def tokenised_shards(
     files: list[InputFile],
-    done: dict[str, set[int]],
+    done: Mapping[str, Collection[int]],
     columns: Columns,
     tokeniser: TokeniserSpec,
     *,
@@ -97,7 +97,9 @@ def tokenised_shards(
     )
 
 
-def classify_files(files: list[InputFile], done: dict[str, set[int]], spec: ClassifySpec, plan: ActorPlan) -> Dataset:
+def classify_files(
+    files: list[InputFile], done: Mapping[str, Collection[int]], spec: ClassifySpec, plan: ActorPlan
+) -> Dataset:
     """Build the lazy chain over files, without the shards in `done` (path -> starts); its blocks hold receipts."""
     from pipeline.actor import ClassifyActor  # here: workers of the task stages import this module, and need no torch
 
@@ -144,6 +146,8 @@ def _read(batch: pa.Table, columns: Columns) -> Iterator[pa.Table]:
         receipt = Receipt(
             shard=shard.id,
             file=file.path,
+            size=file.size,
+            mark=file.mark,
             start=shard.start,
             last=shard.last,
             input_bytes=shard.share * file.size,
@@ -200,9 +204,7 @@ def _write(batch: pa.Table, spec: ClassifySpec) -> pa.Table:
         names = [*spec.results, *travelling(spec.columns.keep).names]
         good = block.rows.filter(usable).select(names).rename_columns(schema.names).cast(schema)
         rejects = _rejects(block.rows.filter(pc.invert(usable)), block.receipt)
-        if len(rejects):
-            write_part(spec.output / REJECTS_FOLDER, block.receipt.shard, rejects)
-        write_part(spec.output, block.receipt.shard, good)
+        spec.output.write(block.receipt.shard, good, rejects)
         counts = rejects[REASON].filter(pc.is_valid(rejects[ROW])).value_counts().to_pylist()
         block.receipt = replace(block.receipt, rows_out=len(good), rejected={c["values"]: c["counts"] for c in counts})
         if block.receipt.rows_in != len(good) + sum(block.receipt.rejected.values()):
@@ -219,7 +221,7 @@ def _rejects(rows: pa.Table, receipt: Receipt) -> pa.Table:
     if receipt.read_error is None:
         return table
     last = {
-        ID: Path(receipt.file).name,
+        ID: os.path.basename(receipt.file),
         FILE: receipt.file,
         ROW: None,
         REASON: "unreadable_file",

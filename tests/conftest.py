@@ -6,11 +6,13 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import settings
@@ -32,6 +34,7 @@ from transformers import (
 from models.early_exit import EarlyExitModel
 from pipeline.rows import TokenRows
 from pipeline.synthetic import CLASSES, reviews
+from tests.s3_server import BUCKET, S3Server
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -61,7 +64,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cluster, config or hub of the machine's reaches a test."""
-    for name in ("OFFRAMP_CONFIG", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+    for name in ("OFFRAMP_CONFIG", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return
@@ -181,5 +184,28 @@ def run_job_here(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 def shards_kept(out: Path) -> int:
     """Shards whose receipts the driver has written down: parts appear earlier, and count for nothing before."""
-    receipts = out / "_receipts.jsonl"
-    return receipts.read_text().count('"shard"') if receipts.exists() else 0
+    return sum(pq.read_metadata(path).num_rows for path in out.glob("_receipts/g*/*.parquet"))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server with nothing in it, which this process and those that it starts use."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_server.reset()
+    return s3_server
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A folder on either file system, as a location."""
+    if request.param == "local":
+        return str(tmp_path)
+    request.getfixturevalue("s3")
+    return f"s3://{BUCKET}/some/place"

@@ -1,8 +1,11 @@
 """The main job as a user runs it: real Ray, real files, its own process."""
 
 import gzip
+import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import UserError
+from pipeline.results import open_results
+from pipeline.storage import storage_of
 from pipeline.synthetic import reviews
 from tests.conftest import REPOSITORY, run_job, run_job_here, shards_kept
+from tests.s3_server import BUCKET, Fault, S3Server
 
 TEXTS = [review.text for review in reviews(600, seed=9)]
 
@@ -87,12 +94,24 @@ def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, cor
     assert other.returncode == 2
     assert "criterion was entropy 0.6, is entropy 0.5" in other.stderr
 
+    moved = tmp_path / "moved"
+    shutil.copytree(model_directory, moved)
+    (corpus / "a.parquet").touch()  # the same bytes, but who could know without reading them all
+    changed = classify(moved, corpus, out, "--keep", "source", "--probabilities")
+    assert changed.returncode == 2
+    assert f"{corpus / 'a.parquet'}: changed since {out} was made from it" in changed.stderr
+    (corpus / "a.parquet").unlink()
+    gone = classify(moved, corpus, out, "--keep", "source", "--probabilities")
+    assert gone.returncode == 2
+    assert "--incremental keeps them" in gone.stderr
+
     parts = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
     (corpus / "e.jsonl").write_text(json.dumps({"text": TEXTS[0], "source": "new"}))
-    nightly = classify(model_directory, corpus, out, "--keep", "source", "--probabilities", "--strict")
+    nightly = classify(moved, corpus, out, "--keep", "source", "--probabilities", "--strict", "--incremental")
     assert nightly.returncode == 1  # --strict: the rejects of the night before are still there
     assert len(pd.read_parquet(out)) == 602
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
+    assert "1 rows in" in nightly.stdout
 
 
 def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tmp_path: Path) -> None:
@@ -128,12 +147,12 @@ def test_a_task_that_fails_is_told_in_one_line(model_directory: Path, tmp_path: 
     (corpus / "a.txt").write_text("\n".join(TEXTS))
     job = start_job(model_directory, corpus, out)
     deadline = time.monotonic() + 60
-    while not (out / "_receipts.jsonl").exists() and time.monotonic() < deadline:
+    while not list(out.glob("_receipts/g1/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     out.rename(tmp_path / "gone")  # Ray has yet to start, so no part is written before
     _, stderr = job.communicate(timeout=120)
     assert job.returncode == 1
-    assert "error: FileNotFoundError: [Errno 2] No such file or directory" in stderr
+    assert re.search(rf"error: {out}/part-\w+\.parquet: No such file or directory", stderr)
     assert "0 rows in 0 shards are kept; the same command goes on from there" in stderr
     assert stderr.count("\n") == 2
 
@@ -204,3 +223,48 @@ def test_only_unreadable_files_are_named_too(model_directory: Path, tmp_path: Pa
     done = run_job_here("classify.py", *classify_options(model_directory, tmp_path / "in", tmp_path / "out"))
     assert done.returncode == 2
     assert "broken.parquet" in done.stderr
+
+
+def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
+    model_directory: Path, s3: S3Server, tmp_path: Path
+) -> None:
+    storage, place = storage_of("s3://"), f"s3://{BUCKET}/nightly"
+    for number in range(3):
+        data = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[number * 100 : number * 100 + 100])
+        storage.write(f"{place}/in/{number}.jsonl.gz", gzip.compress(data.encode()))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": TEXTS[300:]}), buffer)
+    storage.write(f"{place}/in/deep/3.parquet", buffer.getvalue())
+    options = ["--model", str(model_directory), "--input", f"{place}/in", "--output", f"{place}/out", "--speed", "0.6"]
+    endpoint = ["--endpoint-url", s3.url]
+
+    s3.faults += [Fault("PUT", "/out/part-", times=2), Fault("PUT", "/out/part-", "403 Forbidden", times=1)]
+    failed = run_job("classify.py", *options, *endpoint, AWS_ENDPOINT_URL="")
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert re.search(rf"error: {place}/out/part-\w+\.parquet: Forbidden: the test says so", failed.stderr)
+    assert "the same command goes on from there" in failed.stderr
+    assert failed.stderr.count("\n") == 2
+    with pytest.raises(UserError, match="has not ended"):
+        open_results(f"{place}/out")
+
+    done = run_job("classify.py", *options)
+    assert done.returncode == 0, done.stderr
+    ids = open_results(f"{place}/out").to_table()["id"].to_pylist()
+    assert sorted(ids) == sorted([f"{n}.jsonl.gz:{row}" for n in range(3) for row in range(100)] + [
+        f"deep/3.parquet:{row}" for row in range(300)
+    ])  # fmt: skip
+
+    manifest = storage.read(f"{place}/out/_manifest.json")
+    s3.requests.clear()
+    again = run_job("classify.py", *options)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+    assert storage.read(f"{place}/out/_manifest.json") == manifest
+    assert not [path for method, path in s3.requests if "/in/" in path]
+    assert not [method for method, path in s3.requests if "part-" in path]
+
+    written = b"".join((storage.read(entry.path) or (b"", ""))[0] for entry in storage.walk(f"{place}/out"))
+    said = failed.stdout + failed.stderr + done.stdout + done.stderr + again.stdout + again.stderr
+    for secret in ("the-key-id", "a-secret-of-the-test"):
+        assert secret not in said
+        assert secret.encode() not in written

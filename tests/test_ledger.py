@@ -1,148 +1,459 @@
-"""The ledger resumes what is missing, refuses what differs, and publishes once."""
+"""The ledger resumes what is missing, refuses what differs, and publishes once: on a disk and on S3."""
 
 import json
 import os
+import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.inputs import Corpus, list_inputs
+from pipeline.errors import StorageError, UserError
+from pipeline.inputs import Corpus
+from pipeline.journal import SEGMENT_RECEIPTS
 from pipeline.ledger import Ledger
-from pipeline.output import prepare_folder, write_part
-from pipeline.receipts import Receipt, Totals
+from pipeline.output import Output, prepare_folder
+from pipeline.receipts import Receipt, Totals, receipts_table
+from pipeline.results import open_rejects, open_results, published, shards
 from pipeline.schema import REJECTS
+from pipeline.storage import is_remote, storage_of
+from tests.conftest import REPOSITORY
+from tests.ledger_tools import FINGERPRINT, SCHEMA, finish, make_corpus, make_folder, receipt, run_all, write
+from tests.s3_server import Fault, S3Server
 
-FINGERPRINT = {"model": "m 1", "speed": "0.1"}
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Corpus:
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("a.txt", "b.txt"):
-        (folder / name).write_text("x\n" * 30)
-    return list_inputs(str(folder))
+OTHER = FINGERPRINT | {"criterion": "entropy 0.2"}
+ALL_IDS = sorted(f"{name}:{row}" for name in ("a.txt", "b.txt") for row in range(30))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return prepare_folder(str(tmp_path / "out"), str(tmp_path / "in"))
+def corpus(place: str) -> Corpus:
+    return make_corpus(place)
 
 
-def receipt(corpus: Corpus, file: int, start: int, rows: int, *, last: bool) -> Receipt:
-    source = corpus.files[file]
-    return Receipt(
-        shard=source.shard_id(start),
-        file=source.path,
-        start=start,
-        last=last,
-        input_bytes=10.0,
-        rows_in=rows,
-        rows_out=rows - 1,
-        rejected={"null_text": 1},
-        exits=[rows - 1, 0],
-        flops=1.0,
-        flops_full_depth=2.0,
-    )
+@pytest.fixture
+def folder(place: str, corpus: Corpus) -> str:
+    return make_folder(place)
 
 
-def finish(ledger: Ledger, done: Receipt) -> None:
-    write_part(ledger.folder, done.shard, REJECTS.empty_table())
-    ledger.add(done)
+def files_in(folder: str) -> set[str]:
+    return {entry.path.removeprefix(f"{folder}/") for entry in storage_of(folder).walk(folder)} - {"_lock"}
 
 
-def test_only_missing_shards_are_left_after_a_stop(corpus: Corpus, folder: Path) -> None:
+def read_all(folder: str) -> tuple[list[str], set[str]]:
+    """All ids of results and rejects, and all labels, as the reader gives them."""
+    rows, rejects = open_results(folder).to_table(), open_rejects(folder).to_table()
+    return sorted(rows["id"].to_pylist() + rejects["id"].to_pylist()), set(rows["label"].to_pylist())
+
+
+def test_only_missing_shards_are_left_after_a_stop(corpus: Corpus, folder: str) -> None:
     a, b = corpus.files
     with Ledger(folder, FINGERPRINT) as ledger:
-        assert ledger.unfinished(corpus.files) == {a.path: set(), b.path: set()}
+        assert ledger.unfinished(corpus.files) == {a.path: (), b.path: ()}
+        ledger.begin(SCHEMA)
         finish(ledger, receipt(corpus, 0, 0, 20, last=False))
         finish(ledger, receipt(corpus, 0, 20, 10, last=True))
         finish(ledger, receipt(corpus, 1, 20, 10, last=True))  # shards finish in any order
     with Ledger(folder, FINGERPRINT) as again:
-        assert again.unfinished(corpus.files) == {b.path: {20}}
+        assert again.unfinished(corpus.files) == {b.path: (20,)}
+        assert again.schema == SCHEMA
         finish(again, receipt(corpus, 1, 0, 20, last=False))
+        again.flush()
         assert again.unfinished(corpus.files) == {}
         assert (again.totals().rows_in, again.totals().rows_out, again.totals().rejected) == (60, 56, {"null_text": 4})
+        assert again.totals().exits == [56, 0]
+        assert again.totals().peak_mb == {"read": 101.0}
 
 
-def test_a_receipt_without_its_part_and_a_torn_line_count_as_not_done(corpus: Corpus, folder: Path) -> None:
+def test_the_same_again_does_nothing_and_new_files_only_are_added(corpus: Corpus, folder: str, place: str) -> None:
+    assert run_all(folder, corpus, FINGERPRINT)
+    before = storage_of(folder).read(f"{folder}/_manifest.json")
+    assert run_all(folder, corpus, FINGERPRINT) is None
+    assert storage_of(folder).read(f"{folder}/_manifest.json") == before
+    parts = {name for name in files_in(folder) if name.startswith("part-")}
+    more = make_corpus(place, ("c.txt",))
     with Ledger(folder, FINGERPRINT) as ledger:
+        assert ledger.unfinished(more.files) == {more.files[2].path: ()}
+    assert run_all(folder, more, FINGERPRINT)
+    assert {name for name in files_in(folder) if name.startswith("part-")} > parts
+    assert len(read_all(folder)[0]) == 90
+
+
+def test_a_stored_result_leaves_nothing_but_itself(corpus: Corpus, folder: str) -> None:
+    run_all(folder, corpus, FINGERPRINT)
+    names = {re.sub("[0-9a-f]{16}", "*", name) for name in files_in(folder)}
+    assert names == {"_manifest.json", "_shards-*.parquet", "part-*.parquet", "_rejects/part-*.parquet"}
+
+
+def test_the_manifest_and_its_list_tell_of_every_row_once(corpus: Corpus, folder: str) -> None:
+    run_all(folder, corpus, FINGERPRINT)
+    manifest = published(folder)
+    totals, table = manifest.facts["totals"], shards(manifest)
+    assert totals["rows_in"] == totals["rows_out"] + totals["rows_rejected"] == sum(table["rows_in"].to_pylist()) == 60
+    assert (manifest.facts["flops_speedup"], manifest.facts["files"]) == (2.0, 2)
+    assert manifest.fingerprint == FINGERPRINT
+    assert set(table["part"].to_pylist()) | set(table["rejects_part"].to_pylist()) <= files_in(folder)
+    assert read_all(folder) == (ALL_IDS, {"good"})
+
+
+def test_there_is_nothing_to_read_before_the_end(corpus: Corpus, folder: str) -> None:
+    with pytest.raises(UserError, match=r"no _manifest\.json: no results are there"):
+        open_results(folder)
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        finish(ledger, receipt(corpus, 0, 0, 30, last=True))
+    with pytest.raises(UserError, match="the run that writes there has not ended"):
+        open_results(folder)
+
+
+def test_receipts_are_stored_within_about_a_second(corpus: Corpus, folder: str) -> None:
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        finish(ledger, receipt(corpus, 0, 0, 20, last=False))
+        finish(ledger, receipt(corpus, 0, 20, 10, last=True))
+        deadline = time.monotonic() + 20
+        while ledger.totals().shards < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (segment,) = (
+            name for name in files_in(folder) if name.startswith("_receipts/g1/") and name.endswith("parquet")
+        )
+        data = storage_of(folder).read(f"{folder}/{segment}")
+        assert data
+        assert len(pq.read_table(pa.BufferReader(data[0]))) == 2
+
+
+def test_a_receipt_without_its_part_and_a_torn_segment_count_as_not_done(corpus: Corpus, folder: str) -> None:
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
         finish(ledger, receipt(corpus, 0, 0, 30, last=True))
         ledger.add(receipt(corpus, 1, 0, 30, last=True))  # no part
-    path = folder / "_receipts.jsonl"
-    path.write_text(path.read_text() + '{"shard":"torn')
     with Ledger(folder, FINGERPRINT) as again:
         assert set(again.unfinished(corpus.files)) == {corpus.files[1].path}
-        finish(again, receipt(corpus, 1, 0, 30, last=True))
+    (name,) = (name for name in files_in(folder) if name.endswith("-000000.parquet"))
+    storage, segment = storage_of(folder), f"{folder}/{name}"
+    whole = storage.read(segment)
+    assert whole
+    storage.write(segment, whole[0][: len(whole[0]) // 2])
     with Ledger(folder, FINGERPRINT) as third:
-        assert third.unfinished(corpus.files) == {}
+        assert set(third.unfinished(corpus.files)) == {file.path for file in corpus.files}
+    run_all(folder, corpus, FINGERPRINT)
+    assert read_all(folder) == (ALL_IDS, {"good"})
 
 
-def test_another_fingerprint_is_refused_with_the_difference(corpus: Corpus, folder: Path) -> None:
+def test_a_part_that_was_taken_away_is_made_again(corpus: Corpus, folder: str) -> None:
+    run_all(folder, corpus, FINGERPRINT)
+    storage_of(folder).delete([f"{folder}/{Output(folder).part(corpus.files[0].shard_id(20))}"])
     with Ledger(folder, FINGERPRINT) as ledger:
-        finish(ledger, receipt(corpus, 0, 0, 30, last=True))
-    with pytest.raises(UserError, match=r"holds results of another run: speed was 0\.1, is 0\.2"):
-        Ledger(folder, FINGERPRINT | {"speed": "0.2"})
-    with Ledger(folder, FINGERPRINT | {"speed": "0.2"}, overwrite=True) as fresh:
-        assert len(fresh.unfinished(corpus.files)) == 2
-    assert not list(folder.glob("part-*"))
-
-
-def test_parts_of_unknown_origin_are_not_mixed_in(folder: Path) -> None:
-    write_part(folder, "abc", REJECTS.empty_table())
-    with pytest.raises(UserError, match="holds parts but no _receipts"):
-        Ledger(folder, FINGERPRINT)
-
-
-def test_a_file_that_changed_after_it_was_done_is_named(corpus: Corpus, folder: Path) -> None:
-    with Ledger(folder, FINGERPRINT) as ledger:
-        finish(ledger, receipt(corpus, 0, 0, 30, last=True))
-        changed = replace(corpus.files[0], size=corpus.files[0].size + 1)
-        with pytest.raises(UserError, match=f"{changed.path}: changed since {folder} was made from it"):
-            ledger.unfinished([changed])
-
-
-def test_the_manifest_tells_of_exactly_the_finished_shards(corpus: Corpus, folder: Path) -> None:
-    with Ledger(folder, FINGERPRINT) as ledger:
-        finish(ledger, receipt(corpus, 1, 0, 30, last=True))
-        finish(ledger, receipt(corpus, 0, 0, 30, last=True))
         assert not ledger.published()
-        manifest = json.loads(ledger.publish(corpus, 1.5).read_text())
-        assert ledger.published()
-    assert [shard["file"] for shard in manifest["shards"]] == [file.path for file in corpus.files]
-    assert all((folder / shard["part"]).exists() for shard in manifest["shards"])
-    assert manifest["totals"]["rows_in"] == manifest["totals"]["rows_out"] + manifest["totals"]["rows_rejected"] == 60
-    assert manifest["flops_speedup"] == 2.0
-    assert manifest["fingerprint"] == FINGERPRINT
+        assert ledger.unfinished(corpus.files) == {corpus.files[0].path: (0,)}
+    assert run_all(folder, corpus, FINGERPRINT)
+    assert read_all(folder) == (ALL_IDS, {"good"})
+    assert published(folder).facts["totals"]["rows_in"] == 60
 
 
-def test_leftovers_of_a_killed_writer_are_removed(folder: Path) -> None:
-    (folder / ".part-1.parquet.ab.tmp").touch()
-    Ledger(folder, FINGERPRINT).__exit__(None, None, None)
-    assert not list(folder.glob(".*.tmp"))
+def test_shards_done_twice_are_listed_once(corpus: Corpus, folder: str) -> None:
+    done = [receipt(corpus, file, 0, 30, last=True) for file in (0, 1)]
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        for one in (*done, done[0]):
+            finish(ledger, one)
+        ledger.publish(1.0)
+    assert read_all(folder) == (ALL_IDS, {"good"})
+    assert published(folder).facts["totals"]["shards"] == 2
 
 
-def test_a_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["model", "criterion", "tokenizer", "schema"])
+def test_another_fingerprint_is_refused_with_the_difference(name: str, corpus: Corpus, folder: str) -> None:
+    run_all(folder, corpus, FINGERPRINT)
+    before = files_in(folder)
+    refusal = (
+        f"holds results of another run: {name} was {FINGERPRINT[name]}, is another. Choose another folder or --over"
+    )
+    with pytest.raises(UserError, match=re.escape(refusal)), Ledger(folder, FINGERPRINT | {name: "another"}):
+        pass
+    assert files_in(folder) == before
+
+
+def test_a_run_that_has_not_ended_is_not_continued_by_another(corpus: Corpus, folder: str) -> None:
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+    with pytest.raises(UserError, match=r"criterion was entropy 0\.1, is entropy 0\.2"), Ledger(folder, OTHER):
+        pass
+
+
+def test_parts_of_unknown_origin_are_not_mixed_in(corpus: Corpus, folder: str) -> None:
+    Output(folder).write("0123456789abcdef", SCHEMA.empty_table(), REJECTS.empty_table())
+    with pytest.raises(UserError, match=r"holds parts but no _manifest\.json"), Ledger(folder, FINGERPRINT):
+        pass
+    run_all(folder, corpus, FINGERPRINT, overwrite=True)
+    assert read_all(folder) == (ALL_IDS, {"good"})
+    assert "part-0123456789abcdef.parquet" not in files_in(folder)
+
+
+def test_overwriting_leaves_the_old_results_whole_until_the_new_ones_are(corpus: Corpus, folder: str) -> None:
+    run_all(folder, corpus, FINGERPRINT, "old")
+    with Ledger(folder, OTHER, overwrite=True) as ledger:  # ended half way
+        ledger.begin(SCHEMA)
+        assert set(ledger.unfinished(corpus.files)) == {file.path for file in corpus.files}
+        finish(ledger, receipt(corpus, 0, 0, 20, last=False), "new")
+    assert read_all(folder) == (ALL_IDS, {"old"})
+    assert run_all(folder, corpus, FINGERPRINT, "old") is None  # nothing was lost for the command before, either
+    with Ledger(folder, OTHER, overwrite=True) as ledger:  # goes on, does not start over
+        assert ledger.unfinished(corpus.files) == {corpus.files[0].path: (0,), corpus.files[1].path: ()}
+    run_all(folder, corpus, OTHER, "new", overwrite=True)
+    assert read_all(folder) == (ALL_IDS, {"new"})
+    assert all(".g2." in name for name in files_in(folder) if "part-" in name)
+    assert not [name for name in files_in(folder) if name.startswith("_receipts")]
+    assert run_all(folder, corpus, OTHER) is None
+    run_all(folder, corpus, OTHER, "newest", overwrite=True)
+    assert read_all(folder) == (ALL_IDS, {"newest"})
+    assert len(files_in(folder)) == 2 + 4 + 4
+
+
+@pytest.mark.parametrize("moment", ["list written", "manifest written"])
+def test_a_kill_while_publishing_is_made_good(
+    moment: str, corpus: Corpus, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing after the moment happens, as if the process had ended there."""
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_arguments: object) -> None:
+        raise KilledError
+
+    run_all(folder, corpus, FINGERPRINT, "old")
+    storage = type(storage_of(folder))
+    with monkeypatch.context() as patch:
+        write_if = storage.write_if
+        if moment == "list written":
+            patch.setattr(
+                storage,
+                "write_if",
+                lambda s, path, *rest: killed() if "_manifest" in path else write_if(s, path, *rest),
+            )
+        else:
+            patch.setattr(Ledger, "finish", killed)
+        with pytest.raises(KilledError):
+            run_all(folder, corpus, OTHER, "new", overwrite=True)
+    assert read_all(folder) == (ALL_IDS, {"old" if moment == "list written" else "new"})
+    again = run_all(folder, corpus, OTHER, "done twice", overwrite=True)
+    assert (again is None) == (moment == "manifest written")
+    assert read_all(folder) == (ALL_IDS, {"new"})
+    assert len([name for name in files_in(folder) if not name.startswith("_shards-")]) == 1 + 4 + 4
+
+
+def test_a_file_that_changed_after_it_was_done_is_named(corpus: Corpus, folder: str) -> None:
+    run_all(folder, corpus, FINGERPRINT)
+    with Ledger(folder, FINGERPRINT) as ledger:
+        for changed in (replace(corpus.files[0], size=1), replace(corpus.files[0], mark="another")):
+            with pytest.raises(UserError, match=f"{changed.path}: changed since {folder} was made from it"):
+                ledger.unfinished([changed])
+
+
+def test_results_of_files_that_are_gone_stay_if_wanted(corpus: Corpus, folder: str) -> None:
+    run_all(folder, corpus, FINGERPRINT)
+    with Ledger(folder, FINGERPRINT) as ledger:
+        with pytest.raises(UserError, match=rf"a\.txt: {folder} has results of it, .* --incremental keeps them"):
+            ledger.unfinished(corpus.files[1:], keep_gone=False)
+        assert ledger.unfinished(corpus.files[1:], keep_gone=True) == {}
+        assert ledger.unfinished([], keep_gone=True) == {}
+
+
+def test_two_drivers_end_with_one_correct_result(corpus: Corpus, folder: str) -> None:
+    """On a disk the second is refused; on S3 both run, and neither loses what the other has done."""
+    with Ledger(folder, FINGERPRINT) as first:
+        first.begin(SCHEMA)
+        if not is_remote(folder):
+            with pytest.raises(UserError, match="another run is writing there"), Ledger(folder, FINGERPRINT):
+                pass
+            return
+        with Ledger(folder, FINGERPRINT) as second:
+            second.begin(SCHEMA)
+            for done in (receipt(corpus, 0, 0, 20, last=False), receipt(corpus, 0, 20, 10, last=True)):
+                finish(first, done)
+                finish(second, done)
+            finish(first, receipt(corpus, 1, 0, 20, last=False))
+            finish(second, receipt(corpus, 1, 20, 10, last=True))
+            first.publish(1.0)
+            assert len(read_all(folder)[0]) == 50
+            second.publish(1.0)
+    assert read_all(folder) == (ALL_IDS, {"good"})
+    assert run_all(folder, corpus, FINGERPRINT) is None
+
+
+def test_a_driver_whose_results_were_replaced_publishes_no_more(s3: S3Server) -> None:
+    place = "s3://bucket/replaced"
+    corpus, folder = make_corpus(place), make_folder(place)
+    with Ledger(folder, FINGERPRINT) as zombie:
+        zombie.begin(SCHEMA)
+        finish(zombie, receipt(corpus, 0, 0, 30, last=True), "zombie")
+        run_all(folder, corpus, OTHER, "new", overwrite=True)
+        finish(zombie, receipt(corpus, 1, 0, 30, last=True), "zombie")
+        with pytest.raises(UserError, match="another run has published other results there meanwhile"):
+            zombie.publish(1.0)
+    assert read_all(folder) == (ALL_IDS, {"new"})
+
+
+def test_a_lost_answer_to_the_publishing_put_is_no_conflict(s3: S3Server) -> None:
+    path = "s3://bucket/lost-answer/x"
+    storage = storage_of(path)
+    assert storage.write_if(path, b"text", None)
+    assert storage.write_if(path, b"text", None)  # the second try of the same
+    assert not storage.write_if(path, b"other", None)
+    there = storage.stat(path)
+    assert there
+    assert storage.write_if(path, b"other", there.mark)
+    assert not storage.write_if(path, b"third", there.mark)
+
+
+def test_busy_servers_are_asked_again_and_dead_ones_named(s3: S3Server) -> None:
+    place = "s3://bucket/busy"
+    corpus, folder = make_corpus(place), make_folder(place)
+    s3.faults += [Fault(method, "out", times=1) for method in ("PUT", "GET", "POST")]
+    run_all(folder, corpus, FINGERPRINT)
+    assert all(fault.times == 0 for fault in s3.faults[:2])
+    assert read_all(folder) == (ALL_IDS, {"good"})
+    s3.faults[:] = [Fault("PUT", "/out/")]
+    with Ledger(folder, FINGERPRINT) as ledger:
+        with pytest.raises(StorageError, match=rf"^{folder}/part-.*\.parquet: SlowDown: the test says so") as error:
+            ledger.output.write(corpus.files[0].shard_id(0), SCHEMA.empty_table(), REJECTS.empty_table())
+        assert "secret" not in str(error.value)
+        s3.faults.clear()
+
+
+def test_receipts_that_cannot_be_stored_end_the_run(s3: S3Server) -> None:
+    place = "s3://bucket/full"
+    corpus, folder = make_corpus(place), make_folder(place)
+
+    def run_on() -> None:
+        with Ledger(folder, FINGERPRINT) as ledger:
+            ledger.begin(SCHEMA)
+            write(ledger, receipt(corpus, 0, 0, 30, last=True))
+            s3.faults.append(Fault("PUT", "_receipts", "403 Access Denied"))
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline:
+                ledger.add(receipt(corpus, 0, 0, 30, last=True))
+                time.sleep(0.05)
+
+    with pytest.raises(StorageError, match="AccessDenied"):
+        run_on()
+    s3.faults.clear()
+    with Ledger(folder, FINGERPRINT) as again:
+        assert len(again.unfinished(corpus.files)) == 2
+
+
+def test_segments_fill_up(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    count = SEGMENT_RECEIPTS * 2 + 10
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        for number in range(count):
+            ledger.add(receipt(corpus, 0, number, 1, last=False))
+    rows = [pq.read_metadata(path).num_rows for path in sorted(Path(folder).glob("_receipts/g1/*.parquet"))]
+    assert rows == [SEGMENT_RECEIPTS, SEGMENT_RECEIPTS, 10]
+
+
+def test_a_killed_driver_leaves_no_lock(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    code = f"import os, signal; from pipeline.ledger import Ledger; from tests.ledger_tools import *\nwith Ledger({folder!r}, "
+    code += "FINGERPRINT) as l:\n l.begin(SCHEMA); print('open', flush=True); signal.pause()"
+    driver = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE)
+    assert driver.stdout
+    assert driver.stdout.readline() == b"open\n"
+    with (
+        pytest.raises(UserError, match=f"another run is writing there .process {driver.pid} on "),
+        Ledger(folder, FINGERPRINT),
+    ):
+        pass
+    driver.kill()
+    driver.wait()
+    driver.stdout.close()
+    assert run_all(folder, corpus, FINGERPRINT)
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    folder = make_folder(str(tmp_path))
+    leftovers = [
+        Path(folder, ".part-1.parquet.ab.tmp"),
+        Path(folder, "_rejects", ".x.tmp"),
+        Path(folder, "_shards-0.parquet"),
+    ]
+    for path in leftovers:
+        path.touch()
+    with Ledger(folder, FINGERPRINT):
+        assert not any(path.exists() for path in leftovers)
+
+
+def test_a_failed_write_leaves_nothing_and_names_path_and_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
+    folder = make_folder(str(tmp_path))
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_part(folder, "abc", REJECTS.empty_table())
-    assert [path.name for path in folder.iterdir()] == ["_rejects"]
+    with pytest.raises(StorageError, match=rf"^{folder}/part-abc\.parquet: No space left on device$"):
+        Output(folder).write("abc", SCHEMA.empty_table(), REJECTS.empty_table())
+    assert not [path for path in Path(folder).rglob("*") if path.is_file()]
 
 
-def test_an_output_folder_inside_the_corpus_is_refused(tmp_path: Path) -> None:
+def test_a_write_that_failed_in_passing_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures, replace_ = [5, 116], os.replace
+
+    def shaky(source: str, target: str) -> None:
+        if failures:
+            raise OSError(failures.pop(), "in passing")
+        replace_(source, target)
+
+    monkeypatch.setattr(os, "replace", shaky)
+    monkeypatch.setattr("pipeline.storage.BACK_OFF_SECONDS", (0.0, 0.0))
+    storage_of("/").write(str(tmp_path / "x"), b"text")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"text"]
+
+
+def test_an_output_folder_inside_the_corpus_is_refused(place: str) -> None:
     with pytest.raises(UserError, match="lies inside --input"):
-        prepare_folder(str(tmp_path / "in" / "out"), str(tmp_path / "in"))
-    assert not list(tmp_path.iterdir())
+        prepare_folder(f"{place}/in/out", f"{place}/in")
+    assert not files_in(place)
+
+
+def test_totals_of_a_table_are_those_of_its_receipts(tmp_path: Path) -> None:
+    corpus = make_corpus(str(tmp_path))
+    one = receipt(corpus, 0, 0, 4, last=True)
+    receipts = [
+        replace(one, exits=[3, 1], rows_out=4, rejected={}),
+        replace(
+            one, exits=[0, 4, 2], read_error="cut", cpu_seconds={"classify": 2.0}, rejected={"a": 1, "null_text": 2}
+        ),
+        replace(one, exits=[], seconds={}, peak_mb={"read": 7.0, "write": 1.0}),
+    ]
+    single, table = Totals(), Totals()
+    for done in receipts:
+        single.add(done)
+    table.add_table(receipts_table(receipts[:1]))
+    table.add_table(receipts_table(receipts[1:]))
+    assert table == single
+    assert table.exits == [3, 5, 2]
 
 
 def test_totals_add_up() -> None:
     totals = Totals()
+    plain = {"file": "f", "size": 1, "mark": "m", "start": 0, "last": True, "input_bytes": 1.0}
     for exits in ([3, 1], [0, 4]):
-        totals.add(Receipt(shard="s", file="f", start=0, last=True, input_bytes=1, rows_in=4, rows_out=4, exits=exits))
+        totals.add(Receipt(**plain, shard="s", rows_in=4, rows_out=4, exits=exits))  # type: ignore[arg-type]
     assert totals.exits == [3, 5]
     assert totals.mean_exit_layer == pytest.approx((3 + 10) / 8)
+
+
+def test_the_manifest_is_json_that_people_can_read(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    path = run_all(folder, corpus, FINGERPRINT)
+    assert path
+    facts = json.loads(Path(path).read_text())
+    assert facts["schema"]["columns"] == {"id": "string", "label": "string"}
+    assert Path(folder, facts["shards"]["path"]).exists()

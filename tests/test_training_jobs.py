@@ -113,13 +113,13 @@ def test_labels_of_a_teacher_train_exits_that_classify(model_directory: Path, co
     assert (early.uncertainty <= 0.7).all()
 
     unfinished = tmp_path / "unfinished"
-    unfinished.mkdir()
-    (unfinished / "_receipts.jsonl").write_text("")
+    (unfinished / "_receipts" / "g1").mkdir(parents=True)
+    (unfinished / "_receipts" / "g1" / "run.json").touch()
     refused = run_job_here(
         "distill.py", "--model", str(model), "--labels", str(unfinished), "--output", str(tmp_path / "x")
     )
     assert refused.returncode == 2
-    assert "the labelling was not finished" in refused.stderr
+    assert "the run that writes there has not ended" in refused.stderr
 
 
 @pytest.mark.timeout(600)

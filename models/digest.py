@@ -1,0 +1,44 @@
+"""The weights of a checkpoint as a hash of its files: without loading it, and wherever it lies."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
+
+CHUNK_BYTES = 1 << 24
+KINDS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+"""In the order in which transformers looks for them."""
+
+
+def weights_digest(name: str | os.PathLike[str]) -> str:
+    """Hash the weight files of a directory or hub id; equal files give equal hashes, whatever they are called by.
+
+    Raises FileNotFoundError if there are none.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for path in _weight_files(str(name)):
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _weight_files(name: str) -> list[Path]:
+    for kind in KINDS:
+        try:
+            found = Path(cached_file(name, kind))
+        except OSError:
+            continue
+        if not kind.endswith(".json"):
+            return [found]
+        parts = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [Path(cached_file(name, part)) for part in parts]
+    raise FileNotFoundError(f"{name}: no weights there; looked for {', '.join(KINDS)}")

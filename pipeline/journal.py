@@ -1,0 +1,129 @@
+"""Receipts on their way to the storage: small files of their own for every driver, written about once a second.
+
+A segment, `_receipts/g<generation>/<driver>-<number>.parquet`, is replaced by one with more receipts until it is full. So there
+are few of them, nobody appends to anything, which S3 could not do, and no driver ever writes what another one does. A driver
+that is killed loses the receipts of its last second, and those shards are simply done again.
+"""
+
+import contextlib
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError
+from pipeline.output import parquet_bytes
+from pipeline.receipts import Receipt, receipts_table
+from pipeline.schema import RECEIPTS
+from pipeline.storage import storage_of
+
+FLUSH_SECONDS = 1.0
+SEGMENT_RECEIPTS = 1000
+"""What is written again every second stays below some 200 KB, and a million shards fit into a thousand segments."""
+BATCH_ROWS = 1 << 16
+READERS = 16
+"""Segments read at once: S3 takes its time for each."""
+ShardNames = npt.NDArray[np.bytes_]
+"""[N], 16 bytes each."""
+NO_SHARDS: ShardNames = np.array([], "S16")
+
+
+class Journal:
+    """Writes the segments of one driver, from a thread of its own."""
+
+    def __init__(self, folder: str, kept: Callable[[Receipt], None]) -> None:
+        """`kept` hears of every receipt once it is stored."""
+        self.folder, self.driver = folder, uuid.uuid4().hex[:12]
+        self.segments: list[str] = []
+        """Locations of the segments written so far."""
+        self._kept = kept
+        self._open: list[Receipt] = []
+        self._stored = 0
+        self._failure: StorageError | None = None
+        self._mutex, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._flush_often, name="journal", daemon=True)
+
+    def add(self, receipt: Receipt) -> None:
+        """Take a receipt; raise StorageError if earlier ones could not be stored."""
+        if self._failure is not None:
+            raise self._failure
+        with self._mutex:
+            self._open.append(receipt)
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def flush(self) -> None:
+        """Store all receipts now."""
+        with self._mutex:
+            while self._stored < len(self._open):
+                batch = self._open[:SEGMENT_RECEIPTS]
+                fresh = f"{self.folder}/{self.driver}-{len(self.segments):06}.parquet"
+                segment = self.segments[-1] if self._stored else fresh
+                storage_of(self.folder).write(segment, parquet_bytes(receipts_table(batch)))
+                if segment is fresh:
+                    self.segments.append(segment)
+                for receipt in batch[self._stored :]:
+                    self._kept(receipt)
+                full = len(batch) == SEGMENT_RECEIPTS
+                self._open, self._stored = (self._open[SEGMENT_RECEIPTS:], 0) if full else (self._open, len(batch))
+
+    def close(self) -> None:
+        """Store what is left and end the thread."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.flush()
+
+    def _flush_often(self) -> None:
+        while not self._stop.wait(FLUSH_SECONDS):
+            try:
+                self.flush()
+            except StorageError as error:
+                self._failure = error
+                return
+
+
+def read_segments(paths: Iterable[str]) -> list[bytes]:
+    """Read segments; those that are gone, or damaged, are left out: their shards are done again."""
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(lambda path: storage_of(path).read(path), paths)
+        return [data[0] for data in found if data and _is_whole(data[0])]
+
+
+def _is_whole(data: bytes) -> bool:
+    with contextlib.suppress(pa.ArrowException, OSError), pq.ParquetFile(BytesIO(data)) as file:
+        return bool(file.schema_arrow.equals(RECEIPTS))
+    return False
+
+
+def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
+    """Read receipts, of segments or of a list of published shards, some thousand at a time."""
+    for data in sources:
+        with pq.ParquetFile(BytesIO(data)) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+def shard_names(receipts: pa.Table) -> ShardNames:
+    """Take the names of shards: [N]."""
+    names = receipts["shard"].combine_chunks().cast(pa.binary()).cast(pa.binary(16))
+    return np.frombuffer(names.buffers()[1], "S16", len(names), names.offset * 16)
+
+
+def distinct(sources: list[bytes], without: ShardNames = NO_SHARDS) -> Iterator[pa.Table]:
+    """Read receipts, each shard once, as its first source tells of it; shards named in `without` are left out."""
+    names = [shard_names(table) for table in batches(sources, ["shard"])]
+    everything = np.concatenate([NO_SHARDS, *names])
+    wanted = np.zeros(len(everything), bool)
+    wanted[np.unique(everything, return_index=True)[1]] = True
+    wanted &= ~np.isin(everything, without)
+    done = 0
+    for table in batches(sources, RECEIPTS.names):
+        yield table.filter(pa.array(wanted[done : done + len(table)]))
+        done += len(table)

@@ -1,0 +1,123 @@
+"""What a run publishes: `_manifest.json`, and the list of its shards, a Parquet file that the manifest names with its digest.
+
+The list is apart for results of any size, so that there is one way to read it: a million shards would make a JSON file of
+hundreds of MB, while a reader of totals wants a kilobyte, and one of shards wants columns. It is named after its content and
+never changes; the manifest is replaced at once, and so both always fit.
+"""
+
+import base64
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import StorageError
+from pipeline.output import MANIFEST
+from pipeline.receipts import Totals
+from pipeline.storage import storage_of
+
+MANIFEST_VERSION = 2
+SHARDS_PREFIX = "_shards-"
+Fingerprint = dict[str, str]
+"""What decides the answers, by name: model, tokenizer, criterion, columns, schema, code version."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A published result."""
+
+    folder: str
+    mark: str
+    """Of the file itself, for replacing exactly this one."""
+    facts: dict[str, Any]
+    """The JSON document."""
+
+    @property
+    def generation(self) -> int:
+        return int(self.facts.get("generation", 1))
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return dict(self.facts["fingerprint"])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the parts."""
+        return decode_schema(self.facts["schema"])
+
+    @property
+    def shards_path(self) -> str:
+        return f"{self.folder}/{self.facts['shards']['path']}"
+
+    def read_shards(self) -> bytes:
+        """Read the list of shards, a Parquet file by `schema.SHARDS`; raise StorageError if it is gone or damaged."""
+        data = storage_of(self.folder).read(self.shards_path)
+        if data is None:
+            raise StorageError(f"{self.shards_path}: is gone, though {MANIFEST} names it")
+        if _digest(data[0]) != self.facts["shards"]["digest"]:
+            raise StorageError(f"{self.shards_path}: is not what {MANIFEST} was written for")
+        return data[0]
+
+
+def read_manifest(folder: str) -> Manifest | None:
+    """Read the manifest of an output folder; None if nothing has been published there."""
+    data = storage_of(folder).read(f"{folder}/{MANIFEST}")
+    return None if data is None else Manifest(folder=folder, mark=data[1], facts=json.loads(data[0]))
+
+
+def write_manifest(folder: str, before: Manifest | None, facts: dict[str, Any], shards: bytes, rows: int) -> bool:
+    """Publish, unless another driver has published since `before` was read; say whether it was done."""
+    storage, digest = storage_of(folder), _digest(shards)
+    name = f"{SHARDS_PREFIX}{digest[:16]}.parquet"
+    storage.write(f"{folder}/{name}", shards)
+    facts = {"version": MANIFEST_VERSION, "shards": {"path": name, "rows": rows, "digest": digest}} | facts
+    text = json.dumps(facts, indent=1) + "\n"
+    return storage.write_if(f"{folder}/{MANIFEST}", text.encode(), before.mark if before else None)
+
+
+def totals_as_facts(totals: Totals) -> dict[str, Any]:
+    """Totals as the manifest tells them."""
+    return {
+        "totals": asdict(totals) | {"rows_rejected": totals.rows_rejected},
+        "mean_exit_layer": totals.mean_exit_layer,
+        "flops_speedup": totals.flops_speedup,
+    }
+
+
+def encode_schema(schema: pa.Schema) -> dict[str, Any]:
+    """Write a schema for people, by name and type, and for pyarrow, exactly."""
+    exact = base64.b64encode(schema.serialize().to_pybytes()).decode()
+    return {"columns": {field.name: str(field.type) for field in schema}, "arrow": exact}
+
+
+def decode_schema(written: dict[str, Any]) -> pa.Schema:
+    """Read what `encode_schema` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(written["arrow"])))
+
+
+def difference(before: Fingerprint, now: Fingerprint) -> str:
+    """Say what differs between two runs; empty if nothing does."""
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return "; ".join(f"{name} was {before.get(name, 'not set')}, is {now.get(name, 'not set')}" for name in names)
+
+
+def code_version() -> str:
+    """Version of offramp: of the installed distribution, or 'source' when it runs from a checkout."""
+    try:
+        return version("offramp")
+    except PackageNotFoundError:
+        return "source"
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that took part."""
+    packages = ("torch", "transformers", "ray", "pyarrow", "tokenizers")
+    return {"offramp": code_version(), "python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,84 @@
+"""An S3 server over HTTP, moto's, that can be made to fail: on which requests, how often, and with which status."""
+
+import logging
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import boto3
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+BUCKET = "bucket"
+
+
+@dataclass
+class Fault:
+    """Answers requests whose method and path contain `method` and `path` with `status`, `times` times."""
+
+    method: str
+    path: str
+    status: str = "503 Slow Down"
+    times: int = 1 << 30
+
+    def body(self) -> bytes:
+        code = self.status.split(" ", 1)[1].replace(" ", "")
+        return f"<Error><Code>{code}</Code><Message>the test says so</Message></Error>".encode()
+
+
+class S3Server:
+    """Listens on a free port of this machine until it is closed."""
+
+    def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self.faults: list[Fault] = []
+        self.requests: list[tuple[str, str]] = []
+        """Method and path of all requests since the last reset."""
+        self._application = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.environment = {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "the-key-id",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_MAX_ATTEMPTS": "3",
+        }
+        names = {"aws_access_key_id": "the-key-id", "aws_secret_access_key": "a-secret-of-the-test"}
+        self._client = boto3.client("s3", endpoint_url=self.url, region_name="us-east-1", **names)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def reset(self) -> None:
+        """Forget all objects and faults, and make the bucket."""
+        self.faults.clear()
+        client = self._client
+        if any(bucket["Name"] == BUCKET for bucket in client.list_buckets()["Buckets"]):
+            for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+                for item in page.get("Contents", ()):
+                    client.delete_object(Bucket=BUCKET, Key=item["Key"])
+        else:
+            client.create_bucket(Bucket=BUCKET)
+        self.requests.clear()
+
+    def _serve(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self.requests.append((method, path))
+        for fault in self.faults:
+            if fault.method in method and fault.path in path and fault.times:
+                fault.times -= 1
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                start_response(fault.status, [("Content-Type", "application/xml")])
+                return [fault.body()]
+        answer: Iterable[bytes] = self._application(environ, start_response)
+        return answer
