@@ -26,8 +26,8 @@ CONNECT_SECONDS, READ_SECONDS = 10, 60
 ABSENT = ("404", "NoSuchKey", "NotFound")
 CONFLICT = ("412", "PreconditionFailed", "409", "ConditionalRequestConflict")
 ANY_REGION = "us-east-1"
-DELETE_AT_ONCE = 1000
-"""The protocol's own limit."""
+AT_ONCE = 1000
+"""Keys listed or deleted by a request: the protocol's own limit."""
 
 
 class S3Storage:
@@ -86,7 +86,7 @@ class S3Storage:
 
     def delete(self, paths: Iterable[str]) -> None:
         left = iter(paths)
-        while batch := list(islice(left, DELETE_AT_ONCE)):
+        while batch := list(islice(left, AT_ONCE)):
             with _naming(batch[0]):
                 keys = [{"Key": _place(path)["Key"]} for path in batch]
                 bucket = _place(batch[0])["Bucket"]
@@ -163,7 +163,8 @@ def _below(folder: str) -> str:
 def _pages(folder: str, **options: str) -> Iterator[tuple[str, dict[str, Any]]]:
     bucket = _place(folder)["Bucket"]
     with _naming(folder):
-        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, **options):
+        pages = _client().get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=bucket, **options, PaginationConfig={"PageSize": AT_ONCE}):
             yield bucket, page
 
 

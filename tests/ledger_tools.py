@@ -8,11 +8,15 @@ from pipeline.inputs import Corpus, list_inputs
 from pipeline.ledger import Ledger
 from pipeline.output import prepare_folder
 from pipeline.receipts import Receipt
+from pipeline.results import open_rejects, open_results
 from pipeline.schema import REJECTS
 from pipeline.storage import storage_of
 
 FINGERPRINT = {"model": "m 1", "criterion": "entropy 0.1", "tokenizer": "t 1", "schema": "id, label"}
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("label", pa.string(), nullable=False)])
+
+OTHER = FINGERPRINT | {"criterion": "entropy 0.2"}
+ALL_IDS = sorted(f"{name}:{row}" for name in ("a.txt", "b.txt") for row in range(30))
 
 
 def make_corpus(place: str, names: tuple[str, ...] = ("a.txt", "b.txt")) -> Corpus:
@@ -79,3 +83,13 @@ def run_all(
                     if start not in left[file.path]:
                         finish(ledger, receipt(corpus, number, start, rows, last=start == 20), label)
         return ledger.publish(1.5)
+
+
+def files_in(folder: str) -> set[str]:
+    return {entry.path.removeprefix(f"{folder}/") for entry in storage_of(folder).walk(folder)} - {"_lock"}
+
+
+def read_all(folder: str) -> tuple[list[str], set[str]]:
+    """All ids of results and rejects, and all labels, as the reader gives them."""
+    rows, rejects = open_results(folder).to_table(), open_rejects(folder).to_table()
+    return sorted(rows["id"].to_pylist() + rejects["id"].to_pylist()), set(rows["label"].to_pylist())

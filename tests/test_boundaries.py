@@ -11,7 +11,14 @@ from tests.conftest import REPOSITORY
 ROOMS = {
     "models": ["models.early_exit", "models.criteria", "models.losses", "models.flops"],
     "engine": ["pipeline.engine", "pipeline.packing", "pipeline.training", "pipeline.recipes", "pipeline.report"],
-    "text": ["pipeline.tokenise", "pipeline.source", "pipeline.output", "pipeline.config"],
+    "text": [
+        "pipeline.tokenise",
+        "pipeline.source",
+        "pipeline.ledger",
+        "pipeline.results",
+        "pipeline.s3",
+        "pipeline.config",
+    ],
     "stages": ["pipeline.classification", "pipeline.actor", "pipeline.cluster", "pipeline.stream", "pipeline.workers"],
     "integers": ["pipeline.packing"],
 }

@@ -1,10 +1,7 @@
 """The ledger resumes what is missing, refuses what differs, and publishes once: on a disk and on S3."""
 
-import json
 import os
 import re
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +16,24 @@ from pipeline.journal import SEGMENT_RECEIPTS
 from pipeline.ledger import Ledger
 from pipeline.output import Output, prepare_folder
 from pipeline.receipts import Receipt, Totals, receipts_table
-from pipeline.results import open_rejects, open_results, published, shards
+from pipeline.results import published
 from pipeline.schema import REJECTS
-from pipeline.storage import is_remote, storage_of
-from tests.conftest import REPOSITORY
-from tests.ledger_tools import FINGERPRINT, SCHEMA, finish, make_corpus, make_folder, receipt, run_all, write
+from pipeline.storage import storage_of
+from tests.ledger_tools import (
+    ALL_IDS,
+    FINGERPRINT,
+    OTHER,
+    SCHEMA,
+    files_in,
+    finish,
+    make_corpus,
+    make_folder,
+    read_all,
+    receipt,
+    run_all,
+    write,
+)
 from tests.s3_server import Fault, S3Server
-
-OTHER = FINGERPRINT | {"criterion": "entropy 0.2"}
-ALL_IDS = sorted(f"{name}:{row}" for name in ("a.txt", "b.txt") for row in range(30))
 
 
 @pytest.fixture
@@ -38,16 +44,6 @@ def corpus(place: str) -> Corpus:
 @pytest.fixture
 def folder(place: str, corpus: Corpus) -> str:
     return make_folder(place)
-
-
-def files_in(folder: str) -> set[str]:
-    return {entry.path.removeprefix(f"{folder}/") for entry in storage_of(folder).walk(folder)} - {"_lock"}
-
-
-def read_all(folder: str) -> tuple[list[str], set[str]]:
-    """All ids of results and rejects, and all labels, as the reader gives them."""
-    rows, rejects = open_results(folder).to_table(), open_rejects(folder).to_table()
-    return sorted(rows["id"].to_pylist() + rejects["id"].to_pylist()), set(rows["label"].to_pylist())
 
 
 def test_only_missing_shards_are_left_after_a_stop(corpus: Corpus, folder: str) -> None:
@@ -81,33 +77,6 @@ def test_the_same_again_does_nothing_and_new_files_only_are_added(corpus: Corpus
     assert run_all(folder, more, FINGERPRINT)
     assert {name for name in files_in(folder) if name.startswith("part-")} > parts
     assert len(read_all(folder)[0]) == 90
-
-
-def test_a_stored_result_leaves_nothing_but_itself(corpus: Corpus, folder: str) -> None:
-    run_all(folder, corpus, FINGERPRINT)
-    names = {re.sub("[0-9a-f]{16}", "*", name) for name in files_in(folder)}
-    assert names == {"_manifest.json", "_shards-*.parquet", "part-*.parquet", "_rejects/part-*.parquet"}
-
-
-def test_the_manifest_and_its_list_tell_of_every_row_once(corpus: Corpus, folder: str) -> None:
-    run_all(folder, corpus, FINGERPRINT)
-    manifest = published(folder)
-    totals, table = manifest.facts["totals"], shards(manifest)
-    assert totals["rows_in"] == totals["rows_out"] + totals["rows_rejected"] == sum(table["rows_in"].to_pylist()) == 60
-    assert (manifest.facts["flops_speedup"], manifest.facts["files"]) == (2.0, 2)
-    assert manifest.fingerprint == FINGERPRINT
-    assert set(table["part"].to_pylist()) | set(table["rejects_part"].to_pylist()) <= files_in(folder)
-    assert read_all(folder) == (ALL_IDS, {"good"})
-
-
-def test_there_is_nothing_to_read_before_the_end(corpus: Corpus, folder: str) -> None:
-    with pytest.raises(UserError, match=r"no _manifest\.json: no results are there"):
-        open_results(folder)
-    with Ledger(folder, FINGERPRINT) as ledger:
-        ledger.begin(SCHEMA)
-        finish(ledger, receipt(corpus, 0, 0, 30, last=True))
-    with pytest.raises(UserError, match="the run that writes there has not ended"):
-        open_results(folder)
 
 
 def test_receipts_are_stored_within_about_a_second(corpus: Corpus, folder: str) -> None:
@@ -185,68 +154,6 @@ def test_a_run_that_has_not_ended_is_not_continued_by_another(corpus: Corpus, fo
         pass
 
 
-def test_parts_of_unknown_origin_are_not_mixed_in(corpus: Corpus, folder: str) -> None:
-    Output(folder).write("0123456789abcdef", SCHEMA.empty_table(), REJECTS.empty_table())
-    with pytest.raises(UserError, match=r"holds parts but no _manifest\.json"), Ledger(folder, FINGERPRINT):
-        pass
-    run_all(folder, corpus, FINGERPRINT, overwrite=True)
-    assert read_all(folder) == (ALL_IDS, {"good"})
-    assert "part-0123456789abcdef.parquet" not in files_in(folder)
-
-
-def test_overwriting_leaves_the_old_results_whole_until_the_new_ones_are(corpus: Corpus, folder: str) -> None:
-    run_all(folder, corpus, FINGERPRINT, "old")
-    with Ledger(folder, OTHER, overwrite=True) as ledger:  # ended half way
-        ledger.begin(SCHEMA)
-        assert set(ledger.unfinished(corpus.files)) == {file.path for file in corpus.files}
-        finish(ledger, receipt(corpus, 0, 0, 20, last=False), "new")
-    assert read_all(folder) == (ALL_IDS, {"old"})
-    assert run_all(folder, corpus, FINGERPRINT, "old") is None  # nothing was lost for the command before, either
-    with Ledger(folder, OTHER, overwrite=True) as ledger:  # goes on, does not start over
-        assert ledger.unfinished(corpus.files) == {corpus.files[0].path: (0,), corpus.files[1].path: ()}
-    run_all(folder, corpus, OTHER, "new", overwrite=True)
-    assert read_all(folder) == (ALL_IDS, {"new"})
-    assert all(".g2." in name for name in files_in(folder) if "part-" in name)
-    assert not [name for name in files_in(folder) if name.startswith("_receipts")]
-    assert run_all(folder, corpus, OTHER) is None
-    run_all(folder, corpus, OTHER, "newest", overwrite=True)
-    assert read_all(folder) == (ALL_IDS, {"newest"})
-    assert len(files_in(folder)) == 2 + 4 + 4
-
-
-@pytest.mark.parametrize("moment", ["list written", "manifest written"])
-def test_a_kill_while_publishing_is_made_good(
-    moment: str, corpus: Corpus, folder: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing after the moment happens, as if the process had ended there."""
-
-    class KilledError(BaseException):
-        pass
-
-    def killed(*_arguments: object) -> None:
-        raise KilledError
-
-    run_all(folder, corpus, FINGERPRINT, "old")
-    storage = type(storage_of(folder))
-    with monkeypatch.context() as patch:
-        write_if = storage.write_if
-        if moment == "list written":
-            patch.setattr(
-                storage,
-                "write_if",
-                lambda s, path, *rest: killed() if "_manifest" in path else write_if(s, path, *rest),
-            )
-        else:
-            patch.setattr(Ledger, "finish", killed)
-        with pytest.raises(KilledError):
-            run_all(folder, corpus, OTHER, "new", overwrite=True)
-    assert read_all(folder) == (ALL_IDS, {"old" if moment == "list written" else "new"})
-    again = run_all(folder, corpus, OTHER, "done twice", overwrite=True)
-    assert (again is None) == (moment == "manifest written")
-    assert read_all(folder) == (ALL_IDS, {"new"})
-    assert len([name for name in files_in(folder) if not name.startswith("_shards-")]) == 1 + 4 + 4
-
-
 def test_a_file_that_changed_after_it_was_done_is_named(corpus: Corpus, folder: str) -> None:
     run_all(folder, corpus, FINGERPRINT)
     with Ledger(folder, FINGERPRINT) as ledger:
@@ -262,53 +169,6 @@ def test_results_of_files_that_are_gone_stay_if_wanted(corpus: Corpus, folder: s
             ledger.unfinished(corpus.files[1:], keep_gone=False)
         assert ledger.unfinished(corpus.files[1:], keep_gone=True) == {}
         assert ledger.unfinished([], keep_gone=True) == {}
-
-
-def test_two_drivers_end_with_one_correct_result(corpus: Corpus, folder: str) -> None:
-    """On a disk the second is refused; on S3 both run, and neither loses what the other has done."""
-    with Ledger(folder, FINGERPRINT) as first:
-        first.begin(SCHEMA)
-        if not is_remote(folder):
-            with pytest.raises(UserError, match="another run is writing there"), Ledger(folder, FINGERPRINT):
-                pass
-            return
-        with Ledger(folder, FINGERPRINT) as second:
-            second.begin(SCHEMA)
-            for done in (receipt(corpus, 0, 0, 20, last=False), receipt(corpus, 0, 20, 10, last=True)):
-                finish(first, done)
-                finish(second, done)
-            finish(first, receipt(corpus, 1, 0, 20, last=False))
-            finish(second, receipt(corpus, 1, 20, 10, last=True))
-            first.publish(1.0)
-            assert len(read_all(folder)[0]) == 50
-            second.publish(1.0)
-    assert read_all(folder) == (ALL_IDS, {"good"})
-    assert run_all(folder, corpus, FINGERPRINT) is None
-
-
-def test_a_driver_whose_results_were_replaced_publishes_no_more(s3: S3Server) -> None:
-    place = "s3://bucket/replaced"
-    corpus, folder = make_corpus(place), make_folder(place)
-    with Ledger(folder, FINGERPRINT) as zombie:
-        zombie.begin(SCHEMA)
-        finish(zombie, receipt(corpus, 0, 0, 30, last=True), "zombie")
-        run_all(folder, corpus, OTHER, "new", overwrite=True)
-        finish(zombie, receipt(corpus, 1, 0, 30, last=True), "zombie")
-        with pytest.raises(UserError, match="another run has published other results there meanwhile"):
-            zombie.publish(1.0)
-    assert read_all(folder) == (ALL_IDS, {"new"})
-
-
-def test_a_lost_answer_to_the_publishing_put_is_no_conflict(s3: S3Server) -> None:
-    path = "s3://bucket/lost-answer/x"
-    storage = storage_of(path)
-    assert storage.write_if(path, b"text", None)
-    assert storage.write_if(path, b"text", None)  # the second try of the same
-    assert not storage.write_if(path, b"other", None)
-    there = storage.stat(path)
-    assert there
-    assert storage.write_if(path, b"other", there.mark)
-    assert not storage.write_if(path, b"third", there.mark)
 
 
 def test_busy_servers_are_asked_again_and_dead_ones_named(s3: S3Server) -> None:
@@ -356,24 +216,6 @@ def test_segments_fill_up(tmp_path: Path) -> None:
             ledger.add(receipt(corpus, 0, number, 1, last=False))
     rows = [pq.read_metadata(path).num_rows for path in sorted(Path(folder).glob("_receipts/g1/*.parquet"))]
     assert rows == [SEGMENT_RECEIPTS, SEGMENT_RECEIPTS, 10]
-
-
-def test_a_killed_driver_leaves_no_lock(tmp_path: Path) -> None:
-    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
-    code = f"import os, signal; from pipeline.ledger import Ledger; from tests.ledger_tools import *\nwith Ledger({folder!r}, "
-    code += "FINGERPRINT) as l:\n l.begin(SCHEMA); print('open', flush=True); signal.pause()"
-    driver = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE)
-    assert driver.stdout
-    assert driver.stdout.readline() == b"open\n"
-    with (
-        pytest.raises(UserError, match=f"another run is writing there .process {driver.pid} on "),
-        Ledger(folder, FINGERPRINT),
-    ):
-        pass
-    driver.kill()
-    driver.wait()
-    driver.stdout.close()
-    assert run_all(folder, corpus, FINGERPRINT)
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
@@ -448,12 +290,3 @@ def test_totals_add_up() -> None:
         totals.add(Receipt(**plain, shard="s", rows_in=4, rows_out=4, exits=exits))  # type: ignore[arg-type]
     assert totals.exits == [3, 5]
     assert totals.mean_exit_layer == pytest.approx((3 + 10) / 8)
-
-
-def test_the_manifest_is_json_that_people_can_read(tmp_path: Path) -> None:
-    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
-    path = run_all(folder, corpus, FINGERPRINT)
-    assert path
-    facts = json.loads(Path(path).read_text())
-    assert facts["schema"]["columns"] == {"id": "string", "label": "string"}
-    assert Path(folder, facts["shards"]["path"]).exists()
