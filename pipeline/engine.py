@@ -8,11 +8,11 @@ Every call returns exactly its own rows, in their order, and keeps no state: a r
 
 Memory, beside the model: two bytes (bf16) x hidden x the tokens of a call, at most `resident_tokens`, an eighth more at worst,
 and about 0.4 GB of what torch, oneDNN and malloc keep at hand (docs/results/speed.md). Larger calls are worked through in
-groups of `resident_tokens`.
+groups of `resident_tokens`, and in smaller ones where the device turns out to have less room.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
@@ -21,6 +21,7 @@ from models.fused import can_fuse, fuse, fuse_head
 from models.precision import DTYPES, set_precision
 from pipeline.config import EngineConfig
 from pipeline.lane import Lane, LaneConfig, Results, pack
+from pipeline.memory import run_within_memory
 from pipeline.packing import cut_by_tokens, runs_of, sort_by_length, tile_size
 from pipeline.rows import IntArray, Predictions, TokenRows
 
@@ -93,6 +94,9 @@ class Engine:
     def run(self, rows: TokenRows, exit_plan: IntArray | None = None) -> Predictions:
         """Classify rows; the answer has exactly these rows, in this order.
 
+        Rows that do not fit into memory together are worked through in smaller groups; one that does not fit alone raises
+        MemoryError.
+
         `exit_plan` [B] forces the layer at which each row leaves, in place of the criterion: for benchmarks, whose speed
         should not depend on the weights.
         """
@@ -109,6 +113,7 @@ class Engine:
         dealt = [(lane, order[place::used]) for place, lane in enumerate(self._lanes[:used])]
         try:
             at_work = [self._pool.submit(self._run_lane, lane, part, rows, results) for lane, part in dealt]
+            wait(at_work)  # all of them, also where one fails: its lane must be idle when the next call begins
             filler = sum(lane.result() for lane in at_work)
         finally:
             if self.device.type == "cpu":
@@ -130,8 +135,9 @@ class Engine:
             torch.set_num_threads(1)  # partly of this thread, partly (MKL) of the process: `run` sets it back
         resident = max(1, self.config.resident_tokens // self.threads)
         with torch.inference_mode():
-            groups = cut_by_tokens(rows.lengths[order], resident)
-            return sum(lane.run(rows, order[group], results) for group in groups)
+            return run_within_memory(
+                lambda part: lane.run(rows, order[part], results), lane.free, rows.lengths[order], resident
+            )
 
     def _plan_exits(self) -> list[int]:
         """Layers after which rows are looked at, the last one included; without exits only that one."""

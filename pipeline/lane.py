@@ -146,6 +146,12 @@ class Lane:
             active, lengths = active[stays], lengths[stays]
         return filler
 
+    def free(self) -> None:
+        """Give back the memory that is kept from call to call."""
+        self._held.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _memory(self, name: str, tokens: int, width: int) -> Tensor:
         """Return [tokens, width]: the same memory at every call, since fresh memory costs page faults. Never NaN."""
         held = self._held.get(name)
