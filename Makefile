@@ -4,7 +4,7 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench chaos clean
 
 demo: $(READY)  ## make a corpus, train a small early-exit model, classify 50,000 rows
 	$(BIN)/python jobs/demo.py
@@ -14,6 +14,11 @@ test: $(READY)  ## all tests, two at a time
 
 bench: $(READY)  ## the engine against what you would run instead
 	$(BIN)/python jobs/benchmark.py
+
+ROUNDS ?= 100
+SEED ?= 0
+chaos: $(READY)  ## kill everything at random and see that nothing is lost: make chaos ROUNDS=100 SEED=0
+	$(BIN)/python -m tests.chaos.rounds --rounds $(ROUNDS) --seed $(SEED)
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

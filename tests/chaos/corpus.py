@@ -1,0 +1,46 @@
+"""A corpus for chaos: every format, short texts, some bad rows in every file, and one file cut short."""
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.synthetic import reviews
+
+KINDS = ("parquet", "jsonl", "jsonl.gz", "csv", "txt")
+BAD_EVERY = 97
+"""One row in so many cannot be used."""
+
+
+def make_corpus(folder: Path, files: int, rows: int) -> None:
+    """Write `files` files of `rows` rows, and a truncated one."""
+    folder.mkdir(parents=True)
+    texts = [review.text for review in reviews(files * rows, seed=5)]
+    for number in range(files):
+        kind, mine = KINDS[number % len(KINDS)], texts[number * rows : (number + 1) * rows]
+        (folder / f"{number:03}.{kind}").write_bytes(encode(kind, mine))
+    whole = encode("parquet", texts[:rows])
+    (folder / "truncated.parquet").write_bytes(whole[: len(whole) // 2])
+
+
+def encode(kind: str, texts: list[str]) -> bytes:
+    """Make a file of these texts, every so many-th of them bad in a way of the format's own."""
+    bad = {row for row in range(len(texts)) if row % BAD_EVERY == BAD_EVERY - 1}
+    if kind == "parquet":
+        sink = io.BytesIO()
+        values = [None if row in bad else text for row, text in enumerate(texts)]
+        pq.write_table(pa.table({"text": values}), sink, row_group_size=1000)
+        return sink.getvalue()
+    if kind == "csv":
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerows([["text", "stars"], *(["" if row in bad else text, row] for row, text in enumerate(texts))])
+        return out.getvalue().encode()
+    if kind == "txt":
+        return b"".join(b"\xff\xfe\n" if row in bad else text.encode() + b"\n" for row, text in enumerate(texts))
+    lines = "".join("{broken\n" if row in bad else json.dumps({"text": text}) + "\n" for row, text in enumerate(texts))
+    return gzip.compress(lines.encode()) if kind == "jsonl.gz" else lines.encode()

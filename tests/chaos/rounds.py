@@ -1,0 +1,174 @@
+"""Rounds of chaos: kill what runs, run the same command again until it is done, audit, say so in a line.
+
+    python -m tests.chaos.rounds --rounds 100 --seed 0
+
+A round draws its kills from the seed and its number. The cluster, the corpus, the model and the undisturbed run are made once.
+"""
+
+import argparse
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from pipeline.synthetic import reviews
+from tests.chaos.auditor import Audit, audit, listed_parts
+from tests.chaos.corpus import make_corpus
+from tests.chaos.kills import Kill, Watch, plan_of
+from tests.chaos.nodes import Nodes
+
+MAX_RUNS = 8
+"""Of the same command in a round; more is a failure."""
+RUN_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in a round."""
+
+    kills: list[str]
+    codes: list[int]
+    """Exit codes of the runs, the last of them 0."""
+    audit: Audit | None
+    """None if the command never ended well."""
+    seconds: float
+
+    @property
+    def clean(self) -> bool:
+        return self.audit is not None and self.audit.clean
+
+    def line(self) -> str:
+        found = self.audit.line() if self.audit else "never done"
+        codes = " ".join(map(str, self.codes))
+        return f"{', '.join(self.kills) or 'nothing in time'} | exit {codes} | {found} | {self.seconds:.0f} s"
+
+
+class Chaos:
+    """A corpus, a model, a cluster and the undisturbed result, for any number of rounds."""
+
+    def __init__(self, folder: Path, model: Path, *, files: int, rows: int) -> None:
+        self.folder, self.model, self.corpus = folder, model, folder / "corpus"
+        if not self.corpus.exists():
+            make_corpus(self.corpus, files, rows)
+        self.nodes = Nodes()
+        self.reference = folder / "undisturbed"
+        self._fork = multiprocessing.get_context("forkserver")
+        self._fork.set_forkserver_preload(["jobs.classify", "tests.chaos.auditor"])
+        if self._wait(self.start(self.reference)) != 0:
+            raise RuntimeError(f"the undisturbed run failed: {self.reference.with_suffix('.log').read_text()}")
+        first = audit(self.corpus, self.reference)
+        if not first.clean:
+            raise RuntimeError(f"the undisturbed run is wrong: {first.line()}")
+        self.shards = len(listed_parts(self.reference)[0])
+
+    def start(self, output: Path) -> ForkServerProcess:
+        """Start the job, in a process forked from one that has its imports done: half of a short run are imports."""
+        options = ["--model", str(self.model), "--input", str(self.corpus), "--output", str(output), "--actors", "2"]
+        # fp32: where a shard is halved after two deaths its matrices have other shapes, which bf16 shows.
+        options += ["--speed", "0.6", "--dtype", "fp32"]
+        environment = {"RAY_ADDRESS": self.nodes.address, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        run = self._fork.Process(target=classify, args=(options, str(output.with_suffix(".log")), environment))
+        run.start()
+        return run
+
+    def round(self, seed: int, number: int) -> Round:
+        """Run one round in an output folder of its own, which stays if the round fails."""
+        started, output = time.monotonic(), self.folder / f"round-{number}"
+        plan, draw = plan_of(seed, number, self.shards), random.Random(number)
+        done: list[str] = []
+        codes: list[int] = []
+        while not codes or (codes[-1] != 0 and len(codes) < MAX_RUNS):
+            self.nodes.repair()
+            self.nodes.wait_until_free()
+            run = self.start(output)
+            for kill in plan.pop(0) if plan else []:
+                if self._carry_out(kill, run, output, draw):
+                    done.append(str(kill))
+            codes.append(self._wait(run))
+        result = audit(self.corpus, output, self.reference) if codes[-1] == 0 else None
+        finished = Round(done, codes, result, time.monotonic() - started)
+        if finished.clean:
+            shutil.rmtree(output)
+        return finished
+
+    def _wait(self, run: ForkServerProcess) -> int:
+        run.join(RUN_SECONDS)
+        if run.is_alive():
+            run.kill()
+            run.join()
+        return run.exitcode or 0
+
+    def _carry_out(self, kill: Kill, run: ForkServerProcess, output: Path, draw: random.Random) -> bool:
+        if not Watch(output, self.shards).wait(kill, over=lambda: not run.is_alive()):
+            return False
+        if kill.victim == "driver":
+            run.kill()
+            return True
+        hit = self.nodes.kill(kill.victim, draw)
+        if kill.victim == "raylet":
+            self.nodes.repair()
+        return hit
+
+    def close(self) -> None:
+        self.nodes.close()
+
+
+def classify(options: list[str], log: str, environment: dict[str, str]) -> None:
+    """Run jobs/classify.py in this process, which is new, and end it."""
+    os.environ |= environment
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    sys.argv = ["classify.py", *options]
+    from jobs import classify as job
+    from jobs import command
+
+    command.run(job.main, job.parser)
+
+
+def make_model(folder: Path) -> Path:
+    """Save a tiny model with random weights and its tokenizer."""
+    from tests.conftest import save_tiny_model, wordpiece_tokenizer  # torch, which the rounds themselves do without
+
+    folder.mkdir()
+    return save_tiny_model(folder, wordpiece_tokenizer([review.text for review in reviews(500, seed=0)]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first round, to go on where a run ended")
+    parser.add_argument("--files", type=int, default=30)
+    parser.add_argument("--rows", type=int, default=3400, help="of each file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="offramp-chaos-") as scratch:
+        folder = Path(scratch)
+        started = time.monotonic()
+        chaos = Chaos(folder, make_model(folder / "model"), files=args.files, rows=args.rows)
+        print(f"set up in {time.monotonic() - started:.0f} s: {chaos.shards} shards", flush=True)
+        failed = 0
+        try:
+            for number in range(args.first, args.first + args.rounds):
+                result = chaos.round(args.seed, number)
+                failed += not result.clean
+                print(f"round {number}: {result.line()}", flush=True)
+                if not result.clean:
+                    kept = Path(tempfile.mkdtemp(prefix="offramp-chaos-failed-"))
+                    shutil.copytree(folder / f"round-{number}", kept / "output", dirs_exist_ok=True)
+                    shutil.copy(folder / f"round-{number}.log", kept)
+                    print(f"round {number}: FAILED; its output is in {kept}", flush=True)
+        finally:
+            chaos.close()
+        print(f"{args.rounds} rounds, {failed} failed", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
