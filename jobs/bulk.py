@@ -19,7 +19,7 @@ from pipeline.inputs import list_inputs
 from pipeline.ledger import Ledger
 from pipeline.output import MANIFEST, REJECTS_FOLDER, prepare_folder
 from pipeline.progress import duration
-from pipeline.stages import ClassifySpec
+from pipeline.stages import ClassifySpec, abandon
 from pipeline.storage import is_remote, use_endpoint
 
 
@@ -123,7 +123,8 @@ def run(
             print(f"{parser.prog}: error: {command.cause_of(error)}\n{kept(ledger)}", file=sys.stderr)
             return command.FAILED
         except (SystemExit, KeyboardInterrupt):
-            print(f"stopped: {kept(ledger)}")
+            print(f"stopped: {kept(ledger)}", flush=True)
+            abandon(spec)
             raise
     report(outcome, output)
     rejected = outcome.totals.rows_rejected + len(outcome.totals.unreadable)

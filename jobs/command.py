@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from models.families import UnsupportedModelError
@@ -49,8 +50,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:
     """Run a job and end the process with its exit code: 0 done, 1 the work failed, 2 the command or its input is wrong."""
-    # SIGTERM (job stop, pre-emption) unwinds like Ctrl-C, so that every `finally` runs; with its usual exit code.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is said once, at the end
     try:
@@ -62,6 +62,12 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.exit(code)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """SIGTERM (job stop, pre-emption) unwinds like Ctrl-C, so that every `finally` runs; with its usual exit code."""
+    signal.signal(number, signal.SIG_IGN)  # said again, it would only disturb that
+    sys.exit(128 + number)
 
 
 def complain(parser: argparse.ArgumentParser, error: Exception) -> int:

@@ -1,18 +1,22 @@
 """The classify actor: holds a model and its engine, turns shards of tokens into shards of predictions."""
 
+import os
+import sys
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 import torch
 
 from models.early_exit import EarlyExitModel
 from pipeline.cluster import ActorPlan
 from pipeline.engine import Engine
+from pipeline.isolation import MAX_STARTS, Isolated, Marker, Stage, bounded, describe, isolate, marker_of
 from pipeline.receipts import ShardBlock, token_rows
-from pipeline.rows import Predictions
+from pipeline.rows import Predictions, TokenRows
 from pipeline.schema import (
     DETAIL,
     EXIT_LAYER,
@@ -29,7 +33,7 @@ from pipeline.schema import (
     VALUE,
     travelling,
 )
-from pipeline.stages import ClassifySpec
+from pipeline.stages import ClassifySpec, rejected
 
 
 class ClassifyActor:
@@ -38,10 +42,12 @@ class ClassifyActor:
     def __init__(self, spec: ClassifySpec, plan: ActorPlan) -> None:
         torch.set_num_threads(plan.threads)
         self.spec = spec
-        model = EarlyExitModel.from_pretrained(spec.model)
-        self.labels = np.array(model.labels)
-        self.layers = model.shape.layers
-        self.engine = Engine(model, spec.engine, plan.device)
+        key = f"start-{ray.get_runtime_context().get_actor_id()}"  # the same when Ray starts this actor again
+        with bounded(spec.output.folder, key, MAX_STARTS, "while they loaded the model; give them more memory"):
+            model = EarlyExitModel.from_pretrained(spec.model)
+            self.labels = np.array(model.labels)
+            self.layers = model.shape.layers
+            self.engine = Engine(model, spec.engine, plan.device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         block = ShardBlock.from_arrow(batch)
@@ -49,8 +55,13 @@ class ClassifyActor:
             rows = block.rows
             usable = pc.is_null(rows[REASON])
             good = rows.filter(usable).combine_chunks()
+            isolated = self._run(token_rows(good), marker_of(self.spec.output.folder, "classify", block.receipt))
+            predictions = Predictions.join(isolated.pieces)
+            if isolated.lost:
+                rows = pa.concat_tables([rejected(good, isolated.lost), rows.filter(pc.invert(usable))])
+                usable = pc.is_null(rows[REASON])
+                good = rows.filter(usable).combine_chunks()
             tokens = token_rows(good)
-            predictions = self.engine.run(tokens)
             block.rows = self._results(good, predictions, rows.filter(pc.invert(usable)))
             exits = np.bincount(predictions.exit_layers, minlength=self.layers + 1)[1:]
             flops = self.engine.flops
@@ -63,6 +74,20 @@ class ClassifyActor:
                 flops_full_depth=float(flops.full_depth(tokens.lengths).sum()),
             )
         return block.to_arrow()
+
+    def _run(self, tokens: TokenRows, marker: Marker | None) -> Isolated[Predictions]:
+        """Send rows through the engine, around those that it cannot answer."""
+
+        def work(part: range) -> Predictions:
+            try:
+                return self.engine.run(tokens.slice(part))
+            except torch.AcceleratorError as error:
+                # A GPU that met an error in a kernel answers this process no more; the next one finds the row by its marker.
+                print(f"classify: {describe(error)}; this process ends", file=sys.stderr, flush=True)
+                os._exit(1)
+
+        stage = Stage(name="classify", work=work, harmless=lambda: self.engine.run(TokenRows.from_lists([[0]])))
+        return isolate(stage, len(tokens), marker)
 
     def _results(self, good: pa.Table, predictions: Predictions, bad: pa.Table) -> pa.Table:
         """Put predictions beside the ids of good rows; rejects ride along in the same table, with null predictions."""

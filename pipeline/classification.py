@@ -14,6 +14,7 @@ from pipeline.config import EngineConfig
 from pipeline.errors import UserError
 from pipeline.formats import FileFormatError, file_columns, is_text
 from pipeline.inputs import Corpus, InputFile
+from pipeline.isolation import clear_attempts
 from pipeline.ledger import Ledger
 from pipeline.manifest import Fingerprint, code_version
 from pipeline.progress import Progress
@@ -142,6 +143,7 @@ def classify_corpus(
         unfinished = ledger.unfinished(corpus.files)
         if unfinished:
             raise AssertionError(f"the chain ended without {len(unfinished)} files, such as {next(iter(unfinished))}")
+        clear_attempts(spec.output.folder)
     seconds = time.monotonic() - started
     manifest = ledger.publish(seconds)
     return Outcome(

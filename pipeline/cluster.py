@@ -4,8 +4,11 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,9 @@ its lock; and an actor of this size fits into one NUMA node of the usual servers
 TASK_CPUS = {"read": 0.1, "tokenise": 0.3, "write": 0.1}
 """Logical CPUs of the tasks beside the actors: fractions, so that they fit beside an actor on a machine of one core."""
 RETRIES = 3
-"""An actor that dies is started again, and its work tried again, this often: machines fail, but not for ever."""
+"""A training's workers that die are started again this often: machines fail, but not for ever."""
+FREE_SECONDS, FREE_POLL_SECONDS = 15.0, 0.2
+"""A driver that is killed and started again at once still finds its old actors, which Ray ends within seconds."""
 OBJECT_STORE_BYTES = 1 << 30
 """For a Ray of our own: a shard on its way takes a few MB, so this holds a hundred."""
 
@@ -54,6 +59,11 @@ def join_or_start() -> None:
     """
     if ray.is_initialized():
         return
+    with _sigterm_kept():
+        _join_or_start()
+
+
+def _join_or_start() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(
         logging.CRITICAL
@@ -85,6 +95,19 @@ def join_or_start() -> None:
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
         )
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep the caller's handler of SIGTERM: Ray puts one in its place that ends the process with exit code 15."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -145,11 +168,16 @@ def plan_actors(wanted: int | None = None) -> ActorPlan:
 
 
 def check_free(plan: ActorPlan) -> None:
-    """Raise DoesNotFitError if others hold what the actors and tasks need right now."""
-    free = ray.available_resources()
+    """Raise DoesNotFitError if others hold what the actors and tasks need, and do not let go of it within FREE_SECONDS."""
     needed = plan.actors * plan.cpus + sum(TASK_CPUS.values())
-    if free.get("CPU", 0) + 1e-6 < needed or free.get("GPU", 0) < plan.actors * plan.gpus:
-        raise DoesNotFitError(
-            f"{plan.actors} actors and their tasks need {needed:g} CPUs and {plan.actors * plan.gpus} GPUs; free are "
-            f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs. Wait for other jobs, or give fewer --actors"
-        )
+    deadline = time.monotonic() + FREE_SECONDS
+    while True:
+        free = ray.available_resources()
+        if free.get("CPU", 0) + 1e-6 >= needed and free.get("GPU", 0) >= plan.actors * plan.gpus:
+            return
+        if time.monotonic() >= deadline:
+            raise DoesNotFitError(
+                f"{plan.actors} actors and their tasks need {needed:g} CPUs and {plan.actors * plan.gpus} GPUs; free are "
+                f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs. Wait for other jobs, or give fewer --actors"
+            )
+        time.sleep(FREE_POLL_SECONDS)

@@ -42,6 +42,25 @@ class TokenRows:
         source = np.repeat(self.offsets[:-1][rows], lengths) + within
         return type(self)(token_ids=self.token_ids[source], offsets=offsets, segments=self.segments[rows])
 
+    def slice(self, rows: range) -> Self:
+        """Return neighbouring rows, without a copy of their tokens."""
+        offsets = self.offsets[rows.start : rows.stop + 1]
+        return type(self)(
+            token_ids=self.token_ids[offsets[0] : offsets[-1]],
+            offsets=offsets - offsets[0],
+            segments=self.segments[rows.start : rows.stop],
+        )
+
+    @classmethod
+    def join(cls, parts: list[Self]) -> Self:
+        """Put rows one after the other; the inverse of `slice`."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+            segments=np.concatenate([part.segments for part in parts]),
+        )
+
     @classmethod
     def from_lists(cls, rows: list[list[int]], segments: list[int] | None = None) -> Self:
         """Build from one list of ids a row; `segments` defaults to single texts."""
@@ -68,6 +87,19 @@ class Predictions:
     """Sum over rows of tokens x layers: the work that the exits left over."""
     filler_tokens: int
     """The same unit: work on filler that rounds matrices up to their tile."""
+
+    @classmethod
+    def join(cls, parts: list[Self]) -> Self:
+        """Put the answers of several calls one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            logits=np.concatenate([part.logits for part in parts]),
+            exit_layers=np.concatenate([part.exit_layers for part in parts]),
+            uncertainty=np.concatenate([part.uncertainty for part in parts]),
+            layer_tokens=sum(part.layer_tokens for part in parts),
+            filler_tokens=sum(part.filler_tokens for part in parts),
+        )
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 import io
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -143,13 +145,18 @@ def review_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory: pytest.TempPathFactory, review_tokenizer: PreTrainedTokenizerFast) -> Path:
-    """An early-exit model with random weights and two classes, complete with its tokenizer."""
-    plain, directory = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("model")
+    return save_tiny_model(tmp_path_factory.mktemp("model"), review_tokenizer)
+
+
+def save_tiny_model(directory: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Save an early-exit model with random weights and two classes, complete with its tokenizer."""
     config = BertConfig(**(BERT_SIZES | {"num_labels": 2}), id2label=dict(enumerate(CLASSES)))
     torch.manual_seed(0)
+    plain = directory / "plain"
     spread_weights(AutoModelForSequenceClassification.from_config(config)).save_pretrained(plain)
     random_exits(EarlyExitModel.from_pretrained(plain), "pooled").save_pretrained(directory)
-    review_tokenizer.save_pretrained(directory)
+    shutil.rmtree(plain)
+    tokenizer.save_pretrained(directory)
     return directory
 
 
@@ -185,6 +192,12 @@ def run_job_here(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 def shards_kept(out: Path) -> int:
     """Shards whose receipts the driver has written down: parts appear earlier, and count for nothing before."""
     return sum(pq.read_metadata(path).num_rows for path in out.glob("_receipts/g*/*.parquet"))
+
+
+def finished_files(out: Path) -> set[str]:
+    """Files that such receipts tell of."""
+    receipts = [pq.read_table(path, columns=["file"]) for path in out.glob("_receipts/g*/*.parquet")]
+    return set(pa.concat_tables(receipts)["file"].to_pylist())
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,69 @@
+"""Poison for tests: with this folder on PYTHONPATH, some rows make the stages raise or kill their process.
+
+Python imports this module by itself when it starts, so it reaches Ray's workers without a line in the product.
+
+    a text that contains  RAISE-TOKENISE | KILL-TOKENISE   when it is tokenised
+    a row of              61 | 62 tokens                   raises | kills when it is classified
+    OFFRAMP_TEST_START=kill                                kills every actor that loads a model
+"""
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+from types import ModuleType
+
+RAISING_TOKENS, KILLING_TOKENS = 61, 62
+
+
+class Poisoner(importlib.abc.MetaPathFinder):
+    """Lets a module load as usual and then wraps one of its methods."""
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        if name not in ("pipeline.tokenise", "pipeline.engine"):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        load = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            load(module)
+            poison_tokeniser(module) if name == "pipeline.tokenise" else poison_engine(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def poison_tokeniser(module: ModuleType) -> None:
+    tokenise = module.Tokeniser.__call__
+
+    def poisoned(self, texts, pairs=None):  # type: ignore[no-untyped-def]
+        if any("KILL-TOKENISE" in text for text in texts):
+            os._exit(9)
+        if any("RAISE-TOKENISE" in text for text in texts):
+            raise ValueError("this text cannot be tokenised")
+        return tokenise(self, texts, pairs)
+
+    module.Tokeniser.__call__ = poisoned
+
+
+def poison_engine(module: ModuleType) -> None:
+    run, start = module.Engine.run, module.Engine.__init__
+
+    def poisoned(self, rows, exit_plan=None):  # type: ignore[no-untyped-def]
+        if (rows.lengths == KILLING_TOKENS).any():
+            os._exit(9)
+        if (rows.lengths == RAISING_TOKENS).any():
+            raise ValueError("this row cannot be classified")
+        return run(self, rows, exit_plan)
+
+    def started(self, *args):  # type: ignore[no-untyped-def]
+        if os.environ.get("OFFRAMP_TEST_START") == "kill":
+            os._exit(9)
+        start(self, *args)
+
+    module.Engine.run, module.Engine.__init__ = poisoned, started
+
+
+sys.meta_path.insert(0, Poisoner())

@@ -1,0 +1,49 @@
+"""A run that is killed half way: the same command does the rest, and only the rest."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.synthetic import reviews
+from tests.conftest import finished_files, shards_kept
+from tests.test_classify_job import classify, start_job
+
+FILES, ROWS = 120, 300
+AGAIN = 0.02
+"""Share of all rows that may be done twice."""
+
+
+@pytest.mark.timeout(300)
+def test_a_run_killed_half_way_does_the_rest_and_opens_no_finished_file(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    lines = [json.dumps({"text": review.text}) for review in reviews(ROWS, seed=1)]
+    for number in range(FILES):
+        (corpus / f"{number:03}.jsonl").write_text("\n".join(lines))
+    job = start_job(model_directory, corpus, out)
+    deadline = time.monotonic() + 120
+    while shards_kept(out) < FILES // 2 and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.01)
+    job.kill()
+    job.communicate(timeout=60)
+    finished = finished_files(out)
+    assert FILES // 2 <= len(finished) < FILES
+
+    for path in finished:  # now of other content, under the same marks: who opens one of them gets rejects
+        marks = os.stat(path)
+        Path(path).write_bytes(b"\xff" * marks.st_size)
+        os.utime(path, ns=(marks.st_atime_ns, marks.st_mtime_ns))
+    resumed = classify(model_directory, corpus, out)
+    assert resumed.returncode == 0, resumed.stderr
+    done = int(re.search(r"^([\d,]+) rows in", resumed.stdout, re.MULTILINE)[1].replace(",", ""))  # type: ignore[index]
+    missing = (FILES - len(finished)) * ROWS
+    assert missing <= done <= missing + AGAIN * FILES * ROWS
+    rows = pd.read_parquet(out)
+    assert len(rows) == FILES * ROWS
+    assert rows.id.is_unique
+    assert not list((out / "_rejects").glob("part-*"))
