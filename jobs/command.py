@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from models.families import UnsupportedModelError
 from models.precision import UnsupportedPrecisionError
-from pipeline.errors import StorageError, UserError
+from pipeline.errors import RefusedError, StorageError, UserError
 
 CONFIG_VARIABLE = "OFFRAMP_CONFIG"
 DONE, FAILED, WRONG = 0, 1, 2
@@ -55,8 +55,11 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is said once, at the end
     try:
         code = main(parse(parser)) or DONE
-    except (UserError, UnsupportedModelError, UnsupportedPrecisionError, FileNotFoundError) as error:
+    except (UserError, RefusedError, UnsupportedModelError, UnsupportedPrecisionError, FileNotFoundError) as error:
         code = complain(parser, error)
+    except StorageError as error:
+        complain(parser, error)
+        code = FAILED
     except PermissionError as error:
         code = complain(parser, UserError(f"{error.filename}: permission denied"))
     except KeyboardInterrupt:

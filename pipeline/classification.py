@@ -131,7 +131,8 @@ def classify_corpus(
         plan = plan_actors(actors)
         check_free(plan)
         files = [file for file in corpus.files if file.path in left]
-        progress = Progress(corpus.size, copy.deepcopy(ledger.totals()))
+        already = copy.deepcopy(ledger.totals())
+        progress = Progress(int(already.input_bytes) + sum(file.size for file in files), already)
         try:
             for receipt in receipts_of(classify_files(files, left, spec, plan)):
                 ledger.add(receipt)

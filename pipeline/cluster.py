@@ -18,6 +18,7 @@ import ray.data
 from ray._raylet import Config  # type: ignore[attr-defined]
 
 from pipeline.errors import UserError
+from pipeline.storage import worker_environment
 
 PACKAGES = Path(__file__).resolve().parents[1]
 """The folder that `models` and `pipeline` are imported from."""
@@ -76,7 +77,8 @@ def _join_or_start() -> None:
             # Workers on other machines get the code from here; inside `ray job submit` they may have it already.
             modules = [str(PACKAGES / name) for name in ("models", "pipeline")]
             with _held_back_stderr():
-                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"py_modules": modules})
+                environment = {"py_modules": modules, "env_vars": worker_environment()}
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
         except ConnectionError as error:
             raise UserError(f"no Ray cluster answers at {address}; unset RAY_ADDRESS to start one here") from error
         return

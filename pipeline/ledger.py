@@ -89,8 +89,8 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Where the storage has failed already, storing the last receipts may fail too, and says nothing new.
-        with contextlib.suppress(StorageError) if isinstance(error, Exception) else contextlib.nullcontext():
+        # All that matters was stored before: by `publish`, or, after a stop, as far as the storage let us.
+        with contextlib.suppress(StorageError):
             self._resources.close()
 
     @property

@@ -101,9 +101,6 @@ def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, cor
     assert changed.returncode == 2
     assert f"{corpus / 'a.parquet'}: changed since {out} was made from it" in changed.stderr
     (corpus / "a.parquet").unlink()
-    gone = classify(moved, corpus, out, "--keep", "source", "--probabilities")
-    assert gone.returncode == 2
-    assert "--incremental keeps them" in gone.stderr
 
     parts = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
     (corpus / "e.jsonl").write_text(json.dumps({"text": TEXTS[0], "source": "new"}))

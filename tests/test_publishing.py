@@ -1,11 +1,13 @@
 """What is published is whole, whoever is killed and whoever else writes: on a disk and on S3."""
 
+import hashlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
@@ -57,6 +59,21 @@ def test_the_manifest_and_its_list_tell_of_every_row_once(corpus: Corpus, folder
     assert manifest.fingerprint == FINGERPRINT
     assert set(table["part"].to_pylist()) | set(table["rejects_part"].to_pylist()) <= files_in(folder)
     assert read_all(folder) == (ALL_IDS, {"good"})
+
+
+def test_who_knows_nothing_of_offramp_can_read_and_audit_a_result(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    run_all(folder, corpus, FINGERPRINT)
+    run_all(folder, corpus, OTHER, "new", overwrite=True)
+    manifest = json.loads(Path(folder, "_manifest.json").read_text())
+    listed = Path(folder, manifest["shards"]["path"])
+    assert hashlib.blake2b(listed.read_bytes(), digest_size=16).hexdigest() == manifest["shards"]["digest"]
+    ids: list[str] = []
+    for shard in pq.read_table(listed).to_pylist():
+        rows, rejects = pq.read_table(f"{folder}/{shard['part']}"), pq.read_table(f"{folder}/{shard['rejects_part']}")
+        assert shard["rows_in"] == len(rows) + len(rejects) == shard["rows_out"] + sum(dict(shard["rejected"]).values())
+        ids += rows["id"].to_pylist() + rejects["id"].to_pylist()
+    assert sorted(ids) == ALL_IDS
 
 
 def test_there_is_nothing_to_read_before_the_end(corpus: Corpus, folder: str) -> None:
