@@ -1,6 +1,6 @@
 """When may a row leave? Pure functions from what an exit says to uncertainty in [0, 1], and the rule that follows from it.
 
-One rule for all criteria: a row leaves at the first exit whose uncertainty is at most the criterion's threshold.
+One rule for all criteria: a row leaves at the first exit whose uncertainty is at most the criterion's threshold there.
 """
 
 import math
@@ -30,9 +30,9 @@ def uncertainty_of(
     return normalised_entropy(logits_BC)
 
 
-def leaves(criterion: Criterion, uncertainty_B: Tensor) -> Tensor:
-    """Say which rows leave at this exit: [B] bool."""
-    return uncertainty_B <= 0.0 if criterion.name == "patience" else may_exit(uncertainty_B, criterion.speed)
+def leaves(criterion: Criterion, layer: int, uncertainty_B: Tensor) -> Tensor:
+    """Say which rows leave at the exit after this layer: [B] bool."""
+    return uncertainty_B <= 0.0 if criterion.name == "patience" else may_exit(uncertainty_B, criterion.speed_at(layer))
 
 
 def normalised_entropy(logits_BC: Tensor) -> Tensor:

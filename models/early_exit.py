@@ -180,10 +180,16 @@ class EarlyExitModel(nn.Module):
             self.config.early_exit["criterion"] = asdict(self.criterion)
         self.config.architectures = [AutoModelForSequenceClassification._model_mapping[type(self.config)].__name__]
         self.config.dtype = "float32"
+        self.save_weights(path)
+        self.config.save_pretrained(path)
+
+    def save_weights(self, directory: str | os.PathLike[str]) -> None:
+        """Write model.safetensors into a directory, in place of what is there once it is whole."""
         ours = {name: value.detach().float().cpu() for name, value in self.state_dict().items()}
         theirs = to_hugging_face(ours, self.family, self.shape, with_head=self.last_head == "classifier")
-        save_file(theirs, path / WEIGHTS_FILE, metadata={"format": "pt"})
-        self.config.save_pretrained(path)
+        temporary = Path(directory) / f".{WEIGHTS_FILE}.tmp"
+        save_file(theirs, temporary, metadata={"format": "pt"})
+        os.replace(temporary, Path(directory) / WEIGHTS_FILE)
 
     def save_criterion(self, directory: str | os.PathLike[str]) -> None:
         """Note the model's criterion in the config.json of a directory that holds it already."""

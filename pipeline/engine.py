@@ -51,7 +51,7 @@ def check_exits(model: EarlyExitModel, config: EngineConfig) -> None:
         )
     if criterion.name == "lte" and model.lte is None and len(model.exit_layers) > 1:
         raise ValueError("criterion lte: the model has no learned exit; its exits were trained without one")
-    missing = sorted({*(config.exits or ())} - {*model.exit_layers})
+    missing = sorted({*(config.exits or ()), *dict(criterion.speeds)} - {*model.exit_layers})
     if missing:
         has = " ".join(map(str, model.exit_layers))
         raise ValueError(f"exits: the model has no exit after layer {missing[0]}; it has them after {has}")
@@ -146,7 +146,7 @@ class Engine:
         if self.config.criterion.full_depth:
             return [last]
         wanted = self.model.exit_layers if self.config.exits is None else self.config.exits
-        return sorted({*wanted, last})
+        return sorted({*filter(self.config.criterion.looks_at, wanted), last})
 
 
 def all_exits(

@@ -10,8 +10,9 @@ import torch
 from models.criteria import extend_streak, leaves, uncertainty_of
 from models.criterion import CRITERIA, Criterion
 from models.early_exit import EarlyExitModel
+from models.precision import set_precision
 from pipeline.chunks import Chunk, FloatArray
-from pipeline.engine import all_exits
+from pipeline.engine import all_exits, default_token_budget
 from pipeline.measures import CLASSIFICATION, REGRESSION
 from pipeline.rows import IntArray
 
@@ -53,7 +54,9 @@ class AllExits:
 
     def leaves(self, criterion: Criterion) -> npt.NDArray[np.bool_]:
         """Which rows would leave at every exit, were they still there: [E, B]."""
-        leaves_EB: npt.NDArray[np.bool_] = leaves(criterion, torch.from_numpy(self.uncertainty(criterion))).numpy()
+        seen = torch.from_numpy(self.uncertainty(criterion))
+        leaving = [leaves(criterion, layer, seen_B) for layer, seen_B in zip(self.layers, seen, strict=True)]
+        leaves_EB: npt.NDArray[np.bool_] = torch.stack(leaving).numpy()
         leaves_EB[-1] = True
         return leaves_EB
 
@@ -89,6 +92,13 @@ def record_all_exits(model: EarlyExitModel, examples: Chunk) -> AllExits:
     return AllExits(layers=layers, logits=logits, lte=lte)
 
 
+def record_as_run(model: EarlyExitModel, examples: Chunk, dtype: str, device: str) -> AllExits:
+    """The same in the precision, and on the device, of a run; the model is cast and moved in place."""
+    place = torch.device(device)
+    set_precision(model, dtype, place, default_token_budget(place, model.shape.hidden))
+    return record_all_exits(model, examples)
+
+
 class Evaluation:
     """Labelled rows, what all exits of a model say of them, and what follows."""
 
@@ -105,7 +115,7 @@ class Evaluation:
         self.recorded = record_all_exits(model, examples)
 
     def at(self, criterion: Criterion) -> OperatingPoint:
-        """Derive what the engine would do with this criterion, looking at all exits."""
+        """Derive what the engine would do with this criterion, looking at all exits at which a row may leave."""
         recorded, measure = self.recorded, self.metrics[self.metric]
         leaves_EB = recorded.leaves(criterion)
         first_B = leaves_EB.argmax(0)
@@ -113,7 +123,8 @@ class Evaluation:
         exit_layers_B = layers[first_B]
         answers_B = recorded.answers[first_B, np.arange(len(first_B))]
         full = self.flops.full_depth(self.lengths)
-        spent = full if criterion.full_depth else self.flops.rows(self.lengths, exit_layers_B)
+        looked_at = [layer for layer in recorded.layers[:-1] if criterion.looks_at(layer)]
+        spent = self.flops.with_heads_at([*looked_at, recorded.layers[-1]]).rows(self.lengths, exit_layers_B)
         return OperatingPoint(
             criterion=criterion,
             quality=measure(answers_B, self.targets),

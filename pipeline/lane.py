@@ -220,7 +220,7 @@ class Lane:
         elif results.exit_plan is not None:
             leaves = torch.from_numpy(results.exit_plan[active] <= exit_layer)
         else:
-            leaves = leaves_by(criterion, uncertainty).cpu()  # the one synchronisation of a block of layers
+            leaves = leaves_by(criterion, exit_layer, uncertainty).cpu()  # the one synchronisation of a block of layers
         results.record(active[leaves.numpy()], exit_layer, logits[leaves], uncertainty[leaves])
         streaks.keep(~leaves.to(self.device))
         decided: npt.NDArray[np.bool_] = leaves.numpy()

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,16 +55,16 @@ def oracle(
             by_layer = model(PackedTokens(token_ids=ids, segments=segments, runs=runs))
         margin, streak, before = 1.0, 0, None
         for layer in [n for n in range(1, layers + 1) if n in exits or n == layers]:
-            logits = by_layer[layer].logits[0].numpy()
+            logits, speed = by_layer[layer].logits[0].numpy(), criterion.speed_at(layer)
             p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
             doubt = 0.0 if len(p) == 1 else float(-(p * np.log(p)).sum() / np.log(len(p)))
-            closest, leaves = abs(doubt - criterion.speed), doubt <= criterion.speed
+            closest, leaves = abs(doubt - speed), speed > 0 and doubt <= speed
             if criterion.name == "confidence":
                 doubt = 1 - p.max()
-                closest, leaves = abs(doubt - criterion.speed), doubt <= criterion.speed
+                closest, leaves = abs(doubt - speed), speed > 0 and doubt <= speed
             elif criterion.name == "lte" and layer < layers:
                 doubt = 1 - 1 / (1 + math.exp(-float(by_layer[layer].lte[0])))
-                closest, leaves = abs(doubt - criterion.speed), doubt <= criterion.speed
+                closest, leaves = abs(doubt - speed), speed > 0 and doubt <= speed
             elif criterion.name == "patience":
                 closest = 1.0 if len(p) == 1 else float(np.diff(np.sort(logits)[-2:])[0])
                 if before is not None and len(p) == 1:
@@ -88,6 +89,7 @@ def oracle(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
     name=st.sampled_from(CRITERIA),
     speed=st.floats(0.01, 0.99),
+    speeds=st.dictionaries(st.integers(1, 4), st.floats(0, 0.99)),
     patience=st.integers(1, 3),
     token_budget=st.integers(1, 300),
     resident_tokens=st.integers(1, 2000),
@@ -100,6 +102,7 @@ def test_repacked_rows_equal_one_row_at_a_time(
     lengths: list[int],
     name: str,
     speed: float,
+    speeds: dict[int, float],
     patience: int,
     token_budget: int,
     resident_tokens: int,
@@ -111,7 +114,8 @@ def test_repacked_rows_equal_one_row_at_a_time(
     rows = TokenRows.from_lists([random.integers(0, 200, n).tolist() for n in lengths])
     if kind == "regression":
         name = {"entropy": "lte", "confidence": "patience"}.get(name, name)
-    criterion = Criterion(name=name, speed=speed, patience=patience, tolerance=speed)
+    own = () if name == "patience" else tuple(speeds.items())
+    criterion = Criterion(name=name, speed=speed, speeds=own, patience=patience, tolerance=speed)
     config = EngineConfig(
         criterion=criterion,
         token_budget=token_budget,
@@ -148,6 +152,30 @@ def test_at_speed_zero_every_row_goes_to_full_depth(exit_model: EarlyExitModel) 
     got = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="fp32", token_budget=64)).run(rows)
     assert set(got.exit_layers) == {4}
     assert got.layer_tokens == 4 * len(rows.token_ids)
+
+
+def test_exits_without_a_threshold_of_their_own_are_not_looked_at(exit_model: EarlyExitModel) -> None:
+    rows = random_rows(50, 40, seed=3)
+    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speeds=((2, 1.0), (3, 0.0))), dtype="fp32"))
+    assert set(engine.run(rows).exit_layers) == {2}
+    assert set(engine.flops.exit_heads) == {2, 4}
+    with pytest.raises(ValueError, match="no exit after layer 5"):
+        Engine(exit_model, EngineConfig(criterion=Criterion(speeds=((5, 1.0),))))
+
+
+def test_thresholds_by_layer_survive_the_model_directory_and_are_told_apart(
+    exit_model: EarlyExitModel, tmp_path: Path
+) -> None:
+    exit_model.criterion = Criterion(speed=0.4, speeds=((3, 0.25), (1, 0.125), (2, 0.0)))
+    exit_model.save_pretrained(tmp_path)
+    stored = EarlyExitModel.from_pretrained(tmp_path).criterion
+    assert stored == exit_model.criterion
+    assert stored is not None
+    assert (stored.describe(), stored.speed) == ("entropy 1:0.125 3:0.25", 0.0)
+    assert Criterion(speeds=((1, 0.0),), speed=0.4).full_depth
+    for wrong in (((1, 1.5),), ((1, 0.1), (1, 0.2))):
+        with pytest.raises(ValueError, match="speed"):
+            Criterion(speeds=wrong)
 
 
 def test_a_uniform_answer_leaves_at_speed_one_only() -> None:
