@@ -21,6 +21,14 @@ def positive(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """Parse a share in (0, 1), as 0.005 or as 0.5%, for argparse."""
+    number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1 (or 0% and 100%)")
+    return number
+
+
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where texts stand in a file."""
     parser.add_argument("--text-column", default="text", metavar="NAME", help="column of the text")
@@ -67,6 +75,7 @@ def criterion(options: argparse.Namespace, model: EarlyExitModel) -> Criterion:
         full_depth = options.criterion is None and model.regression and name == "entropy"  # a teacher without exits
         stored = Criterion(name=name, speed=0.0 if full_depth else 0.1)
     given = {name: getattr(options, name) for name in ("speed", "patience", "tolerance")}
+    given |= {"speeds": None if options.speed is None else ()}  # one threshold replaces one for every exit
     return replace(stored, **{name: value for name, value in given.items() if value is not None})
 
 

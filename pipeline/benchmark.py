@@ -1,12 +1,15 @@
 """Measure systems side by side: warm-up, interleaved repetitions, medians, and the machine's own ceiling."""
 
 import itertools
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
 from models.families import Shape
 from models.fused import FusedLinear, can_fuse
+from pipeline.calibration import SPEEDUPS, Curve, WallClock
 from pipeline.config import EngineConfig
 from pipeline.engine import Engine
 from pipeline.rows import TokenRows
@@ -83,6 +87,28 @@ def time_criteria(
     systems = {str(place): System(run=partial(_run_engine, engine), work=work) for place, engine in enumerate(engines)}
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
     return [timing.median for timing in measure(systems, repetitions, synchronise, lambda _line: None).values()]
+
+
+TIMED_ROWS = 4096
+
+
+def time_curve(model: str, curve: Curve, rows: TokenRows, dtype: str, device: str) -> WallClock:
+    """Measure the engine at several speed-ups in FLOPs, the first of the rows, in turns with full depth."""
+    reached = [speedup for speedup in (1.0, *SPEEDUPS) if speedup <= 1 / min(curve.shares)]
+    criteria = [curve.at_speedup(speedup).criterion for speedup in reached]
+    seconds = time_criteria(model, criteria, rows.take(np.arange(min(len(rows), TIMED_ROWS))), dtype, device)
+    return WallClock(
+        hardware=hardware(device), flops_speedups=reached, time_speedups=[seconds[0] / second for second in seconds]
+    )
+
+
+def hardware(device: str) -> str:
+    """Name what the engine runs on here."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _run_engine(engine: Engine, work: Workload) -> object:

@@ -1,8 +1,9 @@
 """Labelled (or, for distillation, unlabelled) text in memory, for training and evaluation: texts in, token rows out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,30 @@ class Texts:
     rejected: int
     """Rows left out because they hold no usable text."""
 
+    @classmethod
+    def none(cls, columns: TextColumns) -> Self:
+        """No texts yet, of these columns."""
+        return cls(texts=[], pairs=[] if columns.pair else None, labels=[] if columns.label else None, rejected=0)
+
+    def joined(self, more: Self) -> Self:
+        """Return these rows and then the others."""
+        return type(self)(
+            texts=self.texts + more.texts,
+            pairs=None if self.pairs is None else self.pairs + (more.pairs or []),
+            labels=None if self.labels is None else self.labels + (more.labels or []),
+            rejected=self.rejected + more.rejected,
+        )
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """Return these rows in this order."""
+        pairs, labels = self.pairs, self.labels
+        return type(self)(
+            texts=[self.texts[row] for row in rows],
+            pairs=None if pairs is None else [pairs[row] for row in rows],
+            labels=None if labels is None else [labels[row] for row in rows],
+            rejected=self.rejected,
+        )
+
     def class_names(self) -> list[str]:
         """All labels that occur: numbers in order of value, else alphabetical."""
         found = set(self.labels or ())
@@ -44,29 +69,45 @@ class Texts:
 
 def read_texts(path: str, columns: TextColumns, limit: int | None = None) -> Texts:
     """Read files, a folder or a glob into memory, at most `limit` rows; raise UserError for missing columns or files."""
-    texts: list[str] = []
-    pairs: list[str] = []
-    labels: list[str] = []
-    rejected = 0
+    read = Texts.none(columns)
+    for texts in _texts_by_shard(path, columns):
+        read = read.joined(texts)
+        if limit is not None and len(read.texts) >= limit:
+            break
+    return read.take(range(min(limit or len(read.texts), len(read.texts))))
+
+
+def sample_texts(path: str, columns: TextColumns, rows: int, seed: int) -> Texts:
+    """Read files, a folder or a glob, and keep `rows` at random, all being equally likely; or all, if there are no more.
+
+    Memory holds twice as many at most, however many are read: every row draws a number, and the smallest ones stay.
+    """
+    random = np.random.default_rng(seed)
+    kept, numbers = Texts.none(columns), np.empty(0)
+    for texts in _texts_by_shard(path, columns):
+        kept, numbers = kept.joined(texts), np.append(numbers, random.random(len(texts.texts)))
+        order = np.sort(np.argsort(numbers)[:rows])
+        kept, numbers = kept.take(order.tolist()), numbers[order]
+    return kept
+
+
+def _texts_by_shard(path: str, columns: TextColumns) -> Iterator[Texts]:
+    """Yield the usable rows of shard after shard; raise UserError if there is none at all."""
+    found = False
     for file in list_inputs(path).files:
         for shard in read_shards(file, _columns_of(file, columns)):
             if shard.read_error is not None:
                 raise UserError(f"{file.path}: {shard.read_error}")
             good = shard.rows.filter(pa.compute.is_null(shard.rows[REASON]))
-            rejected += len(shard.rows) - len(good)
-            texts += good[TEXT].to_pylist()
-            pairs += good[PAIR].to_pylist() if columns.pair else []
-            labels += _labels(file, good, columns.label) if columns.label else []
-            if limit is not None and len(texts) >= limit:
-                break
-    if not texts:
+            found = found or len(good) > 0
+            yield Texts(
+                texts=good[TEXT].to_pylist(),
+                pairs=good[PAIR].to_pylist() if columns.pair else None,
+                labels=_labels(file, good, columns.label) if columns.label else None,
+                rejected=len(shard.rows) - len(good),
+            )
+    if not found:
         raise UserError(f"{path}: no usable text in column '{columns.text}'")
-    return Texts(
-        texts=texts[:limit],
-        pairs=pairs[:limit] if columns.pair else None,
-        labels=labels[:limit] if columns.label else None,
-        rejected=rejected,
-    )
 
 
 def tokenise_texts(texts: Texts, tokeniser: Tokeniser, classes: Sequence[str] = ()) -> Chunk:

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from models.criterion import Criterion
+from pipeline.calibration import Curve
 from pipeline.evaluation import Evaluation, OperatingPoint, luha
+from pipeline.guarantees import upper_bound
 
 matplotlib.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
 SIZE = (7.2, 4.2)
@@ -169,6 +171,19 @@ def convergence(log: Path) -> Figure | None:
     right.set_ylabel("dev score")
     handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
     axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
+    return figure
+
+
+def promises(curve: Curve, confidence: float) -> Figure:
+    """Draw disagreement with full depth against FLOPs along a calibrated path, with what can be promised."""
+    figure, axes = _new("what leaving early changes", "FLOPs, share of the plain full-depth model", "other answers, %")
+    seen = 100 * np.array(curve.differing) / max(curve.tested, 1)
+    bounds = [100 * upper_bound(count, curve.tested, confidence) for count in curve.differing]
+    axes.plot(curve.shares, seen, color=COLOURS[0], label=f"seen on {curve.tested:,} rows")
+    axes.plot(curve.shares[1:], bounds[1:], color=COLOURS[1], label=f"upper bound, {confidence:.0%} confidence")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 5 if max(bounds[1:], default=0) > 5 else None)
+    axes.legend(frameon=False, loc="upper right")
     return figure
 
 

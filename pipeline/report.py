@@ -8,7 +8,9 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from pipeline.calibration import Calibration, Scaling
 from pipeline.evaluation import Evaluation, OperatingPoint, cheapest_within
+from pipeline.guarantees import upper_bound
 from pipeline.output import write_text
 from pipeline.plots import Picture
 
@@ -75,6 +77,30 @@ def quality_table(evaluation: Evaluation) -> Table:
     by_name = {name: evaluation.by_layer(name) for name in names}
     rows = [[str(layer), *(f"{by_name[name][layer]:.4f}" for name in names)] for layer in evaluation.recorded.layers]
     return Table("Every exit on all rows", ["exit after layer", *names], rows)
+
+
+def scaling_table(scalings: Sequence[Scaling]) -> Table:
+    """Lay out what temperature scaling did to every exit."""
+    rows = [
+        [str(s["layer"]), f"{s['temperature']:.3f}", f"{s['error_before']:.2%}", f"{s['error_after']:.2%}"]
+        for s in scalings
+    ]
+    head = ["exit after layer", "temperature", "calibration error before", "after"]
+    return Table("Temperature of every exit", head, rows, "Expected calibration error, 15 bins (Guo et al. 2017).")
+
+
+def calibration_table(calibration: Calibration, confidence: float) -> Table:
+    """Say what can be asked of a calibrated model."""
+    curve, timing, rows = calibration.curve, calibration.timing, []
+    for name, choice in calibration.choices.items():
+        bound = "" if choice.differing is None else f"{upper_bound(choice.differing, curve.tested, confidence):.3%}"
+        time = "" if timing is None else f"{timing.time_of(choice.flops_speedup):.2f}x"
+        cells = [name, "full depth" if choice.criterion.full_depth else choice.criterion.describe()]
+        differing = "" if choice.differing is None else f"{choice.differing:,}"
+        rows.append([*cells, f"{choice.flops_speedup:.2f}x", time, differing, bound])
+    head = ["asked", "thresholds", "fewer FLOPs", "faster", "differing", f"bound ({confidence:.0%})"]
+    note = f"Differing: of the {curve.tested:,} rows that tested, answers other than at full depth; bound: Clopper-Pearson."
+    return Table("What can be asked", head, rows, note)
 
 
 PAGE = """<!doctype html>

@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""Find out what leaving early saves and changes, so that classify.py can be asked for a speed or a limit.
+
+Give it a random sample of the texts to come. Labels are not needed: an early answer is compared with that of the same model at
+full depth. Every row goes through every exit once, in the precision of classify.py. What was found is written into the model
+directory: calibration.json, with thresholds for any target, and calibration.png, a picture of it.
+
+  python jobs/calibrate.py --model my-model --data sample.parquet
+  python jobs/classify.py --model my-model --input corpus/ --output out/ --max-disagreement 1%% --audit 0.5%%
+  python jobs/classify.py --model my-model --input corpus/ --output out/ --target-speedup 2
+
+docs/guarantees.md says what is promised, and how many rows it takes.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+
+import numpy as np
+import torch
+
+from jobs import command, options
+from models.digest import weights_digest
+from models.early_exit import EarlyExitModel
+from pipeline import calibrating, report
+from pipeline.audit import CONFIDENCE
+from pipeline.benchmark import time_curve
+from pipeline.calibration import LIMITS, Calibration, Scaling, choices
+from pipeline.chunks import Chunk
+from pipeline.config import DTYPE_NAMES
+from pipeline.drift import reference_of
+from pipeline.errors import UserError
+from pipeline.evaluation import record_as_run
+from pipeline.labelled import label_numbers, sample_texts
+from pipeline.plots import promises
+from pipeline.temperature import fit_exits, scale_exits
+from pipeline.thresholds import Sample
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main(args: argparse.Namespace) -> None:
+    model = EarlyExitModel.from_pretrained(args.model)
+    criterion = calibrating.criterion_for(model, args.criterion, args.tolerance)
+    tokeniser = options.load_tokeniser(args.model, model, args.max_tokens)
+    texts = sample_texts(args.data, options.text_columns(args, args.label_column), args.rows, args.seed)
+    tokens = tokeniser(texts.texts, texts.pairs)
+    labels = label_numbers(texts.labels or [None] * len(tokens.rows), model.labels)
+    examples = Chunk(rows=tokens.rows, labels=labels)
+    print(f"{args.model}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
+    scalings = scale(args, model, examples) if args.temperature else []
+    model = EarlyExitModel.from_pretrained(args.model)
+    digest = weights_digest(args.model)
+    recorded = record_as_run(model, examples, args.dtype, DEVICE)
+    curve = calibrating.curve_of(Sample.of(recorded, criterion, tokens.rows.lengths, model.flops), criterion, args.seed)
+    calibration = Calibration(
+        model=digest,
+        precision=args.dtype,
+        max_tokens=tokeniser.spec.max_tokens,
+        data=calibrating.data_of(tokens.rows, texts.rejected, args.seed),
+        curve=curve,
+        reference=reference_of(tokens.rows.lengths, tokens.truncated, recorded.uncertainty(criterion)[-1]),
+        timing=None if args.no_timing else time_curve(args.model, curve, tokens.rows, args.dtype, DEVICE),
+        scalings=scalings,
+        choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
+    )
+    print(f"\n{report.calibration_table(calibration, args.confidence).markdown()}")
+    print(f"\nthe calibration is in {calibration.save(args.model)}")
+    promises(curve, args.confidence).savefig(Path(args.model) / "calibration.png")
+
+
+def scale(args: argparse.Namespace, model: EarlyExitModel, examples: Chunk) -> list[Scaling]:
+    """Put a temperature on every exit, in the model directory."""
+    if model.regression:
+        raise UserError("--temperature: needs classes, and the model predicts a value")
+    recorded = record_as_run(model, examples, args.dtype, DEVICE)
+    scalings = fit_exits(recorded, examples.labels.astype(np.int64) if args.label_column else None)
+    fresh = EarlyExitModel.from_pretrained(args.model)
+    scale_exits(fresh, scalings)
+    fresh.save_weights(args.model)
+    print(f"\n{report.scaling_table(scalings).markdown()}")
+    return scalings
+
+
+parser = command.new_parser(__doc__)
+parser.add_argument("--model", required=True, metavar="DIR", help="early-exit model; the calibration is written there")
+parser.add_argument("--data", required=True, metavar="PATH", help="sample of the texts to come: file, folder or glob")
+parser.add_argument(
+    "--rows", type=options.positive, default=20_000, metavar="N", help="rows to use at most, drawn at random"
+)
+parser.add_argument(
+    "--criterion", choices=calibrating.CALIBRATED, help="uncertainty that decides (default: the model's, else entropy)"
+)
+parser.add_argument(
+    "--tolerance",
+    type=float,
+    default=0.1,
+    metavar="X",
+    help="values, with regression, differ if they are further apart",
+)
+parser.add_argument(
+    "--max-disagreement", type=options.share, default=0.01, metavar="E", help="a limit to report, beside usual ones"
+)
+parser.add_argument(
+    "--confidence", type=options.share, default=CONFIDENCE, metavar="C", help="probability with which limits hold"
+)
+parser.add_argument(
+    "--temperature",
+    action="store_true",
+    help="scale every exit's logits by a temperature first, in the model's weights; no answer changes, probabilities do",
+)
+parser.add_argument(
+    "--label-column", metavar="NAME", help="with --temperature, fit to true labels (default: to full depth's answers)"
+)
+parser.add_argument("--no-timing", action="store_true", help="leave out the wall-clock measurement")
+parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sample and of its split")
+parser.add_argument(
+    "--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices, as for classify.py"
+)
+options.add_text_options(parser)
+
+if __name__ == "__main__":
+    command.run(main, parser)
