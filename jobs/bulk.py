@@ -4,15 +4,17 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ray.exceptions import RayError
 
 from jobs import command, options
 from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
+from pipeline.audit import Findings, Promise, summary
 from pipeline.classification import Outcome, classify_corpus, columns_of, fingerprint_of
 from pipeline.cluster import DoesNotFitError
-from pipeline.config import DTYPE_NAMES, EngineConfig
+from pipeline.config import DTYPE_NAMES, AuditSpec, EngineConfig
 from pipeline.engine import check_exits
 from pipeline.errors import StorageError, UserError
 from pipeline.inputs import list_inputs
@@ -21,6 +23,18 @@ from pipeline.output import MANIFEST, REJECTS_FOLDER, prepare_folder
 from pipeline.progress import duration
 from pipeline.stages import ClassifySpec, abandon
 from pipeline.storage import is_remote, use_endpoint
+from pipeline.tokenise import TokeniserSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a model is run, and what is checked."""
+
+    engine: EngineConfig
+    results: tuple[str, ...]
+    """Columns that are written beside the kept ones."""
+    audit: AuditSpec | None = None
+    promise: Promise = field(default_factory=Promise)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -67,14 +81,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(
     parser: argparse.ArgumentParser,
     args: argparse.Namespace,
-    plan: Callable[[EarlyExitModel], tuple[EngineConfig, tuple[str, ...]]],
+    make_plan: Callable[[EarlyExitModel, TokeniserSpec], Plan],
     *,
     keep: list[str],
 ) -> int:
     """Send the corpus through the model and return the exit code.
 
-    `plan` says how a model is run, and which columns are written beside the kept ones. Its ValueErrors are the user's mistakes,
-    named after options.
+    The ValueErrors of `make_plan` are the user's mistakes, named after options.
     """
     use_endpoint(args.endpoint_url)
     corpus = list_inputs(args.input, may_be_empty=args.incremental)
@@ -85,19 +98,19 @@ def run(
             f"--model {args.model}: a model is a hub id or a directory; copy it to the same place on every node"
         )
     model = EarlyExitModel.outline(args.model)
+    tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
     try:
-        engine, results = plan(model)
-        check_exits(model, engine)
+        plan = make_plan(model, tokeniser)
+        check_exits(model, plan.engine)
     except ValueError as error:
         raise UserError(f"--{error}") from error
-    if len(model.exit_layers) == 1 and not engine.criterion.full_depth:
+    if len(model.exit_layers) == 1 and not plan.engine.criterion.full_depth:
         print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
-    tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
     columns = {"text": args.text_column, "pair": args.pair_column, "id_column": args.id_column}
     output = prepare_folder(args.output, args.input)
     print(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {output}")
     fingerprint = fingerprint_of(
-        model, weights_digest(args.model), engine, tokeniser, columns=columns, schema=[*results, *keep]
+        model, weights_digest(args.model), plan.engine, tokeniser, columns=columns, schema=[*plan.results, *keep]
     )
     with Ledger(output, fingerprint, overwrite=args.overwrite) as ledger:
         left = ledger.unfinished(corpus.files, keep_gone=args.incremental)
@@ -106,16 +119,17 @@ def run(
             print(f"nothing to do: {output} already holds the results of every file")
             return command.DONE
         spec = ClassifySpec(
-            columns=columns_of(corpus, ledger.schema, **columns, keep=keep, results=results),
+            columns=columns_of(corpus, ledger.schema, **columns, keep=keep, results=plan.results),
             tokeniser=tokeniser,
             model=options.absolute_model(args.model),
-            engine=engine,
+            engine=plan.engine,
             output=ledger.output,
-            results=results,
+            results=plan.results,
+            audit=plan.audit,
         )
         EarlyExitModel.from_pretrained(args.model)  # what is wrong with it is said here, once, and not by every actor
         try:
-            outcome = classify_corpus(corpus, left, spec, ledger, actors=args.actors)
+            outcome = classify_corpus(corpus, left, spec, ledger, plan.promise, actors=args.actors)
         except DoesNotFitError as error:
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return command.FAILED
@@ -127,6 +141,9 @@ def run(
             abandon(spec)
             raise
     report(outcome, output)
+    if outcome.manifest is None:
+        print(f"{parser.prog}: error: {withheld(outcome.found)}", file=sys.stderr)
+        return command.FAILED
     rejected = outcome.totals.rows_rejected + len(outcome.totals.unreadable)
     return command.FAILED if args.strict and rejected else command.DONE
 
@@ -137,6 +154,13 @@ def kept(ledger: Ledger) -> str:
         ledger.flush()
     done = ledger.totals()
     return f"{done.rows_in:,} rows in {done.shards:,} shards are kept; the same command goes on from there"
+
+
+def withheld(found: Findings) -> str:
+    """Say why nothing was published."""
+    why = f"{found.differing:,} of {found.rows:,} audited rows differ from full depth"
+    drift = f", and drift in {', '.join(found.alarms)}" if found.alarms else ""
+    return f"not published: {why}{drift}. Calibrate on such rows, or run the same command without --audit-fail"
 
 
 def report(outcome: Outcome, output: str) -> None:
@@ -154,8 +178,11 @@ def report(outcome: Outcome, output: str) -> None:
     print(
         f"  mean exit    {totals.mean_exit_layer:.2f} of {len(totals.exits)} layers, {totals.flops_speedup:.2f}x fewer FLOPs"
     )
+    for line in summary(outcome.found):
+        print(f"  {line}")
     print(f"  CPU time     {busy}")
     print(f"  peak MB      {memory}, driver {outcome.driver_peak_mb:,.0f}")
     if totals.rejected or totals.unreadable:
         print(f"rejects are in {output}/{REJECTS_FOLDER}, with reasons")
-    print(f"results are in {output}, listed in {MANIFEST}")
+    if outcome.manifest is not None:
+        print(f"results are in {output}, listed in {MANIFEST}")

@@ -7,6 +7,7 @@ _manifest.json. The same command again goes on where a stopped run ended, and do
 
   python jobs/classify.py --model my-model --input corpus/ --output out/ --speed 0.3
   python jobs/classify.py --model my-model --input 'logs/*.jsonl.gz' --output out/ --text-column message --keep user
+  python jobs/classify.py --model my-model --input corpus/ --output out/ --max-disagreement 1%% --audit 0.5%%
   ray job submit --working-dir . -- python jobs/classify.py --config nightly.toml
 
 Exit codes: 0 done, 1 the work failed (run the same command to go on), 2 the command or its input is wrong.
@@ -19,19 +20,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
-from jobs import bulk, command, options
+from jobs import bulk, command, options, targets
 from models.early_exit import EarlyExitModel
 from pipeline.config import EngineConfig
 from pipeline.schema import EXIT_LAYER, ID, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.tokenise import TokeniserSpec
 
 
 def main(args: argparse.Namespace) -> int:
-    def plan(model: EarlyExitModel) -> tuple[EngineConfig, tuple[str, ...]]:
+    def plan(model: EarlyExitModel, tokeniser: TokeniserSpec) -> bulk.Plan:
+        calibration = targets.calibration_for(args, tokeniser)
+        choice = targets.choose(args, calibration)
+        criterion = options.criterion(args, model) if choice is None else choice.criterion
         exits = tuple(args.exits) if args.exits else None
-        engine = EngineConfig(criterion=options.criterion(args, model), exits=exits, dtype=args.dtype)
+        engine = EngineConfig(criterion=criterion, exits=exits, dtype=args.dtype)
         probabilities = (PROBABILITIES,) if args.probabilities else ()
         answer = (VALUE,) if model.regression else (LABEL, LABEL_ID, SCORE, *probabilities)
-        return engine, (ID, *answer, EXIT_LAYER, UNCERTAINTY, TRUNCATED)
+        return bulk.Plan(
+            engine=engine,
+            results=(ID, *answer, EXIT_LAYER, UNCERTAINTY, TRUNCATED),
+            audit=targets.audit_spec(args, calibration),
+            promise=targets.promise(args, calibration, choice),
+        )
 
     return bulk.run(parser, args, plan, keep=args.keep)
 
@@ -42,6 +52,7 @@ parser.add_argument(
 )
 bulk.add_options(parser)
 options.add_criterion_options(parser)
+targets.add_options(parser)
 parser.add_argument(
     "--exits",
     type=options.positive,

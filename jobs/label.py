@@ -21,15 +21,16 @@ from jobs import bulk, command
 from models.early_exit import EarlyExitModel
 from pipeline.config import EngineConfig
 from pipeline.schema import ID, LABEL, LOGITS, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.tokenise import TokeniserSpec
 
 
 def main(args: argparse.Namespace) -> int:
     texts = [] if args.no_text else [name for name in (args.text_column, args.pair_column) if name]
     keep = list(dict.fromkeys([*texts, *args.keep]))
 
-    def plan(model: EarlyExitModel) -> tuple[EngineConfig, tuple[str, ...]]:
+    def plan(model: EarlyExitModel, _tokeniser: TokeniserSpec) -> bulk.Plan:
         answer = (VALUE,) if model.regression else (LABEL, UNCERTAINTY)
-        return EngineConfig(dtype=args.dtype), (ID, LOGITS, *answer, TRUNCATED)
+        return bulk.Plan(engine=EngineConfig(dtype=args.dtype), results=(ID, LOGITS, *answer, TRUNCATED))
 
     return bulk.run(parser, args, plan, keep=keep)
 

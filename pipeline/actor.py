@@ -12,6 +12,7 @@ import ray
 import torch
 
 from models.early_exit import EarlyExitModel
+from pipeline.audit import audit
 from pipeline.cluster import ActorPlan
 from pipeline.engine import Engine
 from pipeline.isolation import MAX_STARTS, Isolated, Marker, Stage, bounded, describe, isolate, marker_of
@@ -73,6 +74,10 @@ class ClassifyActor:
                 flops=float(flops.rows(tokens.lengths, predictions.exit_layers).sum()),
                 flops_full_depth=float(flops.full_depth(tokens.lengths).sum()),
             )
+        if self.spec.audit is not None:
+            with block.stage("audit"):
+                sums = audit(self.engine, self.spec.audit, block.receipt.shard, tokens, predictions)
+            block.receipt = replace(block.receipt, sums=sums)
         return block.to_arrow()
 
     def _run(self, tokens: TokenRows, marker: Marker | None) -> Isolated[Predictions]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from models.early_exit import EarlyExitModel
+from pipeline.audit import Findings, Promise, findings
 from pipeline.cluster import check_free, join_or_start, plan_actors
 from pipeline.config import EngineConfig
 from pipeline.errors import UserError
@@ -34,7 +35,10 @@ class Outcome:
     fresh: Totals
     """Of this run only."""
     seconds: float
-    manifest: str
+    manifest: str | None
+    """None if the results were withheld: see `Promise.withhold`."""
+    found: Findings
+    """Of what was not published before."""
     driver_peak_mb: float
 
 
@@ -120,9 +124,15 @@ def fingerprint_of(
 
 
 def classify_corpus(
-    corpus: Corpus, left: Mapping[str, Collection[int]], spec: ClassifySpec, ledger: Ledger, *, actors: int | None
+    corpus: Corpus,
+    left: Mapping[str, Collection[int]],
+    spec: ClassifySpec,
+    ledger: Ledger,
+    promise: Promise,
+    *,
+    actors: int | None,
 ) -> Outcome:
-    """Classify what is left (path -> starts of shards that are done), and publish the manifest."""
+    """Classify what is left (path -> starts of shards that are done), check it and publish the manifest."""
     started = time.monotonic()
     fresh = Totals()
     ledger.begin(output_schema(spec.results, spec.columns.keep))
@@ -146,7 +156,13 @@ def classify_corpus(
             raise AssertionError(f"the chain ended without {len(unfinished)} files, such as {next(iter(unfinished))}")
         clear_attempts(spec.output.folder)
     seconds = time.monotonic() - started
-    manifest = ledger.publish(seconds)
+    found = findings(ledger.unpublished(), promise)
+    withheld = promise.withhold and found.failed
     return Outcome(
-        totals=ledger.totals(), fresh=fresh, seconds=seconds, manifest=manifest, driver_peak_mb=peak_memory_mb()
+        totals=ledger.totals(),
+        fresh=fresh,
+        seconds=seconds,
+        manifest=None if withheld else ledger.publish(seconds, found.to_json()),
+        found=found,
+        driver_peak_mb=peak_memory_mb(),
     )

@@ -1,4 +1,4 @@
-"""Settings of the engine and of the training loop."""
+"""Settings of the engine, of the audit and of the training loop."""
 
 from dataclasses import dataclass, field
 
@@ -56,3 +56,13 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSpec:
+    """What an actor needs to know to audit its own answers (pipeline.audit)."""
+
+    share: float
+    """Of rows that go to full depth as well, in [0, 1]; with 0 nothing but lengths is counted."""
+    uncertainty_edges: tuple[float, ...] = ()
+    """Of the bins in which the audited rows' uncertainty at full depth is counted."""

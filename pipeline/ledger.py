@@ -15,7 +15,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -127,6 +127,11 @@ class Ledger:
         """All stored receipts added up."""
         return self._totals
 
+    def unpublished(self) -> Totals:
+        """What no manifest tells of yet: tonight's receipts added up, also of a run that was stopped or withheld."""
+        same = self._manifest is not None and self._published_generation() == self.output.generation
+        return self._totals.beyond(self._manifest.facts["totals"] if same and self._manifest else {})
+
     def unfinished(self, files: list[InputFile], *, keep_gone: bool = True) -> dict[str, tuple[int, ...]]:
         """Return the files that still have work, by path, with the starts of their shards that are done.
 
@@ -154,15 +159,17 @@ class Ledger:
             return False
         return int(self._manifest.facts["shards"]["rows"]) == len(self._index)
 
-    def publish(self, seconds: float) -> str:
-        """Write the manifest and return its location; the results are valid from here on, and what they replace goes.
+    def publish(self, seconds: float, checked: Mapping[str, object]) -> str:
+        """Write the manifest, with what was checked, and return its location.
+
+        The results are valid from here on, and what they replace goes.
 
         Raises UserError if another driver has published something else meanwhile.
         """
         self.flush()
         for _ in range(PUBLISH_TRIES):
             replaced = self._manifest
-            if self._try_to_publish(replaced, seconds):
+            if self._try_to_publish(replaced, seconds, checked):
                 self._manifest = read_manifest(self.folder)
                 assert self._manifest is not None
                 if replaced is not None and replaced.facts.get("shards") != self._manifest.facts["shards"]:
@@ -274,7 +281,7 @@ class Ledger:
         self._totals.add(receipt)
         self._index.add(receipt)
 
-    def _try_to_publish(self, replaced: Manifest | None, seconds: float) -> bool:
+    def _try_to_publish(self, replaced: Manifest | None, seconds: float, checked: Mapping[str, object]) -> bool:
         """Put all receipts together, our own, those found at the start and those published, and write them and the manifest."""
         mine = read_segments(self._journal.segments)
         older = read_segments(self._segments.get(self.output.generation, ())) + self._published_shards()
@@ -294,6 +301,7 @@ class Ledger:
             "files": len(list(index.files)),
             **totals_as_facts(totals),
             "seconds": round(seconds, 3),
+            **checked,
             "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": versions(),
         }

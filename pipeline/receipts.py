@@ -8,11 +8,12 @@ import json
 import re
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +73,8 @@ class Receipt:
     """Time of all threads by stage, while they computed."""
     peak_mb: dict[str, float] = field(default_factory=dict)
     """Largest memory of the process that ran the stage, by `peak_memory_mb`."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """What the audit counted, by name: see pipeline.audit."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -84,7 +87,7 @@ class Receipt:
 def receipts_table(receipts: list[Receipt]) -> pa.Table:
     """Put receipts into a table by `schema.RECEIPTS`."""
     columns = {field.name: [getattr(receipt, field.name) for receipt in receipts] for field in RECEIPTS}
-    for name in ("rejected", "seconds", "cpu_seconds", "peak_mb"):
+    for name in ("rejected", "seconds", "cpu_seconds", "peak_mb", "sums"):
         columns[name] = [list(values.items()) for values in columns[name]]
     return pa.table(columns, schema=RECEIPTS)
 
@@ -188,6 +191,7 @@ class Totals:
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: dict[str, float] = field(default_factory=dict)
     peak_mb: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
 
     def add(self, receipt: Receipt) -> None:
         """Count one more shard."""
@@ -205,6 +209,8 @@ class Totals:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         for stage, seconds in receipt.cpu_seconds.items():
             self.cpu_seconds[stage] = self.cpu_seconds.get(stage, 0.0) + seconds
+        for name, value in receipt.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
         for stage, peak in receipt.peak_mb.items():
             self.peak_mb[stage] = max(self.peak_mb.get(stage, 0.0), peak)
 
@@ -221,8 +227,23 @@ class Totals:
         counts = np.bincount(within, exits.flatten().to_numpy(), len(self.exits))
         known = np.pad(self.exits, (0, len(counts) - len(self.exits))).astype(np.int64)
         self.exits = (known + counts.astype(np.int64)).tolist()
-        for name, how in (("rejected", "sum"), ("seconds", "sum"), ("cpu_seconds", "sum"), ("peak_mb", "max")):
-            _merge(getattr(self, name), receipts[name].combine_chunks(), how)
+        for name in ("rejected", "seconds", "cpu_seconds", "sums"):
+            _merge(getattr(self, name), receipts[name].combine_chunks(), "sum")
+        _merge(self.peak_mb, receipts["peak_mb"].combine_chunks(), "max")
+
+    def beyond(self, told: Mapping[str, Any]) -> Self:
+        """Return what is counted here and not in totals of an earlier time, as a manifest has them. Peaks stay as they are."""
+        values = asdict(self)
+        for name, before in told.items():
+            if name not in values or name in ("peak_mb", "unreadable"):
+                continue
+            if isinstance(before, dict):
+                values[name] = {key: value - before.get(key, 0) for key, value in values[name].items()}
+            elif isinstance(before, list):
+                values[name] = [now - then for now, then in zip_longest(values[name], before, fillvalue=0)]
+            else:
+                values[name] -= before
+        return type(self)(**values)
 
     @property
     def rows_rejected(self) -> int:

@@ -62,6 +62,7 @@ RECEIPTS = pa.schema(
             pa.field(name, pa.map_(pa.string(), pa.float32()), nullable=False)
             for name in ("seconds", "cpu_seconds", "peak_mb")
         ),
+        pa.field("sums", pa.map_(pa.string(), pa.float64()), nullable=False),
     ]
 )
 """Finished shards, by `receipts.Receipt`."""

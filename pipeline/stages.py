@@ -21,7 +21,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.cluster import TASK_CPUS, ActorPlan
-from pipeline.config import EngineConfig
+from pipeline.config import AuditSpec, EngineConfig
 from pipeline.formats import Unusable
 from pipeline.inputs import InputFile
 from pipeline.isolation import MAX_DEATHS, Marker, Stage, bounded, clear_attempts, isolate, marker_of
@@ -67,6 +67,7 @@ class ClassifySpec:
     output: Output
     results: tuple[str, ...]
     """Columns of the output beside the kept ones, of `schema.RESULTS`."""
+    audit: AuditSpec | None = None
 
 
 def tokenised_shards(

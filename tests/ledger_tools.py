@@ -82,7 +82,7 @@ def run_all(
                 for start, rows in ((0, 20), (20, 10)):
                     if start not in left[file.path]:
                         finish(ledger, receipt(corpus, number, start, rows, last=start == 20), label)
-        return ledger.publish(1.5)
+        return ledger.publish(1.5, {})
 
 
 def files_in(folder: str) -> set[str]:

@@ -130,7 +130,7 @@ def test_shards_done_twice_are_listed_once(corpus: Corpus, folder: str) -> None:
         ledger.begin(SCHEMA)
         for one in (*done, done[0]):
             finish(ledger, one)
-        ledger.publish(1.0)
+        ledger.publish(1.0, {})
     assert read_all(folder) == (ALL_IDS, {"good"})
     assert published(folder).facts["totals"]["shards"] == 2
 

@@ -163,9 +163,9 @@ def test_two_drivers_end_with_one_correct_result(corpus: Corpus, folder: str) ->
                 finish(second, done)
             finish(first, receipt(corpus, 1, 0, 20, last=False))
             finish(second, receipt(corpus, 1, 20, 10, last=True))
-            first.publish(1.0)
+            first.publish(1.0, {})
             assert len(read_all(folder)[0]) == 50
-            second.publish(1.0)
+            second.publish(1.0, {})
     assert read_all(folder) == (ALL_IDS, {"good"})
     assert run_all(folder, corpus, FINGERPRINT) is None
 
@@ -179,7 +179,7 @@ def test_a_driver_whose_results_were_replaced_publishes_no_more(s3: S3Server) ->
         run_all(folder, corpus, OTHER, "new", overwrite=True)
         finish(zombie, receipt(corpus, 1, 0, 30, last=True), "zombie")
         with pytest.raises(UserError, match="another run has published other results there meanwhile"):
-            zombie.publish(1.0)
+            zombie.publish(1.0, {})
     assert read_all(folder) == (ALL_IDS, {"new"})
 
 
