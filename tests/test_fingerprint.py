@@ -1,0 +1,92 @@
+"""What decides the answers decides the fingerprint, and nothing else does."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from models.criterion import Criterion
+from models.digest import weights_digest
+from models.early_exit import EarlyExitModel
+from pipeline.classification import columns_of, fingerprint_of
+from pipeline.config import EngineConfig
+from pipeline.inputs import Corpus
+from pipeline.manifest import Fingerprint, difference
+from pipeline.tokenise import TokeniserSpec
+
+TOKENISER = TokeniserSpec(tokenizer_json="{}", max_tokens=64, segments=True)
+
+
+def fingerprint(
+    directory: Path,
+    engine: EngineConfig | None = None,
+    tokeniser: TokeniserSpec = TOKENISER,
+    text: str = "text",
+    schema: Sequence[str] = ("id", "label"),
+) -> Fingerprint:
+    model = EarlyExitModel.outline(directory)
+    columns = {"text": text, "pair": None}
+    return fingerprint_of(
+        model, weights_digest(directory), engine or EngineConfig(), tokeniser, columns=columns, schema=schema
+    )
+
+
+def test_an_outline_answers_all_questions_but_those_for_weights(model_directory: Path) -> None:
+    outline, whole = EarlyExitModel.outline(model_directory), EarlyExitModel.from_pretrained(model_directory)
+    for name in ("shape", "labels", "exit_layers", "regression", "branch_head", "last_head", "criterion"):
+        assert getattr(outline, name) == getattr(whole, name)
+    assert all(parameter.is_meta for parameter in outline.parameters())
+
+
+def test_a_copy_is_the_same_model_and_other_weights_are_not(model_directory: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / "under another name"
+    shutil.copytree(model_directory, copy)
+    assert fingerprint(copy) == fingerprint(model_directory)
+    model = EarlyExitModel.from_pretrained(copy)
+    model.head(1).out.bias.data += 1e-3
+    model.save_pretrained(copy)
+    assert difference(fingerprint(model_directory), fingerprint(copy)).startswith("model was ")
+
+
+def test_a_checkpoint_in_pieces_is_read_whole(bert_directory: Path, tmp_path: Path) -> None:
+    theirs = AutoModelForSequenceClassification.from_pretrained(bert_directory)
+    theirs.save_pretrained(tmp_path, max_shard_size="30KB")
+    pieces = sorted(tmp_path.glob("*.safetensors"))
+    assert len(pieces) > 2
+    before = weights_digest(tmp_path)
+    data = bytearray(pieces[-1].read_bytes())
+    data[-1] ^= 1
+    pieces[-1].write_bytes(data)
+    assert weights_digest(tmp_path) != before
+
+
+def test_no_weights_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights there; looked for model\.safetensors, "):
+        weights_digest(tmp_path)
+
+
+def test_every_choice_that_changes_answers_changes_the_fingerprint(model_directory: Path) -> None:
+    plain = fingerprint(model_directory)
+    changes = {
+        "criterion": fingerprint(model_directory, EngineConfig(criterion=Criterion(speed=0.5))),
+        "exits": fingerprint(model_directory, EngineConfig(exits=(2, 4))),
+        "dtype": fingerprint(model_directory, EngineConfig(dtype="bf16")),
+        "tokenizer": fingerprint(model_directory, tokeniser=replace(TOKENISER, tokenizer_json="[]", cut_left=True)),
+        "columns": fingerprint(model_directory, text="body"),
+        "schema": fingerprint(model_directory, schema=("id", "value")),
+    }
+    for name, other in changes.items():
+        assert difference(plain, other) == f"{name} was {plain[name]}, is {other[name]}"
+
+
+def test_columns_that_are_recorded_need_no_file() -> None:
+    recorded = pa.schema([("id", pa.string()), ("label", pa.string()), ("n", pa.int64())])
+    columns = columns_of(
+        Corpus([], []), recorded, text="text", pair=None, id_column="n", keep=["n"], results=("id", "label")
+    )
+    assert columns.keep == pa.schema([("n", pa.int64())])
+    assert columns.names == ["text", "n"]
