@@ -24,9 +24,10 @@ from pipeline.schema import RECEIPTS
 from pipeline.storage import storage_of
 
 FLUSH_SECONDS = 1.0
-SEGMENT_RECEIPTS = 1000
-"""What is written again every second stays below some 200 KB, and a million shards fit into a thousand segments."""
-BATCH_ROWS = 1 << 16
+SEGMENT_RECEIPTS = 4000
+"""What is written again every second stays below some 200 KB, and a million shards fit into 250 segments."""
+BATCH_ROWS = 1 << 14
+"""Receipts in memory at once when many are read: some 10 MB."""
 READERS = 16
 """Segments read at once: S3 takes its time for each."""
 ShardNames = npt.NDArray[np.bytes_]
@@ -43,8 +44,9 @@ class Journal:
         self.segments: list[str] = []
         """Locations of the segments written so far."""
         self._kept = kept
-        self._open: list[Receipt] = []
-        self._stored = 0
+        self._waiting: list[Receipt] = []
+        self._open = RECEIPTS.empty_table()
+        """What the last segment holds, while it is not full."""
         self._failure: StorageError | None = None
         self._mutex, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._flush_often, name="journal", daemon=True)
@@ -54,24 +56,23 @@ class Journal:
         if self._failure is not None:
             raise self._failure
         with self._mutex:
-            self._open.append(receipt)
+            self._waiting.append(receipt)
         if self._thread.ident is None:
             self._thread.start()
 
     def flush(self) -> None:
         """Store all receipts now."""
         with self._mutex:
-            while self._stored < len(self._open):
-                batch = self._open[:SEGMENT_RECEIPTS]
+            while self._waiting:
+                batch = self._waiting[: SEGMENT_RECEIPTS - len(self._open)]
+                segment = pa.concat_tables([self._open, receipts_table(batch)])
                 fresh = f"{self.folder}/{self.driver}-{len(self.segments):06}.parquet"
-                segment = self.segments[-1] if self._stored else fresh
-                storage_of(self.folder).write(segment, parquet_bytes(receipts_table(batch)))
-                if segment is fresh:
-                    self.segments.append(segment)
-                for receipt in batch[self._stored :]:
+                storage_of(self.folder).write(self.segments[-1] if len(self._open) else fresh, parquet_bytes(segment))
+                self.segments += [] if len(self._open) else [fresh]
+                self._open = segment if len(segment) < SEGMENT_RECEIPTS else RECEIPTS.empty_table()
+                self._waiting = self._waiting[len(batch) :]
+                for receipt in batch:
                     self._kept(receipt)
-                full = len(batch) == SEGMENT_RECEIPTS
-                self._open, self._stored = (self._open[SEGMENT_RECEIPTS:], 0) if full else (self._open, len(batch))
 
     def close(self) -> None:
         """Store what is left and end the thread."""
@@ -103,11 +104,17 @@ def _is_whole(data: bytes) -> bool:
 
 
 def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
-    """Read receipts, of segments or of a list of published shards, some thousand at a time."""
+    """Read receipts, of segments or of a list of published shards, BATCH_ROWS or a few more at a time."""
+    pending: list[pa.RecordBatch] = []
     for data in sources:
         with pq.ParquetFile(BytesIO(data)) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                yield pa.Table.from_batches([batch])
+                pending.append(batch.select(columns))
+                if sum(map(len, pending)) >= BATCH_ROWS:
+                    yield pa.Table.from_batches(pending).combine_chunks()
+                    pending = []
+    if pending:
+        yield pa.Table.from_batches(pending).combine_chunks()
 
 
 def shard_names(receipts: pa.Table) -> ShardNames:
@@ -125,5 +132,6 @@ def distinct(sources: list[bytes], without: ShardNames = NO_SHARDS) -> Iterator[
     wanted &= ~np.isin(everything, without)
     done = 0
     for table in batches(sources, RECEIPTS.names):
-        yield table.filter(pa.array(wanted[done : done + len(table)]))
+        mask = wanted[done : done + len(table)]
+        yield table if mask.all() else table.filter(pa.array(mask))
         done += len(table)

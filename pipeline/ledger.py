@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError, UserError
@@ -274,8 +275,9 @@ class Ledger:
         for table in distinct(sources):
             mask = np.isin(shard_names(table), there)
             self._lost = np.concatenate([self._lost, shard_names(table)[~mask]])
-            self._index.add_table(table.filter(pa.array(mask)))
-            self._totals.add_table(table.filter(pa.array(mask)))
+            kept = table if mask.all() else table.filter(pa.array(mask))
+            self._index.add_table(kept)
+            self._totals.add_table(kept)
 
     def _keep(self, receipt: Receipt) -> None:
         self._totals.add(receipt)
@@ -310,17 +312,13 @@ class Ledger:
 
     def _with_parts(self, receipts: pa.Table) -> pa.Table:
         """Say where the results of each shard are, by `schema.SHARDS`."""
-        names = receipts["shard"].to_pylist()
-        rejects = [
-            self.output.rejects(name) if rejected or error is not None else None
-            for name, rejected, error in zip(
-                names, receipts["rejected"].to_pylist(), receipts["read_error"].to_pylist(), strict=True
-            )
-        ]
-        columns = {PART: [self.output.part(name) for name in names], REJECTS_PART: rejects}
-        return pa.table(
-            [pa.array(columns[f.name], f.type) if f.name in columns else receipts[f.name] for f in SHARDS], SHARDS
-        )
+        before, after = self.output.part("|").split("|")
+        parts = pc.binary_join_element_wise(before, receipts["shard"], after, "")
+        rejects = pc.binary_join_element_wise(f"{REJECTS_FOLDER}/", parts, "")
+        counts = np.diff(receipts["rejected"].combine_chunks().offsets)
+        some = pc.or_(pc.is_valid(receipts["read_error"]), pa.chunked_array([counts > 0]))
+        columns = {PART: parts, REJECTS_PART: pc.if_else(some, rejects, None)}
+        return pa.table([columns[f.name] if f.name in columns else receipts[f.name] for f in SHARDS], schema=SHARDS)
 
     def _remove_leftovers(self) -> None:
         """Remove what killed drivers left behind: temporary files, and lists of shards that no manifest names."""

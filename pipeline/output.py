@@ -44,7 +44,8 @@ class Output:
 
     def shard_of(self, name: str) -> str | None:
         """Return the shard of a part of this generation; None for other files."""
-        return found[1] if (found := PART.fullmatch(name)) and generation_of(name) == self.generation else None
+        shard = name[5:21]
+        return shard if name == self.part(shard) else None
 
 
 def generation_of(name: str) -> int | None:
