@@ -30,9 +30,9 @@ BATCH_ROWS = 1 << 14
 """Receipts in memory at once when many are read: some 10 MB."""
 READERS = 16
 """Segments read at once: S3 takes its time for each."""
-ShardNames = npt.NDArray[np.bytes_]
-"""[N], 16 bytes each."""
-NO_SHARDS: ShardNames = np.array([], "S16")
+ShardNames = npt.NDArray[np.uint64]
+"""[N]: what the 16 hexadecimal digits of each say."""
+NO_SHARDS: ShardNames = np.array([], np.uint64)
 
 
 class Journal:
@@ -120,7 +120,21 @@ def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
 def shard_names(receipts: pa.Table) -> ShardNames:
     """Take the names of shards: [N]."""
     names = receipts["shard"].combine_chunks().cast(pa.binary()).cast(pa.binary(16))
-    return np.frombuffer(names.buffers()[1], "S16", len(names), names.offset * 16)
+    return as_numbers(np.frombuffer(names.buffers()[1], "S16", len(names), names.offset * 16))
+
+
+def as_numbers(names: npt.NDArray[np.bytes_]) -> ShardNames:
+    """Turn names of 16 hexadecimal digits, [N] of S16, into numbers, which are smaller and faster to sort: [N]."""
+    letters = np.ascontiguousarray(names).view(np.uint8).reshape(-1, 16)
+    digits = (letters & 15) + 9 * (letters >> 6)
+    return (digits[:, ::2] * 16 + digits[:, 1::2]).view(">u8")[:, 0].astype(np.uint64)
+
+
+def are_among(names: ShardNames, ordered: ShardNames) -> npt.NDArray[np.bool_]:
+    """Say which names occur in an ordered array: [N]. Unlike numpy's isin, it does not sort that again for every batch."""
+    if len(ordered) == 0:
+        return np.zeros(len(names), bool)
+    return ordered[np.minimum(np.searchsorted(ordered, names), len(ordered) - 1)] == names
 
 
 def distinct(sources: list[bytes], without: ShardNames = NO_SHARDS) -> Iterator[pa.Table]:
@@ -129,7 +143,7 @@ def distinct(sources: list[bytes], without: ShardNames = NO_SHARDS) -> Iterator[
     everything = np.concatenate([NO_SHARDS, *names])
     wanted = np.zeros(len(everything), bool)
     wanted[np.unique(everything, return_index=True)[1]] = True
-    wanted &= ~np.isin(everything, without)
+    wanted &= ~are_among(everything, np.sort(without))
     done = 0
     for table in batches(sources, RECEIPTS.names):
         mask = wanted[done : done + len(table)]

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError, UserError
 from pipeline.inputs import InputFile
-from pipeline.journal import NO_SHARDS, Journal, distinct, read_segments, shard_names
+from pipeline.journal import NO_SHARDS, Journal, are_among, as_numbers, distinct, read_segments, shard_names
 from pipeline.manifest import (
     MANIFEST_VERSION,
     SHARDS_PREFIX,
@@ -271,9 +271,10 @@ class Ledger:
         sources += self._published_shards()
         if not sources:
             return
-        there = np.fromiter((shard.encode() for n in self._part_names() if (shard := self.output.shard_of(n))), "S16")
+        parts = (shard.encode() for name in self._part_names() if (shard := self.output.shard_of(name)))
+        there = np.sort(as_numbers(np.fromiter(parts, "S16")))
         for table in distinct(sources):
-            mask = np.isin(shard_names(table), there)
+            mask = are_among(shard_names(table), there)
             self._lost = np.concatenate([self._lost, shard_names(table)[~mask]])
             kept = table if mask.all() else table.filter(pa.array(mask))
             self._index.add_table(kept)

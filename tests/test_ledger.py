@@ -6,13 +6,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import StorageError, UserError
 from pipeline.inputs import Corpus
-from pipeline.journal import SEGMENT_RECEIPTS
+from pipeline.journal import SEGMENT_RECEIPTS, are_among, as_numbers, shard_names
 from pipeline.ledger import Ledger
 from pipeline.output import Output, prepare_folder
 from pipeline.receipts import Receipt, Totals, receipts_table
@@ -281,6 +282,15 @@ def test_totals_of_a_table_are_those_of_its_receipts(tmp_path: Path) -> None:
     table.add_table(receipts_table(receipts[1:]))
     assert table == single
     assert table.exits == [3, 5, 2]
+
+
+def test_names_of_shards_are_numbers_too() -> None:
+    names = ["0123456789abcdef", "ffffffffffffffff", "0000000000000000", "a0b1c2d3e4f50617"]
+    numbers = as_numbers(np.array(names, "S16"))
+    assert numbers.tolist() == [int(name, 16) for name in names]
+    assert shard_names(pa.table({"shard": names}).slice(1)).tolist() == numbers[1:].tolist()
+    assert are_among(numbers, np.sort(numbers[:2])).tolist() == [True, True, False, False]
+    assert are_among(numbers, numbers[:0]).tolist() == [False] * 4
 
 
 def test_totals_add_up() -> None:
