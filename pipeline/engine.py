@@ -23,7 +23,7 @@ from pipeline.config import EngineConfig
 from pipeline.lane import Lane, LaneConfig, Results, pack
 from pipeline.memory import run_within_memory
 from pipeline.packing import cut_by_tokens, runs_of, sort_by_length, tile_size
-from pipeline.rows import IntArray, Predictions, TokenRows
+from pipeline.rows import IntArray, Predictions, Thresholds, TokenRows
 
 FIRST_TOKENS = {"cpu": 256, "cuda": 32768}
 """Rows whose first tokens are worked on at once: a dense matrix; memory is 4 x hidden x heads bytes a row in bf16."""
@@ -91,21 +91,28 @@ class Engine:
         self._lanes = [Lane(self.model, lane_config, self.device, self.dtype) for _ in range(self.threads)]
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="lane")
 
-    def run(self, rows: TokenRows, exit_plan: IntArray | None = None) -> Predictions:
+    def run(
+        self, rows: TokenRows, exit_plan: IntArray | None = None, thresholds: Thresholds | None = None
+    ) -> Predictions:
         """Classify rows; the answer has exactly these rows, in this order.
 
         Rows that do not fit into memory together are worked through in smaller groups; one that does not fit alone raises
         MemoryError.
 
         `exit_plan` [B] forces the layer at which each row leaves, in place of the criterion: for benchmarks, whose speed
-        should not depend on the weights.
+        should not depend on the weights. `thresholds` [B, L] gives every row thresholds of its own, by layer, in place of
+        the criterion's: for a server, whose callers differ. Exits at which the criterion does not look stay out of sight.
+        Raises ValueError if the criterion has no thresholds.
         """
         count = len(rows)
+        if thresholds is not None and self.config.criterion.name == "patience":
+            raise ValueError("criterion patience has no thresholds")
         results = Results(
             logits=torch.zeros(count, self.model.shape.classes),
             exit_layers=torch.zeros(count, dtype=torch.int16),
             uncertainty=torch.zeros(count),
             exit_plan=exit_plan,
+            thresholds=None if thresholds is None else torch.from_numpy(thresholds).to(self.device),
         )
         order = sort_by_length(rows.lengths)
         # Dealt like cards, so that all lanes get the same mix of lengths; a call too small to go round uses fewer lanes.

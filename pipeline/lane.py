@@ -21,7 +21,7 @@ from torch import Tensor
 
 from models.attention import first_tokens
 from models.backbone import EncoderLayer, PackedTokens
-from models.criteria import extend_streak, uncertainty_of
+from models.criteria import extend_streak, may_exit, uncertainty_of
 from models.criteria import leaves as leaves_by
 from models.criterion import Criterion
 from models.early_exit import Answer, EarlyExitModel
@@ -51,6 +51,8 @@ class Results:
     exit_layers: Tensor
     uncertainty: Tensor
     exit_plan: IntArray | None
+    thresholds: Tensor | None
+    """[B, L] on the lane's device: thresholds of every row, by layer, in place of the criterion's."""
 
     def record(self, rows: IntArray, layer: int, logits: Tensor, uncertainty: Tensor) -> None:
         where = torch.from_numpy(rows)
@@ -219,6 +221,8 @@ class Lane:
             leaves = torch.ones(len(active), dtype=torch.bool)
         elif results.exit_plan is not None:
             leaves = torch.from_numpy(results.exit_plan[active] <= exit_layer)
+        elif results.thresholds is not None:
+            leaves = may_exit(uncertainty, results.thresholds[torch.from_numpy(active), exit_layer - 1]).cpu()
         else:
             leaves = leaves_by(criterion, exit_layer, uncertainty).cpu()  # the one synchronisation of a block of layers
         results.record(active[leaves.numpy()], exit_layer, logits[leaves], uncertainty[leaves])

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+Thresholds = npt.NDArray[np.float32]
+"""[B, L]: the uncertainty up to which a row may leave after each layer; 0 where it may not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""Serve a model over HTTP on Ray Serve: the engine of classify.py, for single requests. Same texts, same answers.
+
+Requests of all callers, each with a speed of its own, share batches by token budget. A full queue answers 429 with Retry-After.
+Only this machine is listened to unless --host says otherwise; with a token in $OFFRAMP_TOKEN or --token-file, callers have to
+send it. SIGTERM and Ctrl-C finish what was accepted and stop.
+
+  python jobs/serve.py --model my-model --speed 0.3
+  curl localhost:8000/classify --json '{"text": "the room was clean"}'
+  curl localhost:8000/classify --json '{"text": ["one", "two"], "speed": 0.6, "probabilities": true}'
+  curl localhost:8000/classify --json '{"text": "is it open?", "pair": "we close at noon"}'
+  curl localhost:8000/classify --json '{"text": "with a token"}' -H "Authorization: Bearer $OFFRAMP_TOKEN"
+
+Also GET /healthz, /model, and /docs, a page to try it on. In a Serve config file: import_path jobs.serve:application, and these
+options as args.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import os
+import time
+
+from ray.serve import Application
+
+from jobs import command, options
+from models.early_exit import EarlyExitModel
+from pipeline import serving
+from pipeline.cluster import DoesNotFitError, check_free, join_or_start, plan_actors
+from pipeline.config import DTYPE_NAMES, EngineConfig
+from pipeline.engine import check_exits
+from pipeline.errors import UserError
+from pipeline.serving_http import Limits, hash_token
+
+TOKEN_VARIABLE = "OFFRAMP_TOKEN"
+
+
+def main(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    spec = spec_of(args)
+    serving.check_port(args.host, args.port)
+    join_or_start()
+    try:
+        plan = plan_actors(args.replicas)
+        check_free(plan)
+    except DoesNotFitError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return command.FAILED
+    try:
+        with serving.running(serving.application(spec, plan), args.host, args.port):
+            url = f"http://{args.host}:{args.port}"
+            print(
+                f"{args.model}: {spec.engine.criterion.describe()}, {plan.actors} replicas, {plan.threads} threads each"
+            )
+            if spec.token_hash is None and not serving.is_loopback(args.host):
+                print(f"anybody who reaches {url} may use it: set ${TOKEN_VARIABLE} to ask for a token")
+            print(f"ready after {time.monotonic() - started:.0f} s: {url}/classify, page at {url}/docs", flush=True)
+            serving.wait()
+    except RuntimeError as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return command.FAILED
+
+
+def spec_of(args: argparse.Namespace) -> serving.ServingSpec:
+    """Check the options against the model."""
+    model = EarlyExitModel.from_pretrained(args.model)
+    try:
+        engine = EngineConfig(criterion=options.criterion(args, model), dtype=args.dtype)
+        check_exits(model, engine)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    token = Path(args.token_file).read_text() if args.token_file else os.environ.get(TOKEN_VARIABLE, "")
+    if args.token_file and not token.strip():
+        raise UserError(f"--token-file {args.token_file}: is empty")
+    return serving.ServingSpec(
+        model=options.absolute_model(args.model),
+        tokeniser=options.load_tokeniser_spec(args.model, model, args.max_tokens),
+        engine=engine,
+        limits=Limits(rows=args.max_rows, answer_seconds=args.timeout),
+        batch_tokens=args.batch_tokens,
+        queue_tokens=args.queue_tokens,
+        token_hash=hash_token(token.strip().encode()) if token.strip() else None,
+    )
+
+
+def application(values: dict[str, str]) -> Application:
+    """For Serve config files: `args` are this job's options; replicas, and what each takes, as the cluster has room."""
+    args = command.parse(parser, [word for name, value in values.items() for word in (f"--{name}", str(value))])
+    return serving.application(spec_of(args), plan_actors(args.replicas))
+
+
+parser = command.new_parser(__doc__)
+parser.add_argument("--model", required=True, metavar="MODEL", help="early-exit model or any classifier")
+parser.add_argument("--host", default="127.0.0.1", metavar="IP", help="address to listen on; 0.0.0.0 is all of them")
+parser.add_argument("--port", type=options.positive, default=8000, metavar="N", help="port to listen on")
+parser.add_argument("--replicas", type=options.positive, metavar="N", help="default: one a GPU, else one for 8 cores")
+options.add_criterion_options(parser)
+parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision, as for classify.py")
+parser.add_argument("--max-tokens", type=options.positive, metavar="N", help="tokens kept of a text")
+parser.add_argument("--max-rows", type=options.positive, default=1000, metavar="N", help="texts in one request")
+parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds until an answer is given up")
+parser.add_argument("--batch-tokens", type=options.positive, metavar="N", help="tokens in a batch (default: by device)")
+parser.add_argument("--queue-tokens", type=options.positive, metavar="N", help="tokens that may wait; more get 429")
+parser.add_argument("--token-file", metavar="FILE", help=f"file with the bearer token (default: ${TOKEN_VARIABLE})")
+
+if __name__ == "__main__":
+    command.run(main, parser)
