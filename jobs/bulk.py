@@ -17,12 +17,14 @@ from pipeline.cluster import DoesNotFitError
 from pipeline.config import DTYPE_NAMES, AuditSpec, EngineConfig
 from pipeline.engine import check_exits
 from pipeline.errors import StorageError, UserError
+from pipeline.examples import examples
 from pipeline.inputs import list_inputs
 from pipeline.ledger import Ledger
 from pipeline.output import MANIFEST, REJECTS_FOLDER, prepare_folder
 from pipeline.progress import duration
+from pipeline.run_report import REPORT, Run, run_page
 from pipeline.stages import ClassifySpec, abandon
-from pipeline.storage import is_remote, use_endpoint
+from pipeline.storage import is_remote, storage_of, use_endpoint
 from pipeline.tokenise import TokeniserSpec
 
 
@@ -57,7 +59,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="precision; auto: bf16 where the hardware has it; int8: CPUs only, faster for wide models, a few labels differ",
     )
     parser.add_argument(
-        "--actors", type=options.positive, metavar="N", help="actors (default: one a GPU, else one for 8 cores)"
+        "--actors",
+        type=actor_bounds,
+        metavar="N|MIN:MAX",
+        help="actors (default: one a GPU, else one for 8 cores); MIN:MAX starts more where a cluster grows",
     )
     parser.add_argument(
         "--incremental",
@@ -75,7 +80,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="S3 server other than Amazon's, for s3:// paths (default: AWS_ENDPOINT_URL)",
     )
+    parser.add_argument(
+        "--examples", action="store_true", help=f"show ten rows of every exit layer, with their texts, in {REPORT}"
+    )
     options.add_text_options(parser)
+
+
+def actor_bounds(text: str) -> tuple[int, int]:
+    """Parse a number of actors, or the least and the most of them, for argparse."""
+    least, colon, most = text.partition(":")
+    bounds = options.positive(least), options.positive(most if colon else least)
+    if bounds[0] > bounds[1]:
+        raise argparse.ArgumentTypeError(f"{text}: the first number is the smaller one")
+    return bounds
 
 
 def run(
@@ -140,6 +157,20 @@ def run(
             print(f"stopped: {kept(ledger)}", flush=True)
             abandon(spec)
             raise
+    page = run_page(
+        Run(
+            folder=output,
+            fingerprint=fingerprint,
+            files=len(corpus.files),
+            input_bytes=corpus.size,
+            seconds=outcome.seconds,
+            totals=outcome.totals,
+            fresh=outcome.fresh,
+            timeline=outcome.timeline,
+            examples=examples(corpus.files, spec.columns, ledger.output) if args.examples else None,
+        )
+    )
+    storage_of(output).write(f"{output}/{REPORT}", page.encode())
     report(outcome, output)
     if outcome.manifest is None:
         print(f"{parser.prog}: error: {withheld(outcome.found)}", file=sys.stderr)
@@ -185,4 +216,4 @@ def report(outcome: Outcome, output: str) -> None:
     if totals.rejected or totals.unreadable:
         print(f"rejects are in {output}/{REJECTS_FOLDER}, with reasons")
     if outcome.manifest is not None:
-        print(f"results are in {output}, listed in {MANIFEST}")
+        print(f"results are in {output}, listed in {MANIFEST}, told of in {REPORT}")

@@ -59,11 +59,14 @@ def extend_streak(streak_B: Tensor, before_BC: Tensor, logits_BC: Tensor, tolera
     return (streak_B + 1) * same_B
 
 
-def may_exit(uncertainty_B: Tensor, speed: float) -> Tensor:
+def may_exit(uncertainty_B: Tensor, speed: float | Tensor) -> Tensor:
     """Say which rows leave at this exit: those whose uncertainty is at most `speed` (FastBERT's released code).
 
-    The two ends hold exactly: speed 1 lets every row leave, speed 0 lets none, however certain.
+    `speed` is one for all rows, or [B], one a row. The two ends hold exactly: speed 1 lets every row leave, speed 0 lets none,
+    however certain.
     """
+    if isinstance(speed, Tensor):
+        return (uncertainty_B <= speed) & (speed > 0.0)
     if speed <= 0.0:
         return torch.zeros_like(uncertainty_B, dtype=torch.bool)
     return uncertainty_B <= speed

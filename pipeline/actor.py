@@ -16,7 +16,7 @@ from pipeline.audit import audit
 from pipeline.cluster import ActorPlan
 from pipeline.engine import Engine
 from pipeline.isolation import MAX_STARTS, Isolated, Marker, Stage, bounded, describe, isolate, marker_of
-from pipeline.receipts import ShardBlock, token_rows
+from pipeline.receipts import ShardBlock, length_histogram, token_rows, uncertainty_histogram
 from pipeline.rows import Predictions, TokenRows
 from pipeline.schema import (
     DETAIL,
@@ -69,6 +69,8 @@ class ClassifyActor:
             block.receipt = replace(
                 block.receipt,
                 exits=exits.tolist(),
+                uncertainty_histogram=uncertainty_histogram(predictions.uncertainty),
+                length_histogram=length_histogram(tokens.lengths),
                 layer_tokens=predictions.layer_tokens,
                 filler_tokens=predictions.filler_tokens,
                 flops=float(flops.rows(tokens.lengths, predictions.exit_layers).sum()),

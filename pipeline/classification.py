@@ -18,8 +18,10 @@ from pipeline.inputs import Corpus, InputFile
 from pipeline.isolation import clear_attempts
 from pipeline.ledger import Ledger
 from pipeline.manifest import Fingerprint, code_version
+from pipeline.metrics import BulkMetrics
 from pipeline.progress import Progress
 from pipeline.receipts import Totals, peak_memory_mb
+from pipeline.run_report import Timeline
 from pipeline.schema import output_schema
 from pipeline.source import Columns
 from pipeline.stages import ClassifySpec, classify_files, receipts_of
@@ -34,6 +36,8 @@ class Outcome:
     """Of the whole output folder."""
     fresh: Totals
     """Of this run only."""
+    timeline: Timeline
+    """Of this run."""
     seconds: float
     manifest: str | None
     """None if the results were withheld: see `Promise.withhold`."""
@@ -130,24 +134,27 @@ def classify_corpus(
     ledger: Ledger,
     promise: Promise,
     *,
-    actors: int | None,
+    actors: tuple[int, int] | None,
 ) -> Outcome:
     """Classify what is left (path -> starts of shards that are done), check it and publish the manifest."""
     started = time.monotonic()
-    fresh = Totals()
+    fresh, timeline = Totals(), Timeline()
     ledger.begin(output_schema(spec.results, spec.columns.keep))
     if left:
         join_or_start()
-        plan = plan_actors(actors)
+        plan = plan_actors(*(actors or ()))
         check_free(plan)
         files = [file for file in corpus.files if file.path in left]
         already = copy.deepcopy(ledger.totals())
         progress = Progress(int(already.input_bytes) + sum(file.size for file in files), already)
+        metrics = BulkMetrics()
         try:
             for receipt in receipts_of(classify_files(files, left, spec, plan)):
                 ledger.add(receipt)
                 fresh.add(receipt)
                 progress.add(receipt)
+                timeline.add(receipt)
+                metrics.shard(receipt)
         finally:
             progress.close()
         ledger.flush()
@@ -161,6 +168,7 @@ def classify_corpus(
     return Outcome(
         totals=ledger.totals(),
         fresh=fresh,
+        timeline=timeline,
         seconds=seconds,
         manifest=None if withheld else ledger.publish(seconds, found.to_json()),
         found=found,

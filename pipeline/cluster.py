@@ -31,6 +31,8 @@ RETRIES = 3
 """A training's workers that die are started again this often: machines fail, but not for ever."""
 FREE_SECONDS, FREE_POLL_SECONDS = 15.0, 0.2
 """A driver that is killed and started again at once still finds its old actors, which Ray ends within seconds."""
+METRICS_PORT = "OFFRAMP_METRICS_PORT"
+"""Environment variable: where a Ray of our own shows its metrics; a cluster has `ray start --metrics-export-port`."""
 OBJECT_STORE_BYTES = 1 << 30
 """For a Ray of our own: a shard on its way takes a few MB, so this holds a hundred."""
 
@@ -44,6 +46,8 @@ class ActorPlan:
     """How many classify actors run and what each takes."""
 
     actors: int
+    most: int
+    """Actors to grow to, where the cluster grows."""
     cpus: float
     gpus: int
     threads: int
@@ -96,6 +100,7 @@ def _join_or_start() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
+            _metrics_export_port=int(os.environ[METRICS_PORT]) if METRICS_PORT in os.environ else None,
         )
 
 
@@ -145,15 +150,17 @@ def running_cluster() -> str | None:
         return None
 
 
-def plan_actors(wanted: int | None = None) -> ActorPlan:
+def plan_actors(wanted: int | None = None, most: int | None = None) -> ActorPlan:
     """Plan one actor a GPU where there are GPUs, else one for every MAX_THREADS cores; `wanted` overrides the number.
+
+    With `most`, more actors are started up to that number while work waits, on nodes that an autoscaler adds.
 
     Raises DoesNotFitError naming what is missing.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
-        plan = ActorPlan(actors=wanted or gpus, cpus=1, gpus=1, threads=1)
+        plan = ActorPlan(actors=wanted or gpus, most=max(most or 0, wanted or gpus), cpus=1, gpus=1, threads=1)
         if plan.actors > gpus:
             raise DoesNotFitError(f"{plan.actors} actors want a GPU each; the cluster has {gpus}")
         return plan
@@ -166,7 +173,8 @@ def plan_actors(wanted: int | None = None) -> ActorPlan:
     if threads < 1:
         raise DoesNotFitError(f"{wanted} actors want a core each; the cluster's {len(cores)} nodes have {sum(cores)}")
     actors = wanted or sum(count // threads for count in cores)
-    return ActorPlan(actors=actors, cpus=threads - sum(TASK_CPUS.values()) / per_node, gpus=0, threads=threads)
+    cpus = threads - sum(TASK_CPUS.values()) / per_node
+    return ActorPlan(actors=actors, most=max(most or 0, actors), cpus=cpus, gpus=0, threads=threads)
 
 
 def check_free(plan: ActorPlan) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -34,6 +35,8 @@ SUMMED = (
     "flops_full_depth",
     "input_bytes",
 )
+COUNTED = ("exits", "uncertainty_histogram", "length_histogram")
+UNCERTAINTY_BINS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,10 @@ class Receipt:
     tokens: int = 0
     exits: list[int] = field(default_factory=list)
     """Rows by exit layer, 1 first."""
+    uncertainty_histogram: list[int] = field(default_factory=list)
+    """Rows by uncertainty at their exit: UNCERTAINTY_BINS equal bins of [0, 1]."""
+    length_histogram: list[int] = field(default_factory=list)
+    """Rows by tokens: bin i holds 2^i to 2^(i + 1) - 1."""
     layer_tokens: int = 0
     """Tokens x layers computed for rows, and, below, for filler."""
     filler_tokens: int = 0
@@ -140,6 +147,28 @@ def token_rows(rows: pa.Table) -> TokenRows:
     )
 
 
+def uncertainty_histogram(uncertainty_B: npt.NDArray[np.float32]) -> list[int]:
+    """Count rows in equal bins of [0, 1]."""
+    return np.histogram(uncertainty_B, bins=UNCERTAINTY_BINS, range=(0, 1))[0].tolist()
+
+
+def length_histogram(lengths_B: npt.NDArray[np.int64]) -> list[int]:
+    """Count rows by powers of two: bin i holds lengths 2^i to 2^(i + 1) - 1."""
+    return np.bincount(np.log2(np.maximum(lengths_B, 1)).astype(np.int64)).tolist()
+
+
+def length_bounds(bins: int) -> list[tuple[int, int]]:
+    """Return the shortest and longest length of every bin."""
+    return [(2**place, 2 ** (place + 1) - 1) for place in range(bins)]
+
+
+def _add_counts(sums: list[int], more: list[int]) -> None:
+    """Add counts to counts in place; the longer list decides."""
+    sums += [0] * (len(more) - len(sums))
+    for place, count in enumerate(more):
+        sums[place] += count
+
+
 class Clock:
     """Counts from the moment it is made."""
 
@@ -183,6 +212,8 @@ class Totals:
     truncated: int = 0
     tokens: int = 0
     exits: list[int] = field(default_factory=list)
+    uncertainty_histogram: list[int] = field(default_factory=list)
+    length_histogram: list[int] = field(default_factory=list)
     layer_tokens: int = 0
     filler_tokens: int = 0
     flops: float = 0.0
@@ -202,9 +233,8 @@ class Totals:
             self.rejected[reason] = self.rejected.get(reason, 0) + count
         if receipt.read_error is not None:
             self.unreadable[receipt.file] = receipt.read_error
-        self.exits += [0] * (len(receipt.exits) - len(self.exits))
-        for layer, rows in enumerate(receipt.exits):
-            self.exits[layer] += rows
+        for name in COUNTED:
+            _add_counts(getattr(self, name), getattr(receipt, name))
         for stage, seconds in receipt.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         for stage, seconds in receipt.cpu_seconds.items():
@@ -221,12 +251,8 @@ class Totals:
             setattr(self, name, getattr(self, name) + (pc.sum(receipts[name]).as_py() or 0))
         broken = receipts.filter(pc.is_valid(receipts["read_error"]))
         self.unreadable |= dict(zip(broken["file"].to_pylist(), broken["read_error"].to_pylist(), strict=True))
-        exits = receipts["exits"].combine_chunks()
-        layers = pc.list_parent_indices(exits).to_numpy()
-        within = np.arange(len(layers)) - np.searchsorted(layers, layers)
-        counts = np.bincount(within, exits.flatten().to_numpy(), len(self.exits))
-        known = np.pad(self.exits, (0, len(counts) - len(self.exits))).astype(np.int64)
-        self.exits = (known + counts.astype(np.int64)).tolist()
+        for name in COUNTED:
+            _add_counts(getattr(self, name), _summed(receipts[name].combine_chunks()))
         for name in ("rejected", "seconds", "cpu_seconds", "sums"):
             _merge(getattr(self, name), receipts[name].combine_chunks(), "sum")
         _merge(self.peak_mb, receipts["peak_mb"].combine_chunks(), "max")
@@ -257,6 +283,13 @@ class Totals:
     def flops_speedup(self) -> float:
         """FLOPs of the plain full-depth model over those spent, on the same rows."""
         return self.flops_full_depth / self.flops if self.flops else 1.0
+
+
+def _summed(counts: pa.ListArray) -> list[int]:
+    """Add up lists of counts, place by place."""
+    lists = pc.list_parent_indices(counts).to_numpy()
+    within = np.arange(len(lists)) - np.searchsorted(lists, lists)
+    return np.bincount(within, counts.flatten().to_numpy()).astype(np.int64).tolist()
 
 
 def _merge(into: dict[str, float], maps: pa.MapArray, how: str) -> None:

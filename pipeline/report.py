@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment
@@ -12,24 +11,11 @@ from pipeline.calibration import Calibration, Scaling
 from pipeline.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.guarantees import upper_bound
 from pipeline.output import write_text
+from pipeline.page import STYLE, Table
 from pipeline.plots import Picture
 
 DROPS = (0.005, 0.01, 0.03)
 """Losses of quality for which the table names the largest savings."""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Cells as text, the first row being the head."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-    def markdown(self) -> str:
-        lines = ["| " + " | ".join(cells) + " |" for cells in (self.head, ["---"] * len(self.head), *self.rows)]
-        return "\n".join([f"{self.title}", "", *lines, *(["", self.note] if self.note else [])])
 
 
 def point_table(points: Sequence[OperatingPoint], metric: str) -> Table:
@@ -106,14 +92,7 @@ def calibration_table(calibration: Calibration, confidence: float) -> Table:
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-figure { margin: 2rem 0 } img { max-width: 100%; height: auto } figcaption, .note { color: #555; font-size: .9rem }
-</style></head><body>
+<style>{{ style|safe }}</style></head><body>
 <h1>{{ title }}</h1>
 {% for line in facts %}<p>{{ line }}</p>{% endfor %}
 {% for table in tables %}<h2>{{ table.title }}</h2>
@@ -139,5 +118,5 @@ def write_report(
         shown.append({"png": base64.b64encode(image.getvalue()).decode(), "caption": picture.caption})
     page = Environment(autoescape=True).from_string(PAGE)
     path = folder / "report.html"
-    write_text(path, page.render(title=title, facts=facts, tables=tables, pictures=shown))
+    write_text(path, page.render(style=STYLE, title=title, facts=facts, tables=tables, pictures=shown))
     return path

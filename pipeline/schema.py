@@ -53,7 +53,10 @@ RECEIPTS = pa.schema(
         pa.field("rejected", pa.map_(pa.string(), pa.int64()), nullable=False),
         pa.field("truncated", pa.int64(), nullable=False),
         pa.field("tokens", pa.int64(), nullable=False),
-        pa.field("exits", pa.list_(pa.int64()), nullable=False),
+        *(
+            pa.field(name, pa.list_(pa.int64()), nullable=False)
+            for name in ("exits", "uncertainty_histogram", "length_histogram")
+        ),
         pa.field("layer_tokens", pa.int64(), nullable=False),
         pa.field("filler_tokens", pa.int64(), nullable=False),
         pa.field("flops", pa.float64(), nullable=False),

@@ -119,7 +119,9 @@ def classify_files(
         fn_constructor_args=(spec, plan),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=plan.actors, max_tasks_in_flight_per_actor=SHARDS_PER_ACTOR),
+        compute=ActorPoolStrategy(
+            min_size=plan.actors, max_size=plan.most, max_tasks_in_flight_per_actor=SHARDS_PER_ACTOR
+        ),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus,
     )

@@ -42,6 +42,8 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
+# Two tests run at a time on two cores, and threads that wait for each other would wait for the other test as well.
+torch.set_num_threads(1)
 settings.register_profile("offramp", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("offramp")
 

@@ -19,12 +19,21 @@ ROOMS = {
         "pipeline.s3",
         "pipeline.config",
     ],
-    "stages": ["pipeline.classification", "pipeline.actor", "pipeline.cluster", "pipeline.stream", "pipeline.workers"],
+    "serving": ["pipeline.serving_queue", "pipeline.serving_http", "pipeline.run_report", "pipeline.examples"],
+    "stages": [
+        "pipeline.classification",
+        "pipeline.actor",
+        "pipeline.cluster",
+        "pipeline.stream",
+        "pipeline.workers",
+        "pipeline.serving",
+    ],
     "integers": ["pipeline.packing"],
 }
 FORBIDDEN = {
     "models": {"ray", "pyarrow", "pipeline", "jobs"},
     "engine": {"ray", "jobs"},
+    "serving": {"ray", "jobs"},
     "text": {"ray", "torch", "transformers", "jobs"},
     "stages": {"jobs"},
     "integers": {"torch", "pyarrow"},

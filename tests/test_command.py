@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import command
+from jobs.bulk import actor_bounds
 from pipeline.errors import UserError
 
 
@@ -67,3 +68,11 @@ def test_errors_of_the_user_end_with_code_2_and_one_line(
         command.run(main, new_parser())
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_actors_are_a_number_or_bounds() -> None:
+    assert actor_bounds("3") == (3, 3)
+    assert actor_bounds("1:8") == (1, 8)
+    for wrong in ("0", "8:1", "1:", "a:b", ":2"):
+        with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+            actor_bounds(wrong)

@@ -1,0 +1,134 @@
+"""Metrics for watching a run or a server, through Ray's own exporter: `/metrics` of every node, in Prometheus' text format.
+
+Ray puts `ray_` before a name and `_total` after a counter's, shows a value some ten seconds late, and keeps series of processes
+that ended. Exact totals are in the manifest; these are for watching. A bulk run reports from its driver, as receipts come in; a
+server from its replicas.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray.util import metrics as ray_metrics
+
+from pipeline.receipts import Receipt
+from pipeline.serving_queue import BatchReport
+
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]
+"""Bounds of latency buckets: Prometheus' own defaults, and what a queue adds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric that offramp reports."""
+
+    name: str
+    kind: str
+    tags: tuple[str, ...]
+    description: str
+
+    @property
+    def exported(self) -> str:
+        """Its name on the page; a histogram's series end in `_bucket`, `_sum` and `_count` besides."""
+        return f"ray_{self.name}" + ("_total" if self.kind == COUNTER else "")
+
+
+ROWS = Metric("offramp_rows", COUNTER, ("source",), "Rows answered.")
+TOKENS = Metric("offramp_tokens", COUNTER, ("source",), "Tokens of these rows.")
+REJECTS = Metric("offramp_rejects", COUNTER, ("source", "reason"), "Rows that could not be used.")
+EXITS = Metric("offramp_exits", COUNTER, ("source", "layer"), "Rows that left after this layer.")
+ACTIVE = Metric("offramp_active_rows", COUNTER, ("source", "layer"), "Rows that went through this layer.")
+LAYER_TOKENS = Metric("offramp_layer_tokens", COUNTER, ("source",), "Tokens x layers computed for rows.")
+FILLER_TOKENS = Metric("offramp_filler_tokens", COUNTER, ("source",), "Tokens x layers computed to fill matrices up.")
+STAGE_SECONDS = Metric(
+    "offramp_stage_seconds", COUNTER, ("source", "stage"), "Time spent in a stage, over all workers."
+)
+QUEUE_ROWS = Metric("offramp_queue_rows", GAUGE, ("source",), "Rows that wait for the engine of a replica.")
+BATCHES = Metric("offramp_batches", COUNTER, ("source",), "Calls of the engine, or shards.")
+REQUESTS = Metric("offramp_requests", COUNTER, ("source", "status"), "HTTP requests by status code.")
+REQUEST_SECONDS = Metric("offramp_request_seconds", HISTOGRAM, ("source",), "Time from an HTTP request to its answer.")
+
+BULK = (ROWS, TOKENS, REJECTS, EXITS, ACTIVE, LAYER_TOKENS, FILLER_TOKENS, STAGE_SECONDS, BATCHES)
+SERVING = (
+    ROWS, TOKENS, EXITS, ACTIVE, LAYER_TOKENS, FILLER_TOKENS, STAGE_SECONDS, BATCHES, QUEUE_ROWS, REQUESTS, REQUEST_SECONDS,
+)  # fmt: skip
+METRICS = tuple(dict.fromkeys(BULK + SERVING))
+
+
+class _Registered:
+    """Metrics of one process; its values are labelled with where they come from."""
+
+    def __init__(self, source: str, wanted: tuple[Metric, ...]) -> None:
+        self._made: dict[str, Any] = {metric.name: _make(metric, source) for metric in wanted}
+
+    def count(self, metric: Metric, value: float, **tags: str) -> None:
+        if value > 0:  # Ray's counters refuse 0
+            self._made[metric.name].inc(value, tags)
+
+    def work(self, *, rows: int, tokens: int, exits: list[int], layer_tokens: int, filler_tokens: int) -> None:
+        """Count what an engine did."""
+        self.count(ROWS, rows)
+        self.count(TOKENS, tokens)
+        self.count(LAYER_TOKENS, layer_tokens)
+        self.count(FILLER_TOKENS, filler_tokens)
+        self.count(BATCHES, 1)
+        active = sum(exits)
+        for layer, left in enumerate(exits, start=1):
+            self.count(ACTIVE, active, layer=str(layer))
+            self.count(EXITS, left, layer=str(layer))
+            active -= left
+
+
+def _make(metric: Metric, source: str) -> Any:
+    if metric.kind == HISTOGRAM:
+        made: Any = ray_metrics.Histogram(metric.name, metric.description, boundaries=SECONDS, tag_keys=metric.tags)
+    else:
+        kind = ray_metrics.Counter if metric.kind == COUNTER else ray_metrics.Gauge
+        made = kind(metric.name, metric.description, tag_keys=metric.tags)
+    made.set_default_tags({"source": source})
+    return made
+
+
+class BulkMetrics(_Registered):
+    """Of a bulk run, on its driver."""
+
+    def __init__(self) -> None:
+        super().__init__("bulk", BULK)
+
+    def shard(self, receipt: Receipt) -> None:
+        """Count a finished shard."""
+        self.work(
+            rows=receipt.rows_out,
+            tokens=receipt.tokens,
+            exits=receipt.exits,
+            layer_tokens=receipt.layer_tokens,
+            filler_tokens=receipt.filler_tokens,
+        )
+        for reason, rows in receipt.rejected.items():
+            self.count(REJECTS, rows, reason=reason)
+        for stage, seconds in receipt.seconds.items():
+            self.count(STAGE_SECONDS, seconds, stage=stage)
+
+
+class ServingMetrics(_Registered):
+    """Of a replica that answers requests."""
+
+    def __init__(self) -> None:
+        super().__init__("serve", SERVING)
+
+    def batch(self, report: BatchReport) -> None:
+        """Count a call of the engine."""
+        self.work(
+            rows=report.rows,
+            tokens=report.tokens,
+            exits=report.exits,
+            layer_tokens=report.layer_tokens,
+            filler_tokens=report.filler_tokens,
+        )
+        self.count(STAGE_SECONDS, report.seconds, stage="classify")
+        self._made[QUEUE_ROWS.name].set(report.waiting_rows)
+
+    def request(self, status: int, seconds: float) -> None:
+        """Count an HTTP request and its time."""
+        self.count(REQUESTS, 1, status=str(status))
+        self._made[REQUEST_SECONDS.name].observe(seconds)
