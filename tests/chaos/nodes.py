@@ -11,8 +11,12 @@ from typing import Any
 
 import psutil
 
-NODE_CPUS = (1, 1, 2)
+NODE_CPUS = (0, 1, 2)
 """Of the head, which is never killed, and of the other two."""
+WORKER, ACTOR = "ray::Map", "ray::MapWorker"
+"""How Ray calls the processes that run stages, and actors among them; other processes of its own are left alone."""
+FIND_SECONDS = 2.0
+"""Tasks of such small shards are over at once: so long is one waited for."""
 HEALTH: dict[str, Any] = {
     "health_check_initial_delay_ms": 2000,
     "health_check_period_ms": 1000,
@@ -50,39 +54,31 @@ class Nodes:
         return len(dead)
 
     def kill(self, victim: str, draw: random.Random) -> bool:
-        """Kill an actor, a task's worker, all workers or a raylet; False if there is none."""
+        """Kill an actor, the worker of a task, all workers or a raylet; False if there is none."""
         if victim == "raylet":
-            found = [_raylet(node) for node in self._others]
-            chosen = [draw.choice(found)]
-        else:
-            workers = [*self.workers()]
-            wanted = {"actor": ["ClassifyActor"], "task": ["_map_task", "MapBatches(_"]}.get(victim, [""])
-            found = [p for p, title in workers if any(word in title for word in wanted)]
-            if victim == "task":
-                found = [p for p, title in workers if p in found and "ClassifyActor" not in title]
-            chosen = found if victim == "workers" else [draw.choice(found)] if found else []
-        for process in chosen:
-            _kill(process)
-        return bool(chosen)
+            _raylet(draw.choice([*self._others])).kill()
+            return True
+        deadline = time.monotonic() + FIND_SECONDS
+        while not (found := self._workers(victim)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for process in found if victim == "workers" else [draw.choice(found)] if found else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return bool(found)
 
-    def workers(self) -> list[tuple[psutil.Process, str]]:
-        """Return workers of the run, by what they are at; Ray's own actors, which are the driver's, are left out."""
+    def _workers(self, victim: str) -> list[psutil.Process]:
+        """Return processes at work: of actors, of tasks, or all."""
         found = []
         for node in [self.cluster.head_node, *self._others]:
-            try:
-                children = _raylet(node).children()
-            except psutil.NoSuchProcess:
-                continue
-            for child in children:
-                title = _title(child)
-                if title.startswith("ray::") and "IDLE" not in title and not title.startswith("ray::_"):
-                    found.append((child, title))
+            with contextlib.suppress(psutil.NoSuchProcess):
+                titles = [(child, _title(child)) for child in _raylet(node).children()]
+                found += [child for child, title in titles if title.startswith(WORKER) and _fits(victim, title)]
         return found
 
     def wait_until_free(self, seconds: float = 60) -> None:
-        """Wait until no worker of an earlier run is left, and all nodes are known to be alive."""
+        """Wait until no worker of an earlier run is left."""
         deadline = time.monotonic() + seconds
-        while self.workers() and time.monotonic() < deadline:
+        while self._workers("workers") and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def close(self) -> None:
@@ -105,6 +101,5 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
+def _fits(victim: str, title: str) -> bool:
+    return victim == "workers" or (victim == "actor") == title.startswith(ACTOR)
