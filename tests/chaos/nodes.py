@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -46,7 +47,7 @@ class Nodes:
 
     def repair(self) -> int:
         """Put new nodes in the place of dead ones; return how many."""
-        dead = [node for node in self._others if not _raylet(node).is_running() or _is_zombie(_raylet(node))]
+        dead = [node for node in self._others if _raylet(node).poll() is not None]
         for node in dead:
             self.cluster.remove_node(node, allow_graceful=False)
             cpus = self._others.pop(node)
@@ -71,7 +72,7 @@ class Nodes:
         found = []
         for node in [self.cluster.head_node, *self._others]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                titles = [(child, _title(child)) for child in _raylet(node).children()]
+                titles = [(child, _title(child)) for child in psutil.Process(_raylet(node).pid).children()]
                 found += [child for child, title in titles if title.startswith(WORKER) and _fits(victim, title)]
         return found
 
@@ -86,12 +87,9 @@ class Nodes:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _raylet(node: Any) -> psutil.Process:
-    return psutil.Process(node.all_processes["raylet"][0].process.pid)
-
-
-def _is_zombie(process: psutil.Process) -> bool:
-    return bool(process.status() == psutil.STATUS_ZOMBIE)
+def _raylet(node: Any) -> "subprocess.Popen[bytes]":
+    process: subprocess.Popen[bytes] = node.all_processes["raylet"][0].process
+    return process
 
 
 def _title(process: psutil.Process) -> str:

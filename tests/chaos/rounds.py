@@ -126,10 +126,15 @@ def classify(options: list[str], log: str, environment: dict[str, str]) -> None:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     sys.argv = ["classify.py", *options]
+    import ray
+
     from jobs import classify as job
     from jobs import command
 
-    command.run(job.main, job.parser)
+    try:
+        command.run(job.main, job.parser)
+    finally:
+        ray.shutdown()  # which a process of its own does at its exit
 
 
 def make_model(folder: Path) -> Path:
