@@ -57,7 +57,9 @@ class Nodes:
     def kill(self, victim: str, draw: random.Random) -> bool:
         """Kill an actor, the worker of a task, all workers or a raylet; False if there is none."""
         if victim == "raylet":
-            _raylet(draw.choice([*self._others])).kill()
+            raylet = _raylet(draw.choice([*self._others]))
+            raylet.kill()
+            raylet.wait()
             return True
         deadline = time.monotonic() + FIND_SECONDS
         while not (found := self._workers(victim)) and time.monotonic() < deadline:
