@@ -18,6 +18,7 @@ ROOMS = {
         "pipeline.results",
         "pipeline.s3",
         "pipeline.config",
+        "pipeline.isolation",
     ],
     "serving": ["pipeline.serving_queue", "pipeline.serving_http", "pipeline.run_report", "pipeline.examples"],
     "stages": [

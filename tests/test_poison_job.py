@@ -17,7 +17,7 @@ from pipeline.rows import Predictions
 from pipeline.synthetic import reviews
 from pipeline.tokenise import Tokeniser, TokeniserSpec
 from tests.conftest import REPOSITORY, run_job
-from tests.poison.sitecustomize import KILLING_TOKENS, RAISING_TOKENS
+from tests.poison.sitecustomize import RAISING_TOKENS, UPSETTING_TOKENS
 
 GOOD = [review.text for review in reviews(40, seed=2)]
 
@@ -36,7 +36,7 @@ def test_poison_rows_cost_themselves_and_nothing_else(
     poison = {
         "raises.txt": ["RAISE-TOKENISE", of_length(RAISING_TOKENS)],
         "kills.txt": ["KILL-TOKENISE"],
-        "kills-later.txt": [of_length(KILLING_TOKENS)],
+        "kills-later.txt": [of_length(UPSETTING_TOKENS)],
     }
     for name, texts in clean.items():
         (corpus / name).write_text("\n".join([*texts, *poison[name]]))

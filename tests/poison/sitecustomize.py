@@ -3,8 +3,8 @@
 Python imports this module by itself when it starts, so it reaches Ray's workers without a line in the product.
 
     a text that contains  RAISE-TOKENISE | KILL-TOKENISE   when it is tokenised
-    a row of              61 | 62 tokens                   raises | kills when it is classified
-    OFFRAMP_TEST_START=kill                                kills every actor that loads a model
+    a row of              61 tokens                        when it is classified
+    a row of              62 tokens                        then too: it upsets the GPU, which no process gets over
 """
 
 import importlib.abc
@@ -13,7 +13,7 @@ import os
 import sys
 from types import ModuleType
 
-RAISING_TOKENS, KILLING_TOKENS = 61, 62
+RAISING_TOKENS, UPSETTING_TOKENS = 61, 62
 
 
 class Poisoner(importlib.abc.MetaPathFinder):
@@ -49,21 +49,16 @@ def poison_tokeniser(module: ModuleType) -> None:
 
 
 def poison_engine(module: ModuleType) -> None:
-    run, start = module.Engine.run, module.Engine.__init__
+    run = module.Engine.run
 
     def poisoned(self, rows, exit_plan=None):  # type: ignore[no-untyped-def]
-        if (rows.lengths == KILLING_TOKENS).any():
-            os._exit(9)
+        if (rows.lengths == UPSETTING_TOKENS).any():
+            raise module.torch.AcceleratorError("CUDA error: device-side assert triggered")
         if (rows.lengths == RAISING_TOKENS).any():
             raise ValueError("this row cannot be classified")
         return run(self, rows, exit_plan)
 
-    def started(self, *args):  # type: ignore[no-untyped-def]
-        if os.environ.get("OFFRAMP_TEST_START") == "kill":
-            os._exit(9)
-        start(self, *args)
-
-    module.Engine.run, module.Engine.__init__ = poisoned, started
+    module.Engine.run = poisoned
 
 
 sys.meta_path.insert(0, Poisoner())
