@@ -99,10 +99,11 @@ class Sample:
 
         It only grows with it (FastBERT's figure 3): isotonic regression (Ayer et al. 1955) takes out most of what is chance.
         """
-        fits = zip(self.uncertainty, self.differs, strict=True)
-        return np.array(
-            [IsotonicRegression().fit_transform(seen, differs.astype(np.float64)) for seen, differs in fits]
-        )
+        fit = IsotonicRegression(
+            out_of_bounds="clip"
+        ).fit_transform  # without it, rounding to float32 makes NaN of the ends
+        rows = zip(self.uncertainty, self.differs, strict=True)
+        return np.array([fit(seen, differs.astype(np.float64)) for seen, differs in rows])
 
     @cached_property
     def order(self) -> IntArray:
