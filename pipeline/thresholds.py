@@ -99,11 +99,9 @@ class Sample:
 
         It only grows with it (FastBERT's figure 3): isotonic regression (Ayer et al. 1955) takes out most of what is chance.
         """
-        fit = IsotonicRegression(
-            out_of_bounds="clip"
-        ).fit_transform  # without it, rounding to float32 makes NaN of the ends
-        rows = zip(self.uncertainty, self.differs, strict=True)
-        return np.array([fit(seen, differs.astype(np.float64)) for seen, differs in rows])
+        fit = IsotonicRegression().fit_transform  # in float64: in float32 it makes NaN of the ends
+        rows = zip(self.uncertainty.astype(np.float64), self.differs.astype(np.float64), strict=True)
+        return np.array([fit(seen, differs) for seen, differs in rows])
 
     @cached_property
     def order(self) -> IntArray:

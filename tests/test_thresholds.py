@@ -58,6 +58,17 @@ def test_along_a_path_no_threshold_falls_and_no_row_leaves_later(rows: int, seed
     assert all(float(f"{speed:.6g}") == speed for speed in path.ravel())
 
 
+@given(rows=st.integers(1, 300), seed=st.integers(0, 1000))
+@settings(max_examples=25)
+def test_risk_is_a_share_and_only_grows_with_uncertainty(rows: int, seed: int) -> None:
+    sample = made_up(rows, seed)
+    by_uncertainty = np.take_along_axis(sample.risk, sample.order, axis=1)
+    assert np.isfinite(sample.risk).all()
+    assert (np.diff(by_uncertainty, axis=1) >= -1e-9).all()
+    assert -1e-9 <= sample.risk.min() <= sample.risk.max() <= 1 + 1e-9
+    assert sample.risk.mean(1) == pytest.approx(sample.differs.mean(1))
+
+
 def test_a_path_saves_about_as_much_as_the_best_of_all_thresholds() -> None:
     sample, grid = made_up(400, 1), np.linspace(0, 1, 16)
     every = [sample.outcome(np.array(speeds)) for speeds in product(grid, repeat=3)]
