@@ -1,9 +1,16 @@
-"""An S3 server over HTTP, moto's, that can be made to fail: on which requests, how often, and with which status."""
+"""An S3 server over HTTP that can be made to fail: on which requests, how often, and with which status.
 
+It is moto's; with OFFRAMP_TEST_S3=http://host:port it hands all requests on to that server, of which it must be able to use
+BUCKET with the credentials below.
+"""
+
+import http.client
 import logging
+import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import boto3
@@ -27,6 +34,23 @@ class Fault:
         return f"<Error><Code>{code}</Code><Message>the test says so</Message></Error>".encode()
 
 
+def forward(upstream: str, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """Hand a request on as it came: the signature covers the host's name, which stays."""
+    headers = {key[5:].replace("_", "-"): value for key, value in environ.items() if key.startswith("HTTP_")}
+    headers |= {key.replace("_", "-"): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(key)}
+    headers.pop("CONNECTION", None)
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    connection = http.client.HTTPConnection(upstream, timeout=60)
+    connection.request(environ["REQUEST_METHOD"], environ["REQUEST_URI"], body, headers)
+    answer = connection.getresponse()
+    hop = ("connection", "transfer-encoding", "keep-alive")
+    kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in hop]
+    data = answer.read()
+    connection.close()
+    start_response(f"{answer.status} {answer.reason}", kept)
+    return [data]
+
+
 class S3Server:
     """Listens on a free port of this machine until it is closed."""
 
@@ -35,7 +59,8 @@ class S3Server:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         """Method and path of all requests since the last reset."""
-        self._application = DomainDispatcherApplication(create_backend_app)
+        upstream = os.environ.get("OFFRAMP_TEST_S3", "").removeprefix("http://")
+        self._application = partial(forward, upstream) if upstream else DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
