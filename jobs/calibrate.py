@@ -6,7 +6,7 @@ full depth. Every row goes through every exit once, in the precision of classify
 directory: calibration.json, with thresholds for any target, and calibration.png, a picture of it.
 
   python jobs/calibrate.py --model my-model --data sample.parquet
-  python jobs/classify.py --model my-model --input corpus/ --output out/ --max-disagreement 1%% --audit 0.5%%
+  python jobs/classify.py --model my-model --input corpus/ --output out/ --max-disagreement 1% --audit 0.5%
   python jobs/classify.py --model my-model --input corpus/ --output out/ --target-speedup 2
 
 docs/guarantees.md says what is promised, and how many rows it takes.
