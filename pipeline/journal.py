@@ -119,13 +119,13 @@ def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
 
 def shard_names(receipts: pa.Table) -> ShardNames:
     """Take the names of shards: [N]."""
-    names = receipts["shard"].combine_chunks().cast(pa.binary()).cast(pa.binary(16))
-    return as_numbers(np.frombuffer(names.buffers()[1], "S16", len(names), names.offset * 16))
+    return as_numbers(receipts["shard"].combine_chunks())
 
 
-def as_numbers(names: npt.NDArray[np.bytes_]) -> ShardNames:
-    """Turn names of 16 hexadecimal digits, [N] of S16, into numbers, which are smaller and faster to sort: [N]."""
-    letters = np.ascontiguousarray(names).view(np.uint8).reshape(-1, 16)
+def as_numbers(names: pa.Array) -> ShardNames:
+    """Turn names of 16 hexadecimal digits, [N] strings, into numbers, which are smaller and faster to sort: [N]."""
+    fixed = names.cast(pa.binary()).cast(pa.binary(16))
+    letters = np.frombuffer(fixed.buffers()[1], np.uint8, len(fixed) * 16, fixed.offset * 16).reshape(-1, 16)
     digits = (letters & 15) + 9 * (letters >> 6)
     return (digits[:, ::2] * 16 + digits[:, 1::2]).view(">u8")[:, 0].astype(np.uint64)
 

@@ -12,6 +12,7 @@ and whoever publishes last adds what the other has published. State is O(shards)
 """
 
 import contextlib
+import itertools
 import json
 import re
 import time
@@ -27,7 +28,17 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError, UserError
 from pipeline.inputs import InputFile
-from pipeline.journal import NO_SHARDS, Journal, are_among, as_numbers, distinct, read_segments, shard_names
+from pipeline.journal import (
+    BATCH_ROWS,
+    NO_SHARDS,
+    Journal,
+    ShardNames,
+    are_among,
+    as_numbers,
+    distinct,
+    read_segments,
+    shard_names,
+)
 from pipeline.manifest import (
     MANIFEST_VERSION,
     SHARDS_PREFIX,
@@ -265,20 +276,24 @@ class Ledger:
         return self.storage.names(self.folder, "part-")
 
     def _load(self) -> None:
-        """Read what is done. Shards whose parts have been taken away count for nothing."""
-        generation = self.output.generation
-        sources = read_segments(self._segments.get(generation, ()))
+        """Read what is done. Shards whose parts have been taken away, or lost by a disk, count for nothing."""
+        sources = read_segments(self._segments.get(self.output.generation, ()))
         sources += self._published_shards()
-        if not sources:
-            return
-        parts = (shard.encode() for name in self._part_names() if (shard := self.output.shard_of(name)))
-        there = np.sort(as_numbers(np.fromiter(parts, "S16")))
+        there = None if is_remote(self.folder) or not sources else self._parts_there()
         for table in distinct(sources):
-            mask = are_among(shard_names(table), there)
-            self._lost = np.concatenate([self._lost, shard_names(table)[~mask]])
-            kept = table if mask.all() else table.filter(pa.array(mask))
-            self._index.add_table(kept)
-            self._totals.add_table(kept)
+            if there is not None:
+                mask = are_among(shard_names(table), there)
+                self._lost = np.concatenate([self._lost, shard_names(table)[~mask]])
+                table = table if mask.all() else table.filter(pa.array(mask))
+            self._index.add_table(table)
+            self._totals.add_table(table)
+
+    def _parts_there(self) -> ShardNames:
+        """List the parts of this generation, in order. Not for S3: what was put stays, and a million names take minutes."""
+        found, names = [NO_SHARDS], iter(self._part_names())
+        while batch := list(itertools.islice(names, BATCH_ROWS)):
+            found.append(as_numbers(self.output.shards_of(batch)))
+        return np.sort(np.concatenate(found))
 
     def _keep(self, receipt: Receipt) -> None:
         self._totals.add(receipt)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import RefusedError, UserError
@@ -42,10 +43,11 @@ class Output:
             storage.delete([rejects_path])  # an earlier try of this shard may have had some
         storage.write(f"{self.folder}/{self.part(shard)}", parquet_bytes(rows))
 
-    def shard_of(self, name: str) -> str | None:
-        """Return the shard of a part of this generation; None for other files."""
-        shard = name[5:21]
-        return shard if name == self.part(shard) else None
+    def shards_of(self, names: list[str]) -> pa.Array:
+        """Return the shards of those files that are parts of this generation."""
+        found = pa.array(names, pa.string())
+        pattern = "^" + self.part("|").replace(".", r"\.").replace("|", "[0-9a-f]{16}") + "$"
+        return pc.utf8_slice_codeunits(found.filter(pc.match_substring_regex(found, pattern)), 5, 21)
 
 
 def generation_of(name: str) -> int | None:

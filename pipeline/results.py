@@ -46,9 +46,9 @@ def published(folder: str | Path) -> Manifest:
     return manifest
 
 
-def shards(manifest: Manifest) -> pa.Table:
-    """Read the published shards, by `schema.SHARDS`: file, rows, counts and part of each."""
-    return pq.read_table(BytesIO(manifest.read_shards()))
+def shards(manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
+    """Read the published shards, all columns of `schema.SHARDS` or some: file, rows, counts and part of each."""
+    return pq.read_table(BytesIO(manifest.read_shards()), columns=columns)
 
 
 def results_as_corpus(folder: str) -> Corpus:
@@ -60,7 +60,7 @@ def results_as_corpus(folder: str) -> Corpus:
     if read_manifest(location) is None and not _begun(location):
         return list_inputs(folder)
     manifest = published(folder)
-    parts = set(shards(manifest)[PART].to_pylist())
+    parts = set(shards(manifest, [PART])[PART].to_pylist())
     root = f"{manifest.folder}/"
     entries = (entry for entry in storage_of(root).walk(manifest.folder) if entry.path.removeprefix(root) in parts)
     return of_entries(manifest.folder, sorted(entries, key=lambda entry: entry.path))
@@ -71,7 +71,7 @@ def _begun(location: str) -> bool:
 
 
 def _dataset(manifest: Manifest, column: str, schema: pa.Schema) -> ds.Dataset:
-    paths = [f"{manifest.folder}/{name}" for name in shards(manifest)[column].drop_null().to_pylist()]
+    paths = [f"{manifest.folder}/{name}" for name in shards(manifest, [column])[column].drop_null().to_pylist()]
     form = ds.ParquetFileFormat()
     if is_remote(manifest.folder):
         from pipeline.s3 import arrow_filesystem

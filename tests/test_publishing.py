@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.inputs import Corpus
 from pipeline.ledger import Ledger
 from pipeline.output import Output
-from pipeline.results import open_results, published, shards
+from pipeline.results import open_results, published, results_as_corpus, shards
 from pipeline.schema import REJECTS
 from pipeline.storage import is_remote, storage_of
 from tests.conftest import REPOSITORY
@@ -30,6 +30,7 @@ from tests.ledger_tools import (
     read_all,
     receipt,
     run_all,
+    write,
 )
 from tests.s3_server import S3Server
 
@@ -74,6 +75,21 @@ def test_who_knows_nothing_of_offramp_can_read_and_audit_a_result(tmp_path: Path
         assert shard["rows_in"] == len(rows) + len(rejects) == shard["rows_out"] + sum(dict(shard["rejected"]).values())
         ids += rows["id"].to_pylist() + rejects["id"].to_pylist()
     assert sorted(ids) == ALL_IDS
+
+
+def test_a_job_that_reads_results_takes_published_parts_only(corpus: Corpus, folder: str) -> None:
+    plain = results_as_corpus(f"{folder.removesuffix('/out')}/in")  # a folder that no run has written to
+    assert plain.files == corpus.files
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        finish(ledger, receipt(corpus, 0, 0, 30, last=True))
+    with pytest.raises(UserError, match="the run that writes there has not ended"):
+        results_as_corpus(folder)
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.publish(1.0)
+        write(ledger, receipt(corpus, 1, 0, 30, last=True))  # by a run that goes on
+    (file,) = results_as_corpus(folder).files
+    assert file.path == f"{folder}/{file.name}" == f"{folder}/part-{corpus.files[0].shard_id(0)}.parquet"
 
 
 def test_there_is_nothing_to_read_before_the_end(corpus: Corpus, folder: str) -> None:
