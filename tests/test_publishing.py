@@ -86,7 +86,7 @@ def test_a_job_that_reads_results_takes_published_parts_only(corpus: Corpus, fol
     with pytest.raises(UserError, match="the run that writes there has not ended"):
         results_as_corpus(folder)
     with Ledger(folder, FINGERPRINT) as ledger:
-        ledger.publish(1.0)
+        ledger.publish(1.0, {})
         write(ledger, receipt(corpus, 1, 0, 30, last=True))  # by a run that goes on
     (file,) = results_as_corpus(folder).files
     assert file.path == f"{folder}/{file.name}" == f"{folder}/part-{corpus.files[0].shard_id(0)}.parquet"
