@@ -1,5 +1,6 @@
 """Paths of thresholds: monotone, as cheap as brute force finds, and true to the engine."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -62,6 +63,8 @@ def test_along_a_path_no_threshold_falls_and_no_row_leaves_later(rows: int, seed
 @settings(max_examples=25)
 def test_risk_is_a_share_and_only_grows_with_uncertainty(rows: int, seed: int) -> None:
     sample = made_up(rows, seed)
+    if seed % 2:  # as lower exits often are: all rows uncertain, and close together
+        sample = replace(sample, uncertainty=1 - sample.uncertainty / 100)
     by_uncertainty = np.take_along_axis(sample.risk, sample.order, axis=1)
     assert np.isfinite(sample.risk).all()
     assert (np.diff(by_uncertainty, axis=1) >= -1e-9).all()

@@ -267,11 +267,11 @@ def drift(args: argparse.Namespace) -> None:
     choice = calibration.curve.within(0.02, CONFIDENCE)
     model = EarlyExitModel.from_pretrained(directory)
     engine = Engine(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=choice.criterion))
-    spec = AuditSpec(share=0.2, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
+    spec = AuditSpec(share=0.25, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
     promise = Promise(limit=0.02, exits=tuple(choice.exits), reference=calibration.reference)
     head("night", "audited", "differ", "bounds", "verdict", *(f"PSI {name}" for name in SIGNALS), "alarms")
-    nights = [(f"movie {night}", texts["movie"][8000 + 2000 * night :][:2000]) for night in range(10)]
-    for name, night in [*nights, ("newswire", texts["news"][:2000])]:
+    nights = [(f"movie {night}", texts["movie"][8000 + 1500 * night :][:1500]) for night in range(10)]
+    for name, night in [*nights, ("newswire", texts["news"][:1500])]:
         tokens = tokenise(directory, model, night)
         answers = engine.run(tokens.rows)
         sums = audit(engine, spec, name, tokens.rows, answers)
@@ -292,9 +292,9 @@ def drift(args: argparse.Namespace) -> None:
         )
     corpus, out = args.work / "nights", args.work / "nights-out"
     corpus.mkdir(exist_ok=True)
-    for name, night in (("1-movie", nights[0][1]), ("2-news", texts["news"][:2000])):
+    for name, night in (("1-movie", nights[0][1]), ("2-news", texts["news"][:1500])):
         night.to_parquet(corpus / f"{name}.parquet", index=False)
-        asked = ["--max-disagreement", "2%", "--audit", "20%", "--audit-fail", "--price-per-hour", "1"]
+        asked = ["--max-disagreement", "2%", "--audit", "25%", "--audit-fail", "--price-per-hour", "1"]
         job("classify", "--model", directory, "--input", corpus, "--output", out, "--id-column", "id", *asked)
 
 
