@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.synthetic import reviews
-from tests.conftest import run_job
+from tests.conftest import run_job, run_job_here
 
 
 def write(path: Path, rows: int, seed: int) -> str:
@@ -63,10 +63,10 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     assert "drift in" in second.stderr
     assert "length" in second.stderr
     assert (out / "_manifest.json").read_bytes() == before
-    again = run_job("classify.py", *options[:6], "--audit", "1%", *options[8:])
+    again = run_job_here("classify.py", *options[:6], "--audit", "1%", *options[8:])
     assert again.returncode == 1  # nothing is left to classify, and still nothing is published
     assert (out / "_manifest.json").read_bytes() == before
-    anyway = run_job("classify.py", *options[:6], "--audit", "1%", "--max-disagreement", "0.2")
+    anyway = run_job_here("classify.py", *options[:6], "--audit", "1%", "--max-disagreement", "0.2")
     assert anyway.returncode == 0
     assert json.loads((out / "_manifest.json").read_text())["totals"]["rows_out"] == 3000
 
@@ -86,7 +86,7 @@ def test_targets_that_cannot_be_met_are_named(
     options: list[str], culprit: str, calibrated: Path, tmp_path: Path
 ) -> None:
     corpus = write(tmp_path / "a.parquet", 5, 0)
-    done = run_job(
+    done = run_job_here(
         "classify.py", "--model", str(calibrated), "--input", corpus, "--output", str(tmp_path / "o"), *options
     )
     assert done.returncode == 2
@@ -96,6 +96,6 @@ def test_targets_that_cannot_be_met_are_named(
 def test_targets_need_a_calibration_and_a_calibration_needs_exits(model_directory: Path, tmp_path: Path) -> None:
     corpus = write(tmp_path / "a.parquet", 5, 0)
     options = ["--model", str(model_directory), "--input", corpus, "--output", str(tmp_path / "o")]
-    done = run_job("classify.py", *options, "--target-speedup", "2")
+    done = run_job_here("classify.py", *options, "--target-speedup", "2")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"run jobs/calibrate.py --model {model_directory} --data SAMPLE" in done.stderr
