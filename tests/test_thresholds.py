@@ -64,7 +64,7 @@ def test_along_a_path_no_threshold_falls_and_no_row_leaves_later(rows: int, seed
 def test_risk_is_a_share_and_only_grows_with_uncertainty(rows: int, seed: int) -> None:
     sample = made_up(rows, seed)
     if seed % 2:  # as lower exits often are: all rows uncertain, and close together
-        sample = replace(sample, uncertainty=1 - sample.uncertainty / 100)
+        sample = replace(sample, uncertainty=(1 - sample.uncertainty / 100).astype(np.float32))
     by_uncertainty = np.take_along_axis(sample.risk, sample.order, axis=1)
     assert np.isfinite(sample.risk).all()
     assert (np.diff(by_uncertainty, axis=1) >= -1e-9).all()
