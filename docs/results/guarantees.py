@@ -49,7 +49,7 @@ SETS = {
 PAPERS = {
     "trec": "trec/soft-attention-0",
     "trec, joint": "trec/joint",
-    "subj": "subj/soft-attention-0",
+    "subj": "subj/labels-attention-0",
     "subj, joint": "subj/joint",
 }
 """Models of docs/results/papers.py; their pools are the dev and test rows."""
