@@ -251,14 +251,20 @@ def _planned(engine: Engine, work: Workload) -> object:
     return engine.run(work.rows, work.exit_plan)
 
 
-def drift(args: argparse.Namespace) -> None:
-    """Calibrate the SST-2 model on movie sentences; audit ten nights of other movie sentences, then one of newswire."""
+def sentences(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """Read the unlabelled texts, shuffled."""
     texts = {}
     for source in ("movie", "news"):
         files = sorted((args.data / f"unlabeled_{source}").glob("part-*"))
         texts[source] = pd.concat([pd.read_parquet(file) for file in files])[["id", "text"]].sample(
             frac=1, random_state=0
         )
+    return texts
+
+
+def drift(args: argparse.Namespace) -> None:
+    """Calibrate the SST-2 model on movie sentences; audit ten nights of other movie sentences, then one of newswire."""
+    texts = sentences(args)
     directory = args.work / "sst2-movie"
     shutil.copytree(args.work / "sst2", directory, dirs_exist_ok=True)
     texts["movie"][:8000].to_parquet(args.work / "data" / "movie-sample.parquet", index=False)
@@ -290,9 +296,14 @@ def drift(args: argparse.Namespace) -> None:
             f"| {' | '.join([*cells, *(f'{told[name]:.3f}' for name in SIGNALS)])} | {' '.join(found.alarms)} |",
             flush=True,
         )
+
+
+def publish(args: argparse.Namespace) -> None:
+    """The same with classify.py itself: a night of movie sentences, and one of newswire, into one folder; after `drift`."""
+    texts, directory = sentences(args), args.work / "sst2-movie"
     corpus, out = args.work / "nights", args.work / "nights-out"
     corpus.mkdir(exist_ok=True)
-    for name, night in (("1-movie", nights[0][1]), ("2-news", texts["news"][:1500])):
+    for name, night in (("1-movie", texts["movie"][8000:9500]), ("2-news", texts["news"][:1500])):
         night.to_parquet(corpus / f"{name}.parquet", index=False)
         asked = ["--max-disagreement", "2%", "--audit", "25%", "--audit-fail", "--price-per-hour", "1"]
         job("classify", "--model", directory, "--input", corpus, "--output", out, "--id-column", "id", *asked)
@@ -369,6 +380,7 @@ WHAT = {
     "by-exit": [by_exit],
     "sizes": [sizes],
     "drift": [drift],
+    "publish": [publish],
 }
 
 if __name__ == "__main__":
