@@ -20,6 +20,8 @@ from pipeline.rows import IntArray, Predictions, TokenRows
 ROWS, DIFFERING, EARLY, FULL, FLOPS = "audited", "differing", "early_seconds", "full_seconds", "audit_flops"
 LENGTH, UNCERTAINTY = "length", "uncertainty"
 CONFIDENCE = 0.95
+FALSE_ALARMS = 0.001
+"""Share of runs that would be told broken by chance if the true share were the limit itself; a nightly job is many runs."""
 
 
 def drawn(shard: str, rows: int, share: float) -> IntArray:
@@ -115,7 +117,8 @@ class Findings:
         """'kept' or 'broken' as far as these rows prove it, 'open' if they are too few, 'none' without a limit or rows."""
         if self.limit is None or not self.rows:
             return "none"
-        return "broken" if self.at_least > self.limit else "kept" if self.at_most <= self.limit else "open"
+        proof = lower_bound(self.differing, self.rows, 1 - FALSE_ALARMS)
+        return "broken" if proof > self.limit else "kept" if self.at_most <= self.limit else "open"
 
     @property
     def failed(self) -> bool:

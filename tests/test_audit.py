@@ -83,7 +83,7 @@ def totals_with(audited: int, differing: int, **more: float) -> Totals:
 
 @pytest.mark.parametrize(
     ("audited", "differing", "verdict"),
-    [(2000, 4, "kept"), (2000, 20, "open"), (100, 0, "open"), (2000, 60, "broken"), (0, 0, "none")],
+    [(2000, 4, "kept"), (2000, 20, "open"), (100, 0, "open"), (2000, 60, "broken"), (2000, 30, "open"), (0, 0, "none")],
 )
 def test_a_limit_is_kept_or_broken_only_if_the_rows_prove_it(audited: int, differing: int, verdict: str) -> None:
     found = findings(totals_with(audited, differing), Promise(limit=0.01))
