@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import json
 import os
 import time
 import uuid
@@ -247,9 +248,14 @@ def use_endpoint(url: str | None) -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """Name what workers on other machines need to find the same S3. Credentials are not among it: every node has its own."""
+    """Name what workers on other machines need to find the same S3. Credentials are not among it: every node has its own.
+
+    What the submission of the job gives them already is left out, since Ray takes nothing twice.
+    """
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    given = submitted.get("env_vars") or {}
     names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    return {name: os.environ[name] for name in names if os.environ.get(name, given.get(name)) != given.get(name)}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Local paths and s3:// behave alike: whole files, listings with marks, conditions, errors that name path and cause."""
 
 import io
+import json
 import os
 import stat
 import subprocess
@@ -183,12 +184,15 @@ def test_no_bucket_is_the_servers_no(s3: S3Server) -> None:
         storage_of("s3://").write("s3://absent/x", b"")
 
 
-def test_workers_hear_of_the_endpoint_and_never_of_credentials(s3: S3Server) -> None:
+def test_workers_hear_of_the_endpoint_and_never_of_credentials(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker_environment() == {
         "AWS_ENDPOINT_URL": s3.url,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_MAX_ATTEMPTS": "3",
     }
+    submitted = {"runtime_env": {"env_vars": {"AWS_ENDPOINT_URL": s3.url, "AWS_MAX_ATTEMPTS": "9"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
+    assert worker_environment() == {"AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "3"}
 
 
 def test_locations_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
