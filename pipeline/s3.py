@@ -73,7 +73,7 @@ class S3Storage:
             _client().put_object(**_place(path), Body=data)
 
     def write_if(self, path: str, data: bytes, mark: str | None) -> bool:
-        # The ETag goes without its quotes: Amazon takes it either way, Ceph before version 17 only like this.
+        # The ETag goes without its quotes, as in Amazon's examples for its command line: Ceph 16 takes it only like this.
         condition = {"IfNoneMatch": "*"} if mark is None else {"IfMatch": mark}
         with _naming(path):
             try:
