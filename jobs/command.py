@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from ray.exceptions import RayError
+
 from models.families import UnsupportedModelError
 from models.precision import UnsupportedPrecisionError
 from pipeline.errors import RefusedError, StorageError, UserError
@@ -81,7 +83,7 @@ def complain(parser: argparse.ArgumentParser, error: Exception) -> int:
 
 def cause_of(error: Exception) -> str:
     """Return the line of a failed task or actor that says why: the first exception that is not one of Ray's wrappers."""
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError) and not isinstance(error, RayError):  # Ray makes classes that are both
         return str(error)
     raised = re.findall(r"^([\w.]*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
     stored = [text for name, text in raised if name.endswith((".StorageError", ".RefusedError"))]  # path and cause

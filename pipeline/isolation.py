@@ -21,13 +21,13 @@ from typing import Any, Generic, TypeVar, cast
 import numpy as np
 
 from pipeline.formats import Unusable
+from pipeline.output import ATTEMPTS_FOLDER
 from pipeline.receipts import Receipt
 from pipeline.rows import IntArray
 from pipeline.storage import storage_of
 
 T = TypeVar("T")
 
-ATTEMPTS_FOLDER = "_attempts"
 MAX_DEATHS = 64
 """Of the workers of one shard in one stage; a bad row among 16,384 costs 17, so this is enough for three of them."""
 MAX_STARTS = 4
@@ -255,8 +255,8 @@ def bounded(output: str | None, key: str, most: int, what: str) -> Iterator[None
 
 def clear_attempts(output: str) -> None:
     """Forget what died, since all shards are done or nobody is at work any more."""
-    storage = storage_of(output)
-    storage.delete([entry.path for entry in storage.walk(f"{output}/{ATTEMPTS_FOLDER}")])
+    storage, folder = storage_of(output), f"{output}/{ATTEMPTS_FOLDER}"
+    storage.delete([f"{folder}/{name}" for name in storage.names(folder)])
 
 
 def _read(path: str) -> str | None:
@@ -265,9 +265,7 @@ def _read(path: str) -> str | None:
 
 
 def _write(path: str, text: str) -> None:
-    storage = storage_of(path)
-    storage.make_folder(path.rpartition("/")[0])
-    storage.write(path, text.encode())
+    storage_of(path).write(path, text.encode())
 
 
 def _remove(path: str) -> None:

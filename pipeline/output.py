@@ -12,7 +12,7 @@ from pipeline.errors import RefusedError, UserError
 from pipeline.storage import absolute, is_remote, storage_of
 
 MANIFEST, LOCK = "_manifest.json", "_lock"
-REJECTS_FOLDER, RECEIPTS_FOLDER = "_rejects", "_receipts"
+REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER = "_rejects", "_receipts", "_attempts"
 PART = re.compile(r"part-([0-9a-f]+)(?:\.g(\d+))?\.parquet")
 
 
@@ -76,7 +76,7 @@ def prepare_folder(output: str, corpus: str) -> str:
         raise UserError(f"--output {output}: lies inside --input, where the next run would read it as corpus")
     storage, probe = storage_of(folder), f"{folder}/.probe"
     try:
-        for name in (REJECTS_FOLDER, RECEIPTS_FOLDER):
+        for name in (REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER):
             storage.make_folder(f"{folder}/{name}")
         storage.write(probe, b"")
         storage.delete([probe])

@@ -92,6 +92,7 @@ def test_many_bad_rows_at_the_start_of_a_shard_are_no_broken_stage() -> None:
 
 
 def test_a_request_to_stop_is_no_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "_attempts").mkdir()
     marker = Marker(str(tmp_path / "_attempts" / "x.json"), "a shard")
     with pytest.raises(KeyboardInterrupt):
         isolate(stage_of(raising({3}, KeyboardInterrupt)), 8, marker)
@@ -103,6 +104,7 @@ class Shard:
 
     def __init__(self, folder: Path, count: int, deadly: set[int]) -> None:
         self.path, self.count, self.deadly = folder / "_attempts" / "classify-shard.json", count, deadly
+        self.path.parent.mkdir(parents=True)
         self.deaths = self.worked = 0
 
     def one_process(self, die_at: int | None = None) -> Isolated[list[int]] | None:
@@ -155,7 +157,6 @@ def test_a_lost_node_at_any_moment_costs_no_row(tmp_path: Path, count: int, dead
     for death in range(12):
         for die_at in range(6):
             shard = Shard(tmp_path / f"{death}-{die_at}", count, deadly)
-            shard.path.parent.parent.mkdir()
             done, tries = None, 0
             while done is None:
                 before = shard.deaths
@@ -206,6 +207,7 @@ def test_work_that_kills_every_process_is_not_begun_for_ever(tmp_path: Path) -> 
             raise SystemExit
 
     path, left = tmp_path / "_attempts" / "start-actor.json", list[str]()
+    path.parent.mkdir()
     for _ in range(4):
         with pytest.raises(SystemExit):
             begin()
@@ -222,4 +224,3 @@ def test_markers_go_when_all_is_done(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "_attempts" / "classify-shard.json").read_text())["at"] == [0, 4]
     clear_attempts(str(tmp_path))
     assert not list((tmp_path / "_attempts").iterdir())
-    clear_attempts(str(tmp_path))
