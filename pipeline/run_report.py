@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from pipeline.audit import Findings
 from pipeline.page import Bars, Facts, Lines, Section, Table, render
 from pipeline.progress import duration
 from pipeline.receipts import Receipt, Totals, length_bounds
@@ -55,6 +56,8 @@ class Run:
     fresh: Totals
     """Of this run."""
     timeline: Timeline
+    found: Findings
+    """By the audit, in rows that were not published before."""
     examples: Table | None = None
     """Rows with their texts, which nobody shows without being asked."""
 
@@ -81,6 +84,9 @@ def sections_of(run: Run) -> list[Section | None]:
         rows(run.totals),
         exits(run.totals),
         cost(run.totals),
+        audit(run.found),
+        drift(run.found),
+        device_time(run.found),
         uncertainty(run.totals),
         lengths(run.totals),
         rejects(run.totals),
@@ -162,6 +168,44 @@ def cost(totals: Totals) -> Section:
         ("filler", f"{totals.filler_tokens / whole:.2%} of all tokens x layers" if whole else "-"),
     ]
     return Facts("Cost against full depth", pairs)
+
+
+def audit(found: Findings) -> Section | None:
+    """Early answers against those of full depth, on the rows that were drawn for it."""
+    if not found.rows:
+        return None
+    pairs = [
+        ("audited", f"{found.rows:,} rows went to full depth as well"),
+        ("differ", f"{found.differing:,} ({found.share:.3%})"),
+        ("true share", f"at most {found.at_most:.3%}, with {found.confidence:.0%} confidence"),
+    ]
+    if found.limit is not None:
+        pairs.append(("limit", f"{found.limit:.3%}: {found.verdict}"))
+    return Facts("Audit", pairs, "Of the rows that no manifest told of before.")
+
+
+def drift(found: Findings) -> Section | None:
+    """Whether the rows look like those of the calibration."""
+    if not found.signals:
+        return None
+    cells = [[s.name, f"{s.psi:.3f}", f"{s.watch:.3f}", f"{s.alarm:.3f}", s.state] for s in found.signals]
+    note = "Population stability index against the calibration."
+    return Table("Drift", ["of", "index", "watch above", "alarm above", "state"], cells, note)
+
+
+def device_time(found: Findings) -> Section | None:
+    """Time of the actors, and what full depth would have taken by the audited rows."""
+    if found.full_depth_seconds is None:
+        return None
+    saved = found.full_depth_seconds - found.device_seconds - found.audit_seconds
+    pairs = [
+        ("classifying", f"{found.device_seconds:,.1f} device-seconds"),
+        ("audit", f"{found.audit_seconds:,.1f} device-seconds"),
+        ("full depth", f"about {found.full_depth_seconds:,.1f} device-seconds"),
+    ]
+    if found.price_per_hour is not None:
+        pairs.append(("saved", f"{found.money(saved):.4g} in money, at {found.price_per_hour:g} an hour"))
+    return Facts("Device time against full depth", pairs)
 
 
 def throughput(moments: Sequence[Moment]) -> Section | None:

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.audit import Findings
+from pipeline.drift import Signal
 from pipeline.examples import examples
 from pipeline.inputs import list_inputs
 from pipeline.output import Output
@@ -54,6 +56,13 @@ def receipt(number: int) -> Receipt:
     )
 
 
+FOUND = Findings(
+    rows=2000, differing=12, limit=0.01, confidence=0.95, signals=[Signal(name="length", psi=0.31, watch=0.1, alarm=0.25)],
+    flops=1e12, flops_full_depth=3e12, audit_flops=4e10, device_seconds=3600.0, audit_seconds=120.0,
+    full_depth_seconds=9000.0, price_per_hour=2.0,
+)  # fmt: skip
+
+
 def example_run(shards: int = 24) -> Run:
     totals, timeline = Totals(), Timeline()
     for number in range(shards):
@@ -68,6 +77,7 @@ def example_run(shards: int = 24) -> Run:
         totals=totals,
         fresh=totals,
         timeline=timeline,
+        found=FOUND,
         examples=Table("Examples", ["exit", "text"], [["1", "a <b>bold</b> claim, and much more text than that"]]),
     )
 
@@ -110,6 +120,8 @@ def test_the_page_tells_all_counts_and_loads_nothing() -> None:
     for said in ("24,000 rows answered", "240 rows rejected", "2.50x", "null_text", "168", "layer 1", "9,600 40.0%"):
         assert said in text, said
     for said in ("Unexpected end of <file>", "a <b>bold</b> claim", "entropy 0.3", "60.0%", "0.9-1.0", "256-511"):
+        assert said in text, said
+    for said in ("12 (0.600%)", "1.000%: kept", "length 0.310 0.100 0.250 alarm", "2.933 in money, at 2 an hour"):
         assert said in text, said
     assert all(load.startswith("data:") for load in reader.loads)
     assert "<script" not in run_page(example_run())
