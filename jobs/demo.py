@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import time
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -23,6 +22,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from jobs import command, options
 from models.early_exit import quiet_transformers
+from pipeline.results import open_results
+from pipeline.run_report import REPORT
 from pipeline.synthetic import CLASSES, LEVELS, reviews, vocabulary
 
 JOBS = Path(__file__).resolve().parent
@@ -99,12 +100,13 @@ def job(line: str) -> None:
 def look(folder: Path) -> None:
     """Look at the result with pandas, as a user would."""
     print("\n6. Look at it: easy rows leave first\n")
-    print(f'   >>> out = pd.read_parquet("{folder}/out")')
+    print(f'   >>> out = open_results("{folder}/out").to_table().to_pandas()')
     print('   >>> out["right"] = out.label == out.truth')
     print('   >>> out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean().round(3)\n')
-    out = pd.read_parquet(folder / "out")
+    out = open_results(folder / "out").to_table().to_pandas()
     out["right"] = out.label == out.truth
     print(out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean().round(3).loc[LEVELS].to_string())
+    print(f"\n   {folder / 'out' / REPORT} tells of the run in a browser")
 
 
 parser = command.new_parser(__doc__)
