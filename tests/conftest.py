@@ -162,7 +162,7 @@ def save_tiny_model(directory: Path, tokenizer: PreTrainedTokenizerFast) -> Path
     return directory
 
 
-def run_job(name: str, *options: str, timeout: float = 280, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_job(name: str, *options: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a job in a process of its own, as a user does, on a Ray of its own."""
     return subprocess.run(
         [sys.executable, str(REPOSITORY / "jobs" / name), *options],

@@ -33,7 +33,7 @@ def documents(path: Path) -> list[Any]:
 @functools.cache
 def help_of(job: str) -> str:
     command = [sys.executable, str(REPOSITORY / "jobs" / job), "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=90).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
 
 
 def commands() -> Iterator[list[str]]:

@@ -71,11 +71,11 @@ def test_a_killed_run_goes_on_and_ends_with_every_row_once(model_directory: Path
         stderr=subprocess.DEVNULL,
         env=os.environ | {"RAY_ADDRESS": "local"},
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while shards_kept(out) < 2 and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)
     job.kill()
-    job.wait(timeout=60)
+    job.wait(timeout=200)
     assert 2 <= shards_kept(out) < 24
     again = run_job("label.py", *options)
     assert again.returncode == 0, again.stderr

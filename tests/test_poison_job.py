@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 from transformers import PreTrainedTokenizerFast
 
 from models.criterion import Criterion
@@ -26,7 +25,6 @@ def of_length(tokens: int) -> str:
     return " ".join(["the"] * (tokens - 2))  # beside [CLS] and [SEP]
 
 
-@pytest.mark.timeout(300)
 def test_poison_rows_cost_themselves_and_nothing_else(
     model_directory: Path, review_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -42,7 +40,7 @@ def test_poison_rows_cost_themselves_and_nothing_else(
         (corpus / name).write_text("\n".join([*texts, *poison[name]]))
     options = ["--model", str(model_directory), "--speed", "0.6", "--dtype", "fp32", "--input", str(corpus)]
     path = os.pathsep.join([str(REPOSITORY / "tests" / "poison"), os.environ.get("PYTHONPATH", "")])
-    done = run_job("classify.py", *options, "--output", str(out), timeout=240, PYTHONPATH=path)
+    done = run_job("classify.py", *options, "--output", str(out), PYTHONPATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
 
     rejects = pd.read_parquet(out / "_rejects").set_index("id").sort_index()

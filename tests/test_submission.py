@@ -59,7 +59,7 @@ class Head:
         """Wait until a job can be submitted: the dashboard answers long before the agent that starts jobs does."""
         body = json.dumps({"entrypoint": "true"}).encode()
         url = f"http://127.0.0.1:{self.port}/api/jobs/"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             try:
                 headers = {"Content-Type": "application/json"}
@@ -72,7 +72,7 @@ class Head:
     def submit(self, *words: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
         command = [RAY, "job", "submit", "--address", f"http://127.0.0.1:{self.port}", *words]
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=cwd, env=self.environment, timeout=150, check=False
+            command, capture_output=True, text=True, cwd=cwd, env=self.environment, timeout=400, check=False
         )
 
     def close(self) -> None:
@@ -118,7 +118,6 @@ def assert_done(done: subprocess.CompletedProcess[str], out: Path) -> None:
     assert json.loads((out / "_manifest.json").read_text())["totals"]["rows_out"] == 500
 
 
-@pytest.mark.timeout(600)
 def test_the_job_is_submitted_in_three_ways_and_fails_when_it_fails(
     head: Head, model_directory: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -134,7 +133,6 @@ def test_the_job_is_submitted_in_three_ways_and_fails_when_it_fails(
     assert "the following arguments are required: --model, --input, --output" in failed.stdout
 
 
-@pytest.mark.timeout(300)
 def test_stopping_the_job_keeps_what_was_finished(head: Head, model_directory: Path, tmp_path: Path) -> None:
     big, out = tmp_path / "in", tmp_path / "out"
     big.mkdir()
@@ -149,17 +147,17 @@ def test_stopping_the_job_keeps_what_was_finished(head: Head, model_directory: P
         "jobs/classify.py", *flags,
     )  # fmt: skip
     assert started.returncode == 0, started.stderr
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while shards_kept(out) < 1 and time.monotonic() < deadline:
         time.sleep(0.1)
     address = f"http://127.0.0.1:{head.port}"
     stop = subprocess.run(
         [RAY, "job", "stop", "--address", address, name], capture_output=True, text=True, env=head.environment,
-        timeout=60, check=False,
+        timeout=200, check=False,
     )  # fmt: skip
     logs = subprocess.run(
         [RAY, "job", "logs", "--address", address, name], capture_output=True, text=True, env=head.environment,
-        timeout=60, check=False,
+        timeout=200, check=False,
     )  # fmt: skip
     assert "was stopped" in stop.stdout, stop.stdout + stop.stderr
     assert "the same command goes on from there" in logs.stdout, logs.stdout

@@ -17,7 +17,6 @@ from tests.chaos.kills import VICTIMS, plan_of
 from tests.conftest import REPOSITORY
 
 
-@pytest.mark.timeout(300)
 def test_rounds_of_chaos_lose_nothing_and_repeat_nothing() -> None:
     """In a process of its own: Ray's settings are read at its import."""
     command = [
@@ -34,7 +33,7 @@ def test_rounds_of_chaos_lose_nothing_and_repeat_nothing() -> None:
         "500",
     ]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    done = subprocess.run(command, cwd=REPOSITORY, env=clean, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, env=clean, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 lost, 0 twice, 0 labels differ" in done.stdout
     assert "nothing in time" not in done.stdout
