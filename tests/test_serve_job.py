@@ -29,7 +29,7 @@ from tests.test_submission import free_port
 
 TEXTS = [review.text for review in reviews(300, seed=11)]
 TOKEN = "a test's secret"
-READY_S = 120
+READY_S = 300
 
 
 class Server:

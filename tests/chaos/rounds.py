@@ -25,7 +25,7 @@ from tests.chaos.nodes import Nodes
 
 MAX_RUNS = 8
 """Of the same command in a round; more is a failure."""
-RUN_SECONDS = 240
+RUN_SECONDS = 400
 
 
 @dataclass(frozen=True)
