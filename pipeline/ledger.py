@@ -13,11 +13,9 @@ and whoever publishes last adds what the other has published. State is O(shards)
 
 import contextlib
 import itertools
-import json
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -44,7 +42,7 @@ from pipeline.manifest import (
     SHARDS_PREFIX,
     Fingerprint,
     Manifest,
-    decode_schema,
+    Run,
     difference,
     encode_schema,
     read_manifest,
@@ -61,16 +59,6 @@ from pipeline.storage import is_remote, lock_folder, storage_of
 RUN_FILE = "run.json"
 PUBLISH_TRIES = 10
 """Each of them fails only if another driver has published in between."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run that has not ended yet, as its file tells of it."""
-
-    fingerprint: Fingerprint
-    schema: pa.Schema
-    overwrites: bool
-    """It was begun to take the place of results that were there."""
 
 
 class Ledger:
@@ -118,9 +106,9 @@ class Ledger:
         place = self._place(self.output.generation)
         self.storage.make_folder(place)
         mine = Run(self.fingerprint, schema, self.overwrite)
-        if not self.storage.write_if(f"{place}/{RUN_FILE}", _write_run(mine), None):
+        if not self.storage.write_if(f"{place}/{RUN_FILE}", mine.to_json(), None):
             there = self.storage.read(f"{place}/{RUN_FILE}")
-            if there and difference(_read_run(there[0]).fingerprint, self.fingerprint):
+            if there and difference(Run.from_json(there[0]).fingerprint, self.fingerprint):
                 raise UserError(f"--output {self.folder}: another run has begun to write there; choose another folder")
         self._runs[self.output.generation] = mine
 
@@ -236,7 +224,7 @@ class Ledger:
             if found and found[2] == RUN_FILE:
                 data = self.storage.read(entry.path)
                 if data is not None:
-                    runs[int(found[1])] = _read_run(data[0])
+                    runs[int(found[1])] = Run.from_json(data[0])
             elif found:
                 segments.setdefault(int(found[1]), []).append(entry.path)
         return runs, {generation: sorted(paths) for generation, paths in segments.items()}
@@ -347,13 +335,3 @@ class Ledger:
         named = self._manifest.facts.get("shards", {}).get("path") if self._manifest else None
         lists = self.storage.names(self.folder, SHARDS_PREFIX)
         self.storage.delete(f"{self.folder}/{name}" for name in lists if name != named)
-
-
-def _write_run(run: Run) -> bytes:
-    facts = {"fingerprint": run.fingerprint, "schema": encode_schema(run.schema), "overwrites": run.overwrites}
-    return json.dumps(facts, indent=1).encode()
-
-
-def _read_run(data: bytes) -> Run:
-    facts = json.loads(data)
-    return Run(facts["fingerprint"], decode_schema(facts["schema"]), facts["overwrites"])

@@ -11,7 +11,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -61,6 +61,25 @@ class Manifest:
         if _digest(data[0]) != self.facts["shards"]["digest"]:
             raise StorageError(f"{self.shards_path}: is not what {MANIFEST} was written for")
         return data[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that has not ended yet, as its file tells of it."""
+
+    fingerprint: Fingerprint
+    schema: pa.Schema
+    overwrites: bool
+    """It was begun to take the place of results that were there."""
+
+    def to_json(self) -> bytes:
+        facts = {"fingerprint": self.fingerprint, "schema": encode_schema(self.schema), "overwrites": self.overwrites}
+        return json.dumps(facts, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        facts = json.loads(data)
+        return cls(facts["fingerprint"], decode_schema(facts["schema"]), facts["overwrites"])
 
 
 def read_manifest(folder: str) -> Manifest | None:
