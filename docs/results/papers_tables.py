@@ -26,7 +26,7 @@ SETS = ("sst2", "ag_news", "trec", "subj", "qnli", "chnsenticorp", "stsb")
 PAIRS = ("qnli", "stsb")
 METHODS = {
     "FastBERT": ("soft-attention-0", ("entropy",)),
-    "FastBERT's heads, from labels": ("labels-attention-0", ("entropy",)),
+    "FastBERT's heads, from labels (two-stage)": ("labels-attention-0", ("entropy", "confidence")),
     "DeeBERT (two-stage)": ("labels-pooled-0", ("entropy",)),
     "DeeBERT's heads, from soft labels": ("soft-pooled-0", ("entropy",)),
     "BERxiT, joint": ("joint", ("confidence", "lte")),
@@ -34,6 +34,8 @@ METHODS = {
     "PABEE": ("joint-depth", ("patience",)),
     "PABEE's patience on joint": ("joint", ("patience",)),
     "PABEE's patience on alternating": ("alternating", ("patience",)),
+    "joint, pooled heads": ("joint-pooled", ("confidence",)),
+    "joint, pooled heads, 5 epochs at 3e-4": ("joint-pooled-longer", ("confidence",)),
 }
 DROPS = (0.005, 0.01, 0.03)
 SHARES = np.linspace(0.3, 0.9, 13)
@@ -158,7 +160,7 @@ def own_teacher(work: Work) -> None:
     print("## Bring your own teacher\n")
     rows = []
     for name in ("sst2", "ag_news"):
-        for model in ("byo-frozen-attention", "byo-frozen-pooled", "byo-along-attention", "byo-along-pooled"):
+        for model in ("byo-frozen-attention", "byo-along-attention"):
             if not work.there(name, model):
                 continue
             teacher = work.evaluation(name, "byo-teacher", "test").full_depth().quality
