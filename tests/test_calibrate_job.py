@@ -44,7 +44,7 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     rows = pd.read_parquet(out)
     assert 0 < told["audit"]["rows"] < len(rows) == 1500
     assert told["audit"]["verdict"] in ("kept", "open")
-    assert told["audit"]["disagreement"] < 0.2
+    assert told["audit"]["disagreement"] < 0.3  # the limit, and six deviations of 600 rows drawn by the names of shards
     assert told["flops_speedup"] > 1.02
     assert {name: signal["state"] for name, signal in told["drift"].items()} == dict.fromkeys(
         ["exits", "truncation", "length", "uncertainty"], "ok"
@@ -57,16 +57,16 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     pq.write_table(
         pa.table({"text": ["the room"] * 1500}), corpus / "b.parquet"
     )  # another kind of text, all of one length
-    second = run_job("classify.py", *options[:6], "--audit", "1%", *options[8:])
+    second = run_job("classify.py", *options[:6], "--audit", "0.1%", *options[8:])
     assert second.returncode == 1
     assert "not published" in second.stderr
     assert "drift in" in second.stderr
     assert "length" in second.stderr
     assert (out / "_manifest.json").read_bytes() == before
-    again = run_job_here("classify.py", *options[:6], "--audit", "1%", *options[8:])
+    again = run_job_here("classify.py", *options[:6], "--audit", "0.1%", *options[8:])
     assert again.returncode == 1  # nothing is left to classify, and still nothing is published
     assert (out / "_manifest.json").read_bytes() == before
-    anyway = run_job_here("classify.py", *options[:6], "--audit", "1%", "--max-disagreement", "0.2")
+    anyway = run_job_here("classify.py", *options[:6], "--audit", "0.1%", "--max-disagreement", "0.2")
     assert anyway.returncode == 0
     assert json.loads((out / "_manifest.json").read_text())["totals"]["rows_out"] == 3000
 
