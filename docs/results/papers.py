@@ -128,7 +128,7 @@ def commands(backbone: str, work: Path) -> list[tuple[str, str]]:
             finetune(name, "joint-pooled", "--strategy joint", epochs=epochs)
             finetune(name, "joint-pooled-longer", "--strategy joint --learning-rate 3e-4", epochs=5)
 
-    for name, limit in (("sst2", 100_000), ("ag_news", 50_000)):
+    for name, limit in (("sst2", 100_000), ("ag_news", 40_000)):
         finetune(name, "byo-teacher", split="full", epochs=1)
         distill(name, "byo-frozen-attention", "byo-teacher", f"{name}-domain", "--head attention --limit 100000")
         along = f"--head attention --train-backbone joint --limit {limit}"
