@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ray
@@ -27,6 +27,11 @@ MAX_THREADS = 8
 its lock; and an actor of this size fits into one NUMA node of the usual servers, where the system then tends to keep it."""
 TASK_CPUS = {"read": 0.1, "tokenise": 0.3, "write": 0.1}
 """Logical CPUs of the tasks beside the actors: fractions, so that they fit beside an actor on a machine of one core."""
+CLASSIFY, TOKENISE = "classify", "tokenise"
+"""Custom resources by which a cluster says which nodes are for actors, and which for the tasks beside them. Any amount will do:
+`ray start --resources '{"classify": 1}'`. Where no node offers one, every node will do."""
+PLACE_SHARE = 0.001
+"""Of such a resource, for each actor or task: it says where, not how many."""
 RETRIES = 3
 """A training's workers that die are started again this often: machines fail, but not for ever."""
 FREE_SECONDS, FREE_POLL_SECONDS = 15.0, 0.2
@@ -51,6 +56,8 @@ class ActorPlan:
     cpus: float
     gpus: int
     threads: int
+    place: dict[str, float] = field(default_factory=dict)
+    """Custom resources that lead an actor to its nodes."""
 
     @property
     def device(self) -> str:
@@ -150,17 +157,29 @@ def running_cluster() -> str | None:
         return None
 
 
+def place_of(resource: str) -> dict[str, float]:
+    """Return the custom resources that lead to the nodes which offer this one; none where no node does."""
+    offered = any(node["Alive"] and node["Resources"].get(resource) for node in ray.nodes())
+    return {resource: PLACE_SHARE} if offered else {}
+
+
 def plan_actors(wanted: int | None = None, most: int | None = None) -> ActorPlan:
     """Plan one actor a GPU where there are GPUs, else one for every MAX_THREADS cores; `wanted` overrides the number.
+
+    Nodes that offer CLASSIFY are the only ones that count, if there are any.
 
     With `most`, more actors are started up to that number while work waits, on nodes that an autoscaler adds.
 
     Raises DoesNotFitError naming what is missing.
     """
+    place = place_of(CLASSIFY)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in nodes if place.keys() <= node.keys()]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
-        plan = ActorPlan(actors=wanted or gpus, most=max(most or 0, wanted or gpus), cpus=1, gpus=1, threads=1)
+        plan = ActorPlan(
+            actors=wanted or gpus, most=max(most or 0, wanted or gpus), cpus=1, gpus=1, threads=1, place=place
+        )
         if plan.actors > gpus:
             raise DoesNotFitError(f"{plan.actors} actors want a GPU each; the cluster has {gpus}")
         return plan
@@ -173,8 +192,9 @@ def plan_actors(wanted: int | None = None, most: int | None = None) -> ActorPlan
     if threads < 1:
         raise DoesNotFitError(f"{wanted} actors want a core each; the cluster's {len(cores)} nodes have {sum(cores)}")
     actors = wanted or sum(count // threads for count in cores)
-    cpus = threads - sum(TASK_CPUS.values()) / per_node
-    return ActorPlan(actors=actors, most=max(most or 0, actors), cpus=cpus, gpus=0, threads=threads)
+    # Tasks find room beside the actors, unless they have nodes of their own.
+    cpus = threads - (0 if place_of(TOKENISE) else sum(TASK_CPUS.values()) / per_node)
+    return ActorPlan(actors=actors, most=max(most or 0, actors), cpus=cpus, gpus=0, threads=threads, place=place)
 
 
 def check_free(plan: ActorPlan) -> None:

@@ -104,7 +104,7 @@ def application(spec: ServingSpec, plan: ActorPlan) -> Application:
         serve.ingress()(Replica),
         name="classifier",
         num_replicas=plan.actors,
-        ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus},
+        ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus, "resources": plan.place},
         max_ongoing_requests=REQUESTS_AT_ONCE,
         max_queued_requests=REQUESTS_AT_ONCE,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),

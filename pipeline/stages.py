@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from pipeline.cluster import TASK_CPUS, ActorPlan
+from pipeline.cluster import TASK_CPUS, TOKENISE, ActorPlan, place_of
 from pipeline.config import AuditSpec, EngineConfig
 from pipeline.formats import Unusable
 from pipeline.inputs import InputFile
@@ -97,12 +97,14 @@ def tokenised_shards(
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=TASK_CPUS["read"],
+        resources=place_of(TOKENISE),
     )
     return chain.map_batches(
         partial(_tokenise, spec=tokeniser, columns=columns, part=part, output=output),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=TASK_CPUS["tokenise"],
+        resources=place_of(TOKENISE),
     )
 
 
@@ -124,9 +126,14 @@ def classify_files(
         ),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus,
+        resources=plan.place,
     )
     return chain.map_batches(
-        partial(_write, spec=spec), batch_size=1, batch_format="pyarrow", num_cpus=TASK_CPUS["write"]
+        partial(_write, spec=spec),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=TASK_CPUS["write"],
+        resources=place_of(TOKENISE),
     )
 
 
