@@ -23,8 +23,8 @@ NAMES = {
     "chnsenticorp": "negative,positive",
 }
 UNLABELLED = {
-    "sst2": "movie-20k",
-    "ag_news": "news-10k",
+    "sst2": "movie-10k",
+    "ag_news": "news-5k",
     "trec": "questions-all",
     "subj": "movie-20k",
     "qnli": "qnli-unlabelled",
@@ -45,7 +45,7 @@ def prepare(data: Path, work: Path) -> None:
         return pd.read_parquet(data / name / f"{split}.parquet")
 
     for name, test, held_out, rows in (
-        ("sst2", "dev", 1000, 20_000),
+        ("sst2", "dev", 1000, 10_000),
         ("trec", "test", 500, None),
         ("subj", "dev", 800, None),
         ("qnli", "dev", 463, None),
@@ -65,8 +65,9 @@ def prepare(data: Path, work: Path) -> None:
     news = pd.concat([pd.read_parquet(file) for file in sorted((data / "unlabeled_news").glob("part-*"))])
     write("movie", "100k", movie[["text"]][:100_000])
     write("movie", "20k", movie[["text"]][-20_000:])
+    write("movie", "10k", movie[["text"]][-10_000:])
     write("news", "all", news[["text"]].sample(frac=1, random_state=0))
-    write("news", "10k", news[["text"]].sample(10_000, random_state=0))
+    write("news", "5k", news[["text"]].sample(5_000, random_state=0))
     pairs = read("qnli", "test_unlabeled")
     write("qnli", "unlabelled", pairs[["text", "text_pair"]])
     write("questions", "all", pd.concat([pairs, read("qnli", "train")])[["text"]].drop_duplicates())
@@ -128,8 +129,8 @@ def commands(backbone: str, work: Path) -> list[tuple[str, str]]:
             finetune(name, "joint-pooled", "--strategy joint", epochs=epochs)
             finetune(name, "joint-pooled-longer", "--strategy joint --learning-rate 3e-4", epochs=5)
 
-    for name, limit in (("sst2", 100_000), ("ag_news", 40_000)):
-        finetune(name, "byo-teacher", split="full", epochs=1)
+    for name, limit in (("sst2", 60_000), ("ag_news", 30_000)):
+        finetune(name, "byo-teacher", "--limit 20000" if name == "ag_news" else "", split="full", epochs=1)
         distill(name, "byo-frozen-attention", "byo-teacher", f"{name}-domain", "--head attention --limit 100000")
         along = f"--head attention --train-backbone joint --limit {limit}"
         distill(name, "byo-along-attention", "byo-teacher", f"{name}-domain", along)
@@ -161,10 +162,10 @@ def chinese_backbone(work: Path) -> None:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(words), hidden_size=256, num_hidden_layers=6, num_attention_heads=4, intermediate_size=1024,
-        max_position_embeddings=128,
+        max_position_embeddings=64,
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder)
-    BertTokenizer(str(folder / "vocab.txt"), model_max_length=128).save_pretrained(folder)
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
 
 
 def main() -> None:
