@@ -26,7 +26,6 @@ from jobs import command, options
 from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline import calibrating, report
-from pipeline.audit import CONFIDENCE
 from pipeline.benchmark import time_curve
 from pipeline.calibration import LIMITS, Calibration, Scaling, choices
 from pipeline.chunks import Chunk
@@ -34,6 +33,7 @@ from pipeline.config import DTYPE_NAMES
 from pipeline.drift import reference_of
 from pipeline.errors import UserError
 from pipeline.evaluation import record_as_run
+from pipeline.guarantees import CONFIDENCE
 from pipeline.labelled import label_numbers, sample_texts
 from pipeline.plots import promises
 from pipeline.temperature import fit_exits, scale_exits

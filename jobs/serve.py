@@ -27,8 +27,11 @@ import time
 from ray.serve import Application
 
 from jobs import command, options
+from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline import serving
+from pipeline.calibration import FILE as CALIBRATION_FILE
+from pipeline.calibration import Calibration, Curve
 from pipeline.cluster import DoesNotFitError, check_free, join_or_start, plan_actors
 from pipeline.config import DTYPE_NAMES, EngineConfig
 from pipeline.engine import check_exits
@@ -75,15 +78,32 @@ def spec_of(args: argparse.Namespace) -> serving.ServingSpec:
     token = Path(args.token_file).read_text() if args.token_file else os.environ.get(TOKEN_VARIABLE, "")
     if args.token_file and not token.strip():
         raise UserError(f"--token-file {args.token_file}: is empty")
+    tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
     return serving.ServingSpec(
         model=options.absolute_model(args.model),
-        tokeniser=options.load_tokeniser_spec(args.model, model, args.max_tokens),
+        tokeniser=tokeniser,
         engine=engine,
         limits=Limits(rows=args.max_rows, answer_seconds=args.timeout),
         batch_tokens=args.batch_tokens,
         queue_tokens=args.queue_tokens,
         token_hash=hash_token(token.strip().encode()) if token.strip() else None,
+        curve=curve_of(args, engine.criterion.name, tokeniser.max_tokens),
     )
+
+
+def curve_of(args: argparse.Namespace, criterion: str, max_tokens: int) -> Curve | None:
+    """Load what the model's calibration knows, if it fits; requests by speed-up or limit need it, others do not."""
+    if not (Path(args.model) / CALIBRATION_FILE).is_file():
+        return None
+    try:
+        calibration = Calibration.load(args.model)
+        calibration.check(weights_digest(args.model), args.dtype, max_tokens)
+        if calibration.curve.criterion != criterion:
+            raise UserError(f"it is about {calibration.curve.criterion}, and the model is served by {criterion}")
+    except UserError as problem:
+        print(f"{args.model}: requests cannot ask for a speed-up or a limit: {problem}", file=sys.stderr)
+        return None
+    return calibration.curve
 
 
 def application(values: dict[str, str]) -> Application:

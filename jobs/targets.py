@@ -4,10 +4,10 @@ import argparse
 
 from jobs import options
 from models.digest import weights_digest
-from pipeline.audit import CONFIDENCE, Promise
+from pipeline.audit import Promise
 from pipeline.calibration import Calibration, Choice
 from pipeline.config import AuditSpec
-from pipeline.guarantees import upper_bound
+from pipeline.guarantees import CONFIDENCE, upper_bound
 from pipeline.tokenise import TokeniserSpec
 
 TARGETS = ("speed", "target_speedup", "max_disagreement")

@@ -13,13 +13,12 @@ import numpy as np
 from pipeline.config import AuditSpec
 from pipeline.drift import Reference, Signal, bin_counts, length_counts
 from pipeline.engine import Engine
-from pipeline.guarantees import lower_bound, upper_bound
+from pipeline.guarantees import CONFIDENCE, lower_bound, upper_bound
 from pipeline.receipts import Clock, Totals
 from pipeline.rows import IntArray, Predictions, TokenRows
 
 ROWS, DIFFERING, EARLY, FULL, FLOPS = "audited", "differing", "early_seconds", "full_seconds", "audit_flops"
 LENGTH, UNCERTAINTY = "length", "uncertainty"
-CONFIDENCE = 0.95
 FALSE_ALARMS = 0.001
 """Share of runs that would be told broken by chance if the true share were the limit itself; a nightly job is many runs."""
 

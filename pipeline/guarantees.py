@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from scipy.special import bdtr, betaincinv
 
+CONFIDENCE = 0.95
+"""Of promises and audits, unless another is asked for."""
 MOST_ROWS = 1 << 30
 """Where `rows_needed` gives up."""
 

@@ -22,6 +22,7 @@ from ray.serve.schema import ApplicationStatus
 
 from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
+from pipeline.calibration import Curve
 from pipeline.cluster import ActorPlan, running_cluster
 from pipeline.config import EngineConfig
 from pipeline.engine import Engine
@@ -57,6 +58,8 @@ class ServingSpec:
     queue_tokens: int | None = None
     """Tokens that may wait; None is BATCHES_WAITING batches."""
     token_hash: bytes | None = None
+    curve: Curve | None = None
+    """Of the model's calibration, if it has one that fits how it is served."""
 
 
 def engine_criterion(criterion: Criterion, model: EarlyExitModel) -> Criterion:
@@ -85,7 +88,7 @@ class Replica:
             on_batch=self.metrics.batch,
         )
         self.spec = spec
-        self.classifier = Classifier(self.queue, Tokeniser(spec.tokeniser), asked, spec.limits)
+        self.classifier = Classifier(self.queue, Tokeniser(spec.tokeniser), asked, spec.limits, spec.curve)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_app(

@@ -17,20 +17,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.criterion import Criterion
+from pipeline.calibration import Curve
+from pipeline.guarantees import CONFIDENCE
 from pipeline.rows import Predictions, Thresholds
 from pipeline.schema import EXIT_LAYER, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
 from pipeline.serving_queue import EngineQueue, QueueFullError
+from pipeline.serving_schema import ClassifyRequest, ClassifyResponse, Problem
 from pipeline.tokenise import Tokenised, Tokeniser
 
 OPEN_PATHS = ("/healthz", "/docs", "/openapi.json")
@@ -54,56 +56,17 @@ class Limits:
     """From the whole request to its answer."""
 
 
-class ClassifyRequest(BaseModel):
-    """One text, a pair of texts, or a list of either."""
-
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={"examples": [{"text": "the room was clean", "speed": 0.3}, {"text": ["one", "two"]}]},
-    )
-
-    text: str | Annotated[list[str], Field(min_length=1)] = Field(description="a text, or a list of texts")
-    pair: str | list[str] | None = Field(None, description="second texts, for pairs: as many as there are texts")
-    speed: float | None = Field(
-        None, ge=0, le=1, description="leave when the uncertainty is at most this: 0 full depth, 1 fastest"
-    )
-    probabilities: bool = Field(False, description="tell the probabilities of all classes too")
-
-
-class Result(BaseModel):
-    """What the model says of one text. `value` takes the place of label, label_id and score where it predicts a number."""
-
-    label: str | None = None
-    label_id: int | None = None
-    score: float | None = Field(None, description="probability of the predicted class")
-    value: float | None = None
-    probabilities: list[float] | None = None
-    exit_layer: int = Field(description="layers that the text went through")
-    uncertainty: float = Field(description="at that exit, in [0, 1]")
-    truncated: bool = Field(description="the text was longer than the model reads")
-
-
-class ClassifyResponse(BaseModel):
-    """One result a text, in order."""
-
-    results: list[Result]
-
-
-class Problem(BaseModel):
-    """Why there is no answer."""
-
-    detail: str
-
-
 class Classifier:
     """Text in, results out: a tokeniser and an engine's queue, for coroutines."""
 
-    def __init__(self, queue: EngineQueue, tokeniser: Tokeniser, criterion: Criterion, limits: Limits) -> None:
-        """`criterion` is what requests without a speed are judged by."""
+    def __init__(
+        self, queue: EngineQueue, tokeniser: Tokeniser, criterion: Criterion, limits: Limits, curve: Curve | None = None
+    ) -> None:
+        """`criterion` judges requests that ask for nothing else; `curve`, of the calibration, finds what others ask for."""
         self.queue, self.tokeniser, self.criterion, self.limits = queue, tokeniser, criterion, limits
         self.labels, self.regression = queue.engine.model.labels, queue.engine.model.regression
         self.layers = queue.engine.model.shape.layers
+        self.curve = curve
         self.takes_speed = not queue.engine.config.criterion.full_depth and criterion.name != "patience"
         self._tokenising = ThreadPoolExecutor(
             1, thread_name_prefix="tokenise"
@@ -135,6 +98,7 @@ class Classifier:
             "exit_layers": list(engine.model.exit_layers),
             "criterion": self.criterion.describe(),
             "speed_per_request": self.takes_speed,
+            "calibrated": self.curve is not None,
             "max_tokens": self.tokeniser.spec.max_tokens,
             "dtype": engine.precision,
             "device": engine.device.type,
@@ -159,11 +123,29 @@ class Classifier:
 
     def _criterion_of(self, request: ClassifyRequest) -> Criterion | None:
         """Return what judges this request's rows; None where the engine's criterion has no thresholds to vary."""
+        asked = request.asked()
+        if len(asked) > 1:
+            raise HTTPException(422, f"{' and '.join(asked)} exclude each other")
+        if "target_speedup" in asked or "max_disagreement" in asked:
+            return self._calibrated(**asked)
         if not self.takes_speed:
-            if request.speed is not None and self.criterion.name == "patience":
+            if asked and self.criterion.name == "patience":
                 raise HTTPException(422, f"speed: this model is served with {self.criterion.describe()}")
             return None
-        return self.criterion if request.speed is None else Criterion(name=self.criterion.name, speed=request.speed)
+        return Criterion(name=self.criterion.name, speed=asked["speed"]) if asked else self.criterion
+
+    def _calibrated(self, target_speedup: float | None = None, max_disagreement: float | None = None) -> Criterion:
+        """Look up the thresholds for a speed-up or a limit."""
+        name = "max_disagreement" if target_speedup is None else "target_speedup"
+        if self.curve is None:
+            raise HTTPException(422, f"{name}: this model is served without a calibration (jobs/calibrate.py)")
+        if target_speedup is None:
+            assert max_disagreement is not None
+            return self.curve.within(max_disagreement, CONFIDENCE).criterion
+        try:
+            return self.curve.at_speedup(target_speedup).criterion
+        except ValueError as error:
+            raise HTTPException(422, f"{name}: {error}") from error
 
     def _thresholds(self, criterion: Criterion) -> Thresholds:
         """Lay a criterion out by layer: [L]."""
