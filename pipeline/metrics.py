@@ -10,6 +10,7 @@ from typing import Any
 
 from ray.util import metrics as ray_metrics
 
+from pipeline import audit
 from pipeline.receipts import Receipt
 from pipeline.serving_queue import BatchReport
 
@@ -43,16 +44,20 @@ FILLER_TOKENS = Metric("offramp_filler_tokens", COUNTER, ("source",), "Tokens x 
 STAGE_SECONDS = Metric(
     "offramp_stage_seconds", COUNTER, ("source", "stage"), "Time spent in a stage, over all workers."
 )
+AUDITED = Metric("offramp_audited_rows", COUNTER, ("source",), "Rows that went to full depth as well.")
+DIFFERING = Metric("offramp_differing_rows", COUNTER, ("source",), "Audited rows that full depth answers otherwise.")
 QUEUE_ROWS = Metric("offramp_queue_rows", GAUGE, ("source",), "Rows that wait for the engine of a replica.")
 BATCHES = Metric("offramp_batches", COUNTER, ("source",), "Calls of the engine, or shards.")
 REQUESTS = Metric("offramp_requests", COUNTER, ("source", "status"), "HTTP requests by status code.")
 REQUEST_SECONDS = Metric("offramp_request_seconds", HISTOGRAM, ("source",), "Time from an HTTP request to its answer.")
 
-BULK = (ROWS, TOKENS, REJECTS, EXITS, ACTIVE, LAYER_TOKENS, FILLER_TOKENS, STAGE_SECONDS, BATCHES)
+BULK = (ROWS, TOKENS, REJECTS, EXITS, ACTIVE, LAYER_TOKENS, FILLER_TOKENS, STAGE_SECONDS, BATCHES, AUDITED, DIFFERING)
 SERVING = (
     ROWS, TOKENS, EXITS, ACTIVE, LAYER_TOKENS, FILLER_TOKENS, STAGE_SECONDS, BATCHES, QUEUE_ROWS, REQUESTS, REQUEST_SECONDS,
 )  # fmt: skip
 METRICS = tuple(dict.fromkeys(BULK + SERVING))
+ACTOR_QUEUE = "num_external_inqueue_blocks"
+"""Ray Data's own, exported as `ray_data_...` with the label `operator`: blocks, which are shards, that wait for an operator."""
 
 
 class _Registered:
@@ -104,6 +109,8 @@ class BulkMetrics(_Registered):
             layer_tokens=receipt.layer_tokens,
             filler_tokens=receipt.filler_tokens,
         )
+        self.count(AUDITED, receipt.sums.get(audit.ROWS, 0.0))
+        self.count(DIFFERING, receipt.sums.get(audit.DIFFERING, 0.0))
         for reason, rows in receipt.rejected.items():
             self.count(REJECTS, rows, reason=reason)
         for stage, seconds in receipt.seconds.items():
