@@ -308,10 +308,12 @@ def publish(args: argparse.Namespace) -> None:
     """The same with classify.py itself: a night of movie sentences, and one of newswire, into one folder; after `drift`."""
     texts, directory = sentences(args), args.work / "sst2-movie"
     corpus, out = args.work / "nights", args.work / "nights-out"
-    corpus.mkdir(exist_ok=True)
+    for folder in (corpus, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    corpus.mkdir()
     for name, night in (("1-movie", texts["movie"][8000:9500]), ("2-news", texts["news"][:1500])):
         night.to_parquet(corpus / f"{name}.parquet", index=False)
-        asked = ["--max-disagreement", "2%", "--audit", "25%", "--audit-fail", "--price-per-hour", "1"]
+        asked = ["--max-disagreement", "2%", "--audit", "10%", "--audit-fail", "--price-per-hour", "1"]
         job("classify", "--model", directory, "--input", corpus, "--output", out, "--id-column", "id", *asked)
 
 

@@ -108,7 +108,8 @@ def commands(backbone: str, work: Path) -> list[tuple[str, str]]:
 
     def exits(name: str, seeds: tuple[int, ...] = SEEDS) -> None:
         """Heads on the frozen teacher: from labels, and from soft labels of training and unlabelled text."""
-        for head, teacher, some in (("attention", "teacher-attention", seeds), ("pooled", "teacher", (0,))):
+        attention = "teacher" if name == "stsb" else "teacher-attention"
+        for head, teacher, some in (("attention", attention, seeds), ("pooled", "teacher", (0,))):
             for seed in some:
                 options = f"--head {head} --seed {seed}"
                 train = f"{name}-train.parquet"
@@ -126,6 +127,9 @@ def commands(backbone: str, work: Path) -> list[tuple[str, str]]:
         if name in ("trec", "stsb"):
             finetune(name, "joint-depth", "--head attention --strategy joint --exit-weights depth", epochs=epochs)
         if name == "trec":
+            for workers, folder in ((1, "one-worker"), (2, "two-workers")):
+                curve = f"--head attention --epochs 4 --batch-rows 32 --workers {workers}"
+                distill(name, folder, "teacher-attention", "trec-text", curve)
             finetune(name, "joint-pooled", "--strategy joint", epochs=epochs)
             finetune(name, "joint-pooled-longer", "--strategy joint --learning-rate 3e-4", epochs=5)
 

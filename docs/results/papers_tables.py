@@ -5,6 +5,7 @@ python docs/results/papers_tables.py --work papers > tables.md
 """
 
 import argparse
+import json
 import sys
 from functools import cache
 from pathlib import Path
@@ -179,11 +180,22 @@ def own_teacher(work: Work) -> None:
         table(["set", "model", "criterion, chosen on dev", "teacher, test", "test", "loss", "fewer FLOPs"], rows)
 
 
+def two_workers(work: Work) -> None:
+    print("## One worker and two: mean loss, trec, soft labels\n")
+    losses = {}
+    for model in ("one-worker", "two-workers"):
+        lines = map(json.loads, (work.folder / "trec" / model / "training.jsonl").read_text().splitlines())
+        losses[model] = [line["loss"] for line in lines if "dev" in line]
+    pairs = zip(*losses.values(), strict=True)
+    rows = [[str(epoch), *(f"{loss:.4f}" for loss in both)] for epoch, both in enumerate(pairs, start=1)]
+    table(["epoch", "one worker", "two workers"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", required=True, type=Path)
     work = Work(parser.parse_args().work)
-    for part in (own_teacher, savings, layers, self_distillation, uncertainty):
+    for part in (own_teacher, savings, layers, self_distillation, uncertainty, two_workers):
         part(work)
 
 
