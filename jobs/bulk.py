@@ -13,7 +13,6 @@ from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.audit import Findings, Promise, summary
 from pipeline.classification import Outcome, classify_corpus, columns_of, fingerprint_of
-from pipeline.cluster import DoesNotFitError
 from pipeline.config import DTYPE_NAMES, AuditSpec, EngineConfig
 from pipeline.engine import check_exits
 from pipeline.errors import StorageError, UserError
@@ -147,9 +146,6 @@ def run(
         EarlyExitModel.from_pretrained(args.model)  # what is wrong with it is said here, once, and not by every actor
         try:
             outcome = classify_corpus(corpus, left, spec, ledger, plan.promise, actors=args.actors)
-        except DoesNotFitError as error:
-            print(f"{parser.prog}: error: {error}", file=sys.stderr)
-            return command.FAILED
         except (RayError, StorageError) as error:
             print(f"{parser.prog}: error: {command.cause_of(error)}\n{kept(ledger)}", file=sys.stderr)
             return command.FAILED

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 
 from models.families import UnsupportedModelError
 from models.precision import UnsupportedPrecisionError
+from pipeline.cluster import DoesNotFitError
 from pipeline.errors import RefusedError, StorageError, UserError
 
 CONFIG_VARIABLE = "OFFRAMP_CONFIG"
@@ -59,7 +60,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
         code = main(parse(parser)) or DONE
     except (UserError, RefusedError, UnsupportedModelError, UnsupportedPrecisionError, FileNotFoundError) as error:
         code = complain(parser, error)
-    except StorageError as error:
+    except (StorageError, DoesNotFitError) as error:
         complain(parser, error)
         code = FAILED
     except PermissionError as error:

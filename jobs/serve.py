@@ -32,7 +32,7 @@ from models.early_exit import EarlyExitModel
 from pipeline import serving
 from pipeline.calibration import FILE as CALIBRATION_FILE
 from pipeline.calibration import Calibration, Curve
-from pipeline.cluster import DoesNotFitError, check_free, join_or_start, plan_actors
+from pipeline.cluster import check_free, join_or_start, plan_actors
 from pipeline.config import DTYPE_NAMES, EngineConfig
 from pipeline.engine import check_exits
 from pipeline.errors import UserError
@@ -46,12 +46,8 @@ def main(args: argparse.Namespace) -> int:
     spec = spec_of(args)
     serving.check_port(args.host, args.port)
     join_or_start()
-    try:
-        plan = plan_actors(args.replicas)
-        check_free(plan)
-    except DoesNotFitError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return command.FAILED
+    plan = plan_actors(args.replicas)
+    check_free(plan)
     try:
         with serving.running(serving.application(spec, plan), args.host, args.port):
             url = f"http://{args.host}:{args.port}"

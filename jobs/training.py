@@ -14,7 +14,6 @@ from jobs import command, options
 from models.early_exit import quiet_transformers
 from pipeline.checkpoint import FOLDER, claim, release
 from pipeline.chunks import Chunk
-from pipeline.cluster import DoesNotFitError
 from pipeline.config import TrainingConfig
 from pipeline.errors import UserError
 from pipeline.labelled import Texts, hold_out
@@ -74,9 +73,6 @@ def run(
     print(about)
     try:
         run_workers(work, args.workers, output / FOLDER)
-    except DoesNotFitError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return command.FAILED
     except (RayError, TrainingFailedError) as error:
         go_on = "the same command goes on from the last checkpoint"
         print(f"{parser.prog}: error: {command.cause_of(error)}\n{go_on}", file=sys.stderr)
