@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from models.dropout import dropout as drop
 from models.runs import Run
@@ -50,6 +49,8 @@ def _takes_ragged_rows(x: Tensor) -> bool:
 
 def _attend_ragged(qkv_T3H: Tensor, runs: tuple[Run, ...], heads: int) -> Tensor:
     """All rows in one kernel; filler is a row of its own, which nobody reads."""
+    from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler along: two seconds
+
     bounds, longest = _row_bounds(runs, len(qkv_T3H), qkv_T3H.device)
     q_TND, k_TND, v_TND = qkv_T3H.unflatten(1, (3, heads, -1)).unbind(1)
     out_TND = varlen_attn(q_TND, k_TND, v_TND, bounds, bounds, longest, longest)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
+from models.activations import activation
 from models.attention import attend, attend_from_first, first_tokens, lengths_of
 from models.dropout import Dropout
 from models.families import Shape
@@ -106,7 +106,7 @@ class FeedForward(nn.Module):
         self.expand = nn.Linear(shape.hidden, shape.intermediate)
         self.contract = ResidualLinear(shape.intermediate, shape.hidden, shape.dropout)
         self.activation_name = shape.activation
-        self.activation = ACT2FN[shape.activation]
+        self.activation = activation(shape.activation)
 
     def forward(self, x_QH: Tensor) -> Tensor:
         return self.contract.plus(self.activation(self.expand(x_QH)), x_QH)

@@ -21,7 +21,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
 from models.backbone import Backbone, PackedTokens
@@ -178,6 +178,8 @@ class EarlyExitModel(nn.Module):
             self.config.early_exit |= {"branch_head": self.branch_head, "lte": self.lte is not None}
         if self.criterion is not None:
             self.config.early_exit["criterion"] = asdict(self.criterion)
+        from transformers import AutoModelForSequenceClassification  # takes seconds to import
+
         self.config.architectures = [AutoModelForSequenceClassification._model_mapping[type(self.config)].__name__]
         self.config.dtype = "float32"
         self.save_weights(path)
@@ -201,6 +203,8 @@ class EarlyExitModel(nn.Module):
 
     def _load(self, name: str | os.PathLike[str], *, fresh_head: bool) -> None:
         """Take backbone and last head through transformers (it knows every checkpoint layout), branch heads directly."""
+        from transformers import AutoModelForSequenceClassification  # takes seconds to import
+
         with_head = self.last_head == "classifier"
         with quiet_transformers():
             theirs, info = AutoModelForSequenceClassification.from_pretrained(

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
+from models.activations import activation as activation_of
 from models.attention import attend_from_first, first_tokens
 from models.dropout import Dropout
 from models.runs import Run
@@ -25,7 +25,7 @@ class PooledHead(nn.Module):
     def __init__(self, hidden: int, classes: int, *, activation: str = "tanh", dropout: float = 0.1) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden, hidden)
-        self.activation = torch.tanh if activation == "tanh" else ACT2FN[activation]
+        self.activation = activation_of(activation)
         self.dropout = Dropout(dropout)
         self.out = nn.Linear(hidden, classes)
 
