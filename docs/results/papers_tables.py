@@ -46,8 +46,8 @@ SHARES = np.linspace(0.3, 0.9, 13)
 class Work:
     """Models and data under one folder; every evaluation is made once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, sets: tuple[str, ...]) -> None:
+        self.folder, self.sets = folder, sets
 
     def there(self, name: str, model: str) -> bool:
         directory = self.folder / name / model
@@ -78,7 +78,7 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 def savings(work: Work) -> None:
     print("## What can be saved\n")
-    for name in SETS:
+    for name in work.sets:
         rows = []
         for method, (model, criteria) in METHODS.items():
             if not work.there(name, model):
@@ -98,7 +98,7 @@ def savings(work: Work) -> None:
 
 def layers(work: Work) -> None:
     print("## Every exit on all test rows\n")
-    for name in SETS:
+    for name in work.sets:
         rows = []
         for method, (model, _criteria) in METHODS.items():
             if work.there(name, model) and "patience" not in method:
@@ -111,7 +111,7 @@ def layers(work: Work) -> None:
 def self_distillation(work: Work) -> None:
     print("## Self-distillation against labels: the same heads, equal FLOPs, three seeds\n")
     rows = []
-    for name in SETS:
+    for name in work.sets:
         gains = {}
         for kind in ("soft", "labels"):
             models = [f"{kind}-attention-{seed}" for seed in range(3) if work.there(name, f"{kind}-attention-{seed}")]
@@ -142,7 +142,7 @@ def mean_quality(points: list[OperatingPoint]) -> float:
 def uncertainty(work: Work) -> None:
     print("## LUHA: rank correlation of uncertainty bins and accuracy, by layer (entropy, test rows)\n")
     rows = []
-    for name in SETS:
+    for name in work.sets:
         if name == "stsb" or not work.there(name, "soft-attention-0"):
             continue
         evaluation = work.evaluation(name, "soft-attention-0", "test")
@@ -160,7 +160,7 @@ def uncertainty(work: Work) -> None:
 def own_teacher(work: Work) -> None:
     print("## Bring your own teacher\n")
     rows = []
-    for name in ("sst2", "ag_news"):
+    for name in sorted({"sst2", "ag_news"} & {*work.sets}):
         for model in ("byo-frozen-attention", "byo-along-attention"):
             if not work.there(name, model):
                 continue
@@ -181,6 +181,8 @@ def own_teacher(work: Work) -> None:
 
 
 def two_workers(work: Work) -> None:
+    if not work.there("trec", "two-workers") or "trec" not in work.sets:
+        return
     print("## One worker and two: mean loss, trec, soft labels\n")
     losses = {}
     for model in ("one-worker", "two-workers"):
@@ -194,7 +196,9 @@ def two_workers(work: Work) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", required=True, type=Path)
-    work = Work(parser.parse_args().work)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
+    args = parser.parse_args()
+    work = Work(args.work, tuple(args.sets))
     for part in (own_teacher, savings, layers, self_distillation, uncertainty, two_workers):
         part(work)
 
