@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 demo: $(READY)  ## make a corpus, train a small early-exit model, classify 50,000 rows
 	$(BIN)/python jobs/demo.py
 
-test: $(READY)  ## all tests, two at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+test: $(READY)  ## all tests, three at a time: much of each is waiting for Ray
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 bench: $(READY)  ## the engine against what you would run instead
 	$(BIN)/python jobs/benchmark.py
