@@ -41,6 +41,7 @@ METHODS = {
 DROPS = (0.005, 0.01, 0.03)
 OWN_DROPS = (0.0, 0.0025, 0.005)
 """Of accuracy against one's own teacher on dev rows: what is chosen there at the limit loses more elsewhere."""
+OWN_SPEEDUPS = {"sst2": (1.6, 2.0, 2.5), "ag_news": (2.2, 3.0, 4.0)}
 SHARES = np.linspace(0.3, 0.9, 13)
 """FLOPs, as shares of full depth, at which two curves are compared."""
 
@@ -182,6 +183,23 @@ def own_teacher(work: Work) -> None:
         table(["set", "model", "lost on dev", "chosen on dev", "teacher, test", "test", "lost", "fewer FLOPs"], rows)
 
 
+def own_teacher_at(work: Work) -> None:
+    """The same with thresholds that dev rows give a speed-up for, labels or not."""
+    print("## Bring your own teacher, at a speed-up\n")
+    rows = []
+    for name in sorted({"sst2", "ag_news"} & {*work.sets}):
+        for model in ("byo-frozen-attention", "byo-along-attention"):
+            teacher = work.evaluation(name, "byo-teacher", "test").full_depth().quality
+            for speedup in OWN_SPEEDUPS[name]:
+                fast = [p for p in work.evaluation(name, model, "dev").curve("entropy") if p.flops_speedup >= speedup]
+                best = min(fast, key=lambda point: point.flops_speedup).criterion
+                point = work.evaluation(name, model, "test").at(best)
+                cells = [f"{point.quality:.4f}", f"{point.quality - teacher:+.4f}", f"{point.flops_speedup:.2f}x"]
+                rows.append([name, model, f"{speedup:g}x", best.describe(), f"{teacher:.4f}", *cells])
+    if rows:
+        table(["set", "model", "asked", "chosen on dev", "teacher, test", "test", "lost", "fewer FLOPs"], rows)
+
+
 def two_workers(work: Work) -> None:
     if not work.there("trec", "two-workers") or "trec" not in work.sets:
         return
@@ -201,7 +219,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     args = parser.parse_args()
     work = Work(args.work, tuple(args.sets))
-    for part in (own_teacher, savings, layers, self_distillation, uncertainty, two_workers):
+    for part in (own_teacher, own_teacher_at, savings, layers, self_distillation, uncertainty, two_workers):
         part(work)
 
 
