@@ -163,41 +163,47 @@ def uncertainty(work: Work) -> None:
 def own_teacher(work: Work) -> None:
     print("## Bring your own teacher\n")
     rows = []
-    for name in sorted({"sst2", "ag_news"} & {*work.sets}):
-        for model in ("byo-frozen-attention", "byo-along-attention"):
-            if not work.there(name, model):
-                continue
-            teacher = work.evaluation(name, "byo-teacher", "test").full_depth().quality
-            dev = work.evaluation(name, model, "dev")
-            at_best = work.evaluation(name, "byo-teacher", "dev").full_depth().quality
-            for criterion in ("entropy", "confidence", "patience", "lte"):
-                for drop in OWN_DROPS:
-                    good = [point for point in dev.curve(criterion) if point.quality >= at_best - drop]
-                    if not good:
-                        continue
-                    best = max(good, key=lambda point: point.flops_speedup).criterion
-                    point = work.evaluation(name, model, "test").at(best)
-                    cells = [f"{point.quality:.4f}", f"{point.quality - teacher:+.4f}", f"{point.flops_speedup:.2f}x"]
-                    rows.append([name, model, f"-{drop:.2%}", best.describe(), f"{teacher:.4f}", *cells])
-    if rows:
-        table(["set", "model", "lost on dev", "chosen on dev", "teacher, test", "test", "lost", "fewer FLOPs"], rows)
+    for name, model in own_models(work):
+        dev = work.evaluation(name, model, "dev")
+        at_best = work.evaluation(name, "byo-teacher", "dev").full_depth().quality
+        for criterion in ("entropy", "confidence", "patience", "lte"):
+            for drop in OWN_DROPS:
+                good = [point for point in dev.curve(criterion) if point.quality >= at_best - drop]
+                if good:
+                    best = max(good, key=lambda point: point.flops_speedup)
+                    rows.append(own_row(work, name, model, f"-{drop:.2%}", best))
+    own_table("lost on dev", rows)
 
 
 def own_teacher_at(work: Work) -> None:
     """The same with thresholds that dev rows give a speed-up for, labels or not."""
     print("## Bring your own teacher, at a speed-up\n")
     rows = []
-    for name in sorted({"sst2", "ag_news"} & {*work.sets}):
-        for model in ("byo-frozen-attention", "byo-along-attention"):
-            teacher = work.evaluation(name, "byo-teacher", "test").full_depth().quality
-            for speedup in OWN_SPEEDUPS[name]:
-                fast = [p for p in work.evaluation(name, model, "dev").curve("entropy") if p.flops_speedup >= speedup]
-                best = min(fast, key=lambda point: point.flops_speedup).criterion
-                point = work.evaluation(name, model, "test").at(best)
-                cells = [f"{point.quality:.4f}", f"{point.quality - teacher:+.4f}", f"{point.flops_speedup:.2f}x"]
-                rows.append([name, model, f"{speedup:g}x", best.describe(), f"{teacher:.4f}", *cells])
+    for name, model in own_models(work):
+        for speedup in OWN_SPEEDUPS[name]:
+            fast = [p for p in work.evaluation(name, model, "dev").curve("entropy") if p.flops_speedup >= speedup]
+            best = min(fast, key=lambda point: point.flops_speedup)
+            rows.append(own_row(work, name, model, f"{speedup:g}x", best))
+    own_table("asked", rows)
+
+
+def own_models(work: Work) -> list[tuple[str, str]]:
+    """Sets and models that learned from one's own teacher."""
+    models = [(name, model) for name in OWN_SPEEDUPS for model in ("byo-frozen-attention", "byo-along-attention")]
+    return [(name, model) for name, model in models if name in work.sets and work.there(name, model)]
+
+
+def own_row(work: Work, name: str, model: str, asked: str, chosen: OperatingPoint) -> list[str]:
+    """What a point that dev rows chose does on test rows, beside the teacher."""
+    teacher = work.evaluation(name, "byo-teacher", "test").full_depth().quality
+    point = work.evaluation(name, model, "test").at(chosen.criterion)
+    cells = [f"{point.quality:.4f}", f"{point.quality - teacher:+.4f}", f"{point.flops_speedup:.2f}x"]
+    return [name, model, asked, chosen.criterion.describe(), f"{teacher:.4f}", *cells]
+
+
+def own_table(asked: str, rows: list[list[str]]) -> None:
     if rows:
-        table(["set", "model", "asked", "chosen on dev", "teacher, test", "test", "lost", "fewer FLOPs"], rows)
+        table(["set", "model", asked, "chosen on dev", "teacher, test", "test", "lost", "fewer FLOPs"], rows)
 
 
 def two_workers(work: Work) -> None:
