@@ -20,10 +20,11 @@ SEED ?= 0
 chaos: $(READY)  ## kill everything at random and see that nothing is lost: make chaos ROUNDS=100 SEED=0
 	$(BIN)/python -m tests.chaos.rounds --rounds $(ROUNDS) --seed $(SEED)
 
-check: $(READY)  ## format, lint, types
+check: $(READY)  ## format, lint, types, the image's recipe
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint infra/Dockerfile
 
 $(READY): pyproject.toml constraints.txt
 	@echo "making the environment in $(VENV): a minute or two"
