@@ -1,45 +1,33 @@
 #!/usr/bin/env python
-"""The measurements of docs/results/guarantees.md, on models trained by the commands there.
+"""The measurements of docs/results/guarantees.md on recorded rows, of models trained by the commands there.
 
 python docs/results/guarantees.py prepare --data $DATA --work W     cut the data: text to train on, and a pool never seen
 python docs/results/guarantees.py record --work W [--papers P]      all exits of every row of the pools, once, in bf16
-python docs/results/guarantees.py targets|promised|wall|by-exit|sizes --work W     the tables
+python docs/results/guarantees.py targets|promised|by-exit|sizes --work W          the tables
 """
 
 import argparse
-import copy
-import shutil
-import subprocess
 import sys
 import time
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import pandas as pd
-import torch
 from transformers import AutoTokenizer, BertConfig
 
 from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
 from models.families import shape_of
 from models.flops import FlopCounter
-from pipeline.audit import Promise, audit, findings
-from pipeline.benchmark import System, measure, time_criteria, time_curve
 from pipeline.calibrating import curve_of
-from pipeline.calibration import Calibration
 from pipeline.chunks import Chunk
-from pipeline.config import AuditSpec, EngineConfig
-from pipeline.engine import Engine
 from pipeline.evaluation import AllExits, record_as_run
 from pipeline.guarantees import rows_needed
-from pipeline.receipts import Totals
-from pipeline.rows import TokenRows
 from pipeline.thresholds import Sample, cheapest_path, single_path
 from pipeline.tokenise import Tokenised, Tokeniser, TokeniserSpec
-from pipeline.workload import Workload
 
 SETS = {
     "ag_news": (["train", "dev", "test"], 6_000, 12_000, 40_000),
@@ -51,11 +39,14 @@ PAPERS = {
     "trec, joint": "trec/joint",
     "subj": "subj/labels-attention-0",
     "subj, joint": "subj/joint",
+    "qnli": "qnli/soft-attention-0",
+    "chnsenticorp": "chnsenticorp/labels-attention-0",
+    "chnsenticorp, joint": "chnsenticorp/joint",
 }
 """Models of docs/results/papers.py; their pools are the dev and test rows."""
+Step = Callable[[argparse.Namespace], None]
 LIMIT, CONFIDENCE, SPLITS = 0.01, 0.95, 200
 CRITERION = Criterion(speed=1.0)
-SIGNALS = ("exits", "length", "truncation", "uncertainty")
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -102,7 +93,8 @@ def places(args: argparse.Namespace) -> dict[str, tuple[Path, list[Path]]]:
 def tokenise(directory: Path, model: EarlyExitModel, pool: pd.DataFrame) -> Tokenised:
     """Turn a pool's texts into tokens."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    return Tokeniser(TokeniserSpec.from_hugging_face(tokenizer, model.shape.max_tokens))(pool.text.tolist(), None)
+    pairs = pool.text_pair.tolist() if "text_pair" in pool else None
+    return Tokeniser(TokeniserSpec.from_hugging_face(tokenizer, model.shape.max_tokens))(pool.text.tolist(), pairs)
 
 
 def load(recording: Path, directory: Path) -> Sample:
@@ -197,136 +189,6 @@ def _one_split(sample: Sample, seed: int, rows: int) -> tuple[float, float, floa
     return 1 / share, differing / len(sample), other.outcome(speeds)[1] / len(other), float(criterion.full_depth)
 
 
-def wall(args: argparse.Namespace) -> None:
-    """Ask for speed-ups in time, measured on some rows, and time other rows, in turns with full depth."""
-    head("rows", "asked", "FLOPs that this machine needs", "faster on other rows", "fewer FLOPs there")
-    for name, sample in pools(args).items():
-        model, directory = EarlyExitModel.from_pretrained(args.work / name), args.work / name
-        pool = pd.read_parquet(args.work / "data" / f"{name}-pool.parquet")
-        curve = curve_of(sample.take(np.arange(len(sample) // 2)), CRITERION)
-        first, second = (tokenise(directory, model, pool[start : start + 3000]).rows for start in (0, len(pool) // 2))
-        clock = time_curve(str(directory), curve, first, "auto", "cpu")
-        reached = [asked for asked in (1.5, 2.0, 3.0) if asked <= max(clock.time_speedups)]
-        criteria = [curve.at_speedup(clock.flops_of(asked)).criterion for asked in reached]
-        seconds = time_criteria(str(directory), [Criterion(), *criteria], second, "auto", "cpu")
-        for asked, criterion, took in zip(reached, criteria, seconds[1:], strict=True):
-            engine = Engine(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=criterion))
-            spent = engine.flops.rows(second.lengths, engine.run(second).exit_layers).sum()
-            fewer = engine.flops.full_depth(second.lengths).sum() / spent
-            cells = f"{clock.flops_of(asked):.2f}x | {seconds[0] / took:.2f}x | {fewer:.2f}x"
-            print(f"| {name}, {clock.hardware} | {asked:g}x | {cells} |", flush=True)
-
-
-def exit_plan(sample: Sample, criterion: Criterion) -> np.ndarray:
-    """Where rows leave: [B]."""
-    speeds = np.array([criterion.speed_at(layer) for layer in sample.layers])
-    leaves = np.vstack([sample.leaves(speeds), np.ones((1, len(sample)), np.bool_)])
-    return np.array([*sample.layers, sample.depth])[leaves.argmax(0)]
-
-
-def forced(_args: argparse.Namespace) -> None:
-    """The same for the shape of BERT-base with exits by plan: uncertainties are drawn, weights do not matter."""
-    head("rows", "asked", "fewer FLOPs on 20,000 other rows", "fewer FLOPs on the 400 rows timed", "faster there")
-    config = BertConfig(num_labels=2)
-    torch.manual_seed(0)
-    model = EarlyExitModel(config)
-    model.add_exits("pooled")
-    known, other, many = (synthetic(rows, seed, model.flops) for rows, seed in ((5000, 0), (400, 1), (20_000, 3)))
-    curve, random = curve_of(known, CRITERION), np.random.default_rng(2)
-    rows = TokenRows.from_lists([random.integers(1000, 30_000, n).tolist() for n in other.lengths])
-    engines, plans, plan_of_many = {}, {}, {}
-    for asked in (1.0, 1.5, 2.0, 3.0):
-        criterion = curve.at_speedup(asked).criterion
-        plans[asked], plan_of_many[asked] = (exit_plan(sample, criterion) for sample in (other, many))
-        engines[asked] = Engine(copy.deepcopy(model), EngineConfig(criterion=criterion))
-    systems = {
-        str(asked): System(run=partial(_planned, engines[asked]), work=Workload(rows=rows, exit_plan=plans[asked]))
-        for asked in engines
-    }
-    times = measure(systems, 3, lambda: None, lambda _line: None)
-    for asked in (1.5, 2.0, 3.0):
-        flops, faster = engines[asked].flops, times["1.0"].median / times[str(asked)].median
-        fewer = [
-            flops.full_depth(sample.lengths).sum() / flops.rows(sample.lengths, plan[asked]).sum()
-            for sample, plan in ((many, plan_of_many), (other, plans))
-        ]
-        print(f"| BERT-base shape | {asked:g}x | {fewer[0]:.2f}x | {fewer[1]:.2f}x | {faster:.2f}x |")
-
-
-def _planned(engine: Engine, work: Workload) -> object:
-    return engine.run(work.rows, work.exit_plan)
-
-
-def sentences(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
-    """Read the unlabelled texts, shuffled."""
-    texts = {}
-    for source in ("movie", "news"):
-        files = sorted((args.data / f"unlabeled_{source}").glob("part-*"))
-        texts[source] = pd.concat([pd.read_parquet(file) for file in files])[["id", "text"]].sample(
-            frac=1, random_state=0
-        )
-    return texts
-
-
-def drift(args: argparse.Namespace) -> None:
-    """Calibrate the SST-2 model on movie sentences; audit ten nights of other movie sentences, then one of newswire."""
-    texts = sentences(args)
-    directory = args.work / "sst2-movie"
-    shutil.copytree(args.work / "sst2", directory, dirs_exist_ok=True)
-    texts["movie"][:8000].to_parquet(args.work / "data" / "movie-sample.parquet", index=False)
-    job("calibrate", "--model", directory, "--data", args.work / "data" / "movie-sample.parquet", "--no-timing")
-    calibration = Calibration.load(directory)
-    choice = calibration.curve.within(0.02, CONFIDENCE)
-    model = EarlyExitModel.from_pretrained(directory)
-    engine = Engine(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=choice.criterion))
-    spec = AuditSpec(share=0.25, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
-    promise = Promise(limit=0.02, exits=tuple(choice.exits), reference=calibration.reference)
-    head("night", "audited", "differ", "bounds", "verdict", *(f"PSI {name}" for name in SIGNALS), "alarms")
-    nights = [(f"movie {night}", texts["movie"][8000 + 1500 * night :][:1500]) for night in range(10)]
-    for name, night in [*nights, ("newswire", texts["news"][:1500])]:
-        tokens = tokenise(directory, model, night)
-        answers = engine.run(tokens.rows)
-        sums = audit(engine, spec, name, tokens.rows, answers)
-        totals = Totals(rows_out=len(night), truncated=int(tokens.truncated.sum()), sums=sums)
-        totals.exits = np.bincount(answers.exit_layers, minlength=model.shape.layers + 1)[1:].tolist()
-        found = findings(totals, promise)
-        told = {signal.name: signal.psi for signal in found.signals}
-        cells = [
-            name,
-            f"{found.rows}",
-            f"{found.share:.2%}",
-            f"{found.at_least:.2%} to {found.at_most:.2%}",
-            found.verdict,
-        ]
-        print(
-            f"| {' | '.join([*cells, *(f'{told[name]:.3f}' for name in SIGNALS)])} | {' '.join(found.alarms)} |",
-            flush=True,
-        )
-
-
-def publish(args: argparse.Namespace) -> None:
-    """The same with classify.py itself: a night of movie sentences, and one of newswire, into one folder; after `drift`."""
-    texts, directory = sentences(args), args.work / "sst2-movie"
-    corpus, out = args.work / "nights", args.work / "nights-out"
-    for folder in (corpus, out):
-        shutil.rmtree(folder, ignore_errors=True)
-    corpus.mkdir()
-    for name, night in (("1-movie", texts["movie"][8000:9500]), ("2-news", texts["news"][:1500])):
-        night.to_parquet(corpus / f"{name}.parquet", index=False)
-        asked = ["--max-disagreement", "2%", "--audit", "10%", "--audit-fail", "--price-per-hour", "1"]
-        job("classify", "--model", directory, "--input", corpus, "--output", out, "--id-column", "id", *asked)
-
-
-def job(name: str, *options: object) -> None:
-    """Run a job and show what it says."""
-    command = [sys.executable, str(Path(__file__).resolve().parents[2] / "jobs" / f"{name}.py"), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    print(
-        f"\n{name}.py {' '.join(map(str, options))}: exit code {done.returncode}\n{done.stdout}{done.stderr}",
-        flush=True,
-    )
-
-
 def by_exit(args: argparse.Namespace) -> None:
     """Compare a threshold for every exit with one for all, found on half of a pool, at equal disagreement on the other half."""
     head("rows", "other answers", "one threshold", "one for every exit", "")
@@ -367,29 +229,18 @@ def halves(sample: Sample, seed: int, rows: int) -> tuple[Sample, Sample]:
     return sample.take(order[:rows]), sample.take(order[rows:])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[*WHAT])
+def main(doc: str, steps: Mapping[str, Step]) -> None:
+    """Carry out the step that the command line names."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*steps])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--papers", type=Path, help="folder of docs/results/papers.py")
     parser.add_argument("--sets", nargs="+", help="names to be content with")
     args = parser.parse_args()
-    for step in WHAT[args.what]:
-        step(args)
+    steps[args.what](args)
 
-
-WHAT = {
-    "prepare": [prepare],
-    "record": [record],
-    "targets": [targets],
-    "promised": [promised],
-    "wall": [wall, forced],
-    "by-exit": [by_exit],
-    "sizes": [sizes],
-    "drift": [drift],
-    "publish": [publish],
-}
 
 if __name__ == "__main__":
-    main()
+    steps: dict[str, Step] = {"prepare": prepare, "record": record, "targets": targets, "promised": promised}
+    main(__doc__ or "", steps | {"by-exit": by_exit, "sizes": sizes})

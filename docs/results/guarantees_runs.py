@@ -1,0 +1,186 @@
+#!/usr/bin/env python
+"""The measurements of docs/results/guarantees.md that run the engine or a job; after guarantees.py's prepare and record.
+
+python docs/results/guarantees_runs.py wall|forced --work W                speed-ups in time: nothing else should run
+python docs/results/guarantees_runs.py drift|publish --data $DATA --work W   nights of other texts, audited
+"""
+
+import argparse
+import copy
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+import pandas as pd
+import torch
+from guarantees import CONFIDENCE, CRITERION, Step, head, main, pools, synthetic, tokenise
+from transformers import BertConfig
+
+from models.criterion import Criterion
+from models.early_exit import EarlyExitModel
+from pipeline.audit import Promise, audit, findings
+from pipeline.benchmark import System, hardware, measure, time_criteria, time_curve
+from pipeline.calibrating import curve_of
+from pipeline.calibration import Calibration, Curve, WallClock
+from pipeline.config import AuditSpec, EngineConfig
+from pipeline.engine import Engine
+from pipeline.receipts import Totals
+from pipeline.rows import TokenRows
+from pipeline.thresholds import Sample
+from pipeline.workload import Workload
+
+SIGNALS = ("exits", "length", "truncation", "uncertainty")
+
+
+def wall(args: argparse.Namespace) -> None:
+    """Ask for speed-ups in time, measured on some rows, and time other rows, in turns with full depth."""
+    head("rows", "asked", "FLOPs that this machine needs", "faster on other rows", "fewer FLOPs there")
+    for name, sample in pools(args).items():
+        model, directory = EarlyExitModel.from_pretrained(args.work / name), args.work / name
+        pool = pd.read_parquet(args.work / "data" / f"{name}-pool.parquet")
+        curve = curve_of(sample.take(np.arange(len(sample) // 2)), CRITERION)
+        first, second = (tokenise(directory, model, pool[start : start + 3000]).rows for start in (0, len(pool) // 2))
+        clock = time_curve(str(directory), curve, first, "auto", "cpu")
+        reached = [asked for asked in (1.5, 2.0, 3.0) if asked <= max(clock.time_speedups)]
+        criteria = [curve.at_speedup(clock.flops_of(asked)).criterion for asked in reached]
+        seconds = time_criteria(str(directory), [Criterion(), *criteria], second, "auto", "cpu")
+        for asked, criterion, took in zip(reached, criteria, seconds[1:], strict=True):
+            engine = Engine(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=criterion))
+            spent = engine.flops.rows(second.lengths, engine.run(second).exit_layers).sum()
+            fewer = engine.flops.full_depth(second.lengths).sum() / spent
+            cells = f"{clock.flops_of(asked):.2f}x | {seconds[0] / took:.2f}x | {fewer:.2f}x"
+            print(f"| {name}, {clock.hardware} | {asked:g}x | {cells} |", flush=True)
+
+
+def exit_plan(sample: Sample, criterion: Criterion) -> np.ndarray:
+    """Where rows leave: [B]."""
+    speeds = np.array([criterion.speed_at(layer) for layer in sample.layers])
+    leaves = np.vstack([sample.leaves(speeds), np.ones((1, len(sample)), np.bool_)])
+    return np.array([*sample.layers, sample.depth])[leaves.argmax(0)]
+
+
+def forced(_args: argparse.Namespace) -> None:
+    """The same for the shape of BERT-base with exits by plan: uncertainties are drawn, weights do not matter."""
+    torch.manual_seed(0)
+    model = EarlyExitModel(BertConfig(num_labels=2))
+    model.add_exits("pooled")
+    known, timed, other, many = (
+        synthetic(rows, seed, model.flops) for rows, seed in ((5000, 0), (1500, 4), (1500, 1), (20_000, 3))
+    )
+    curve, asked, points = curve_of(known, CRITERION), (1.5, 2.0, 3.0), (1.0, 1.5, 2.0, 3.0, 4.0)
+    clock = WallClock(
+        hardware=hardware("cpu"), flops_speedups=[*points], time_speedups=_planned_speedups(model, curve, points, timed)
+    )
+    needed = [clock.flops_of(speedup) for speedup in asked]
+    faster = _planned_speedups(model, curve, (1.0, *asked, *needed), other)[1:]
+    head(
+        "rows", "asked", "in", "fewer FLOPs on 20,000 other rows", "fewer FLOPs on the 1,500 rows timed", "faster there"
+    )
+    for unit, speedups, took in (("FLOPs", asked, faster[:3]), ("time", needed, faster[3:])):
+        for wanted, speedup, found in zip(asked, speedups, took, strict=True):
+            criterion = curve.at_speedup(speedup).criterion
+            fewer = [
+                model.flops.full_depth(sample.lengths).sum()
+                / model.flops.rows(sample.lengths, exit_plan(sample, criterion)).sum()
+                for sample in (many, other)
+            ]
+            print(f"| BERT-base shape | {wanted:g}x | {unit} | {fewer[0]:.2f}x | {fewer[1]:.2f}x | {found:.2f}x |")
+
+
+def _planned_speedups(model: EarlyExitModel, curve: Curve, speedups: Sequence[float], sample: Sample) -> list[float]:
+    """Time random tokens of a sample's lengths that leave as its uncertainties say; the first speed-up counts as 1."""
+    random = np.random.default_rng(2)
+    rows = TokenRows.from_lists([random.integers(1000, 30_000, length).tolist() for length in sample.lengths])
+    systems = {}
+    for place, speedup in enumerate(speedups):
+        criterion = curve.at_speedup(speedup).criterion
+        engine = Engine(copy.deepcopy(model), EngineConfig(criterion=criterion))
+        work = Workload(rows=rows, exit_plan=exit_plan(sample, criterion))
+        systems[str(place)] = System(run=partial(_planned, engine), work=work)
+    seconds = [timing.median for timing in measure(systems, 3, lambda: None, lambda _line: None).values()]
+    return [seconds[0] / second for second in seconds]
+
+
+def _planned(engine: Engine, work: Workload) -> object:
+    return engine.run(work.rows, work.exit_plan)
+
+
+def sentences(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """Read the unlabelled texts, shuffled."""
+    texts = {}
+    for source in ("movie", "news"):
+        files = sorted((args.data / f"unlabeled_{source}").glob("part-*"))
+        texts[source] = pd.concat([pd.read_parquet(file) for file in files])[["id", "text"]].sample(
+            frac=1, random_state=0
+        )
+    return texts
+
+
+def drift(args: argparse.Namespace) -> None:
+    """Calibrate the SST-2 model on movie sentences; audit ten nights of other movie sentences, then one of newswire."""
+    texts = sentences(args)
+    directory = args.work / "sst2-movie"
+    shutil.copytree(args.work / "sst2", directory, dirs_exist_ok=True)
+    texts["movie"][:8000].to_parquet(args.work / "data" / "movie-sample.parquet", index=False)
+    job("calibrate", "--model", directory, "--data", args.work / "data" / "movie-sample.parquet", "--no-timing")
+    calibration = Calibration.load(directory)
+    choice = calibration.curve.within(0.02, CONFIDENCE)
+    model = EarlyExitModel.from_pretrained(directory)
+    engine = Engine(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=choice.criterion))
+    spec = AuditSpec(share=0.25, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
+    promise = Promise(limit=0.02, exits=tuple(choice.exits), reference=calibration.reference)
+    head("night", "audited", "differ", "bounds", "verdict", *(f"PSI {name}" for name in SIGNALS), "alarms")
+    nights = [(f"movie {night}", texts["movie"][8000 + 1500 * night :][:1500]) for night in range(10)]
+    for name, night in [*nights, ("newswire", texts["news"][:1500])]:
+        tokens = tokenise(directory, model, night)
+        answers = engine.run(tokens.rows)
+        sums = audit(engine, spec, name, tokens.rows, answers)
+        totals = Totals(rows_out=len(night), truncated=int(tokens.truncated.sum()), sums=sums)
+        totals.exits = np.bincount(answers.exit_layers, minlength=model.shape.layers + 1)[1:].tolist()
+        found = findings(totals, promise)
+        told = {signal.name: signal.psi for signal in found.signals}
+        cells = [
+            name,
+            f"{found.rows}",
+            f"{found.share:.2%}",
+            f"{found.at_least:.2%} to {found.at_most:.2%}",
+            found.verdict,
+        ]
+        print(
+            f"| {' | '.join([*cells, *(f'{told[name]:.3f}' for name in SIGNALS)])} | {' '.join(found.alarms)} |",
+            flush=True,
+        )
+
+
+def publish(args: argparse.Namespace) -> None:
+    """The same with classify.py itself: a night of movie sentences, and one of newswire, into one folder; after `drift`."""
+    texts, directory = sentences(args), args.work / "sst2-movie"
+    corpus, out = args.work / "nights", args.work / "nights-out"
+    for folder in (corpus, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    corpus.mkdir()
+    for name, night in (("1-movie", texts["movie"][8000:9500]), ("2-news", texts["news"][:1500])):
+        night.to_parquet(corpus / f"{name}.parquet", index=False)
+        asked = ["--max-disagreement", "2%", "--audit", "10%", "--audit-fail", "--price-per-hour", "1"]
+        job("classify", "--model", directory, "--input", corpus, "--output", out, "--id-column", "id", *asked)
+
+
+def job(name: str, *options: object) -> None:
+    """Run a job and show what it says."""
+    command = [sys.executable, str(Path(__file__).resolve().parents[2] / "jobs" / f"{name}.py"), *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    print(
+        f"\n{name}.py {' '.join(map(str, options))}: exit code {done.returncode}\n{done.stdout}{done.stderr}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    steps: dict[str, Step] = {"wall": wall, "forced": forced, "drift": drift, "publish": publish}
+    main(__doc__ or "", steps)
