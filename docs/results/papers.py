@@ -28,6 +28,7 @@ UNLABELLED = {
     "trec": "questions-all",
     "subj": "movie-20k",
     "qnli": "qnli-unlabelled",
+    "chnsenticorp": "reviews-10k",
 }
 SEEDS = (0, 1, 2)
 
@@ -68,6 +69,8 @@ def prepare(data: Path, work: Path) -> None:
     write("movie", "10k", movie[["text"]][-10_000:])
     write("news", "all", news[["text"]].sample(frac=1, random_state=0))
     write("news", "5k", news[["text"]].sample(5_000, random_state=0))
+    reviews = pd.read_parquet(data / "unlabeled_zh_reviews" / "part-00000.parquet")
+    write("reviews", "10k", reviews[["text"]].sample(10_000, random_state=0))
     pairs = read("qnli", "test_unlabeled")
     write("qnli", "unlabelled", pairs[["text", "text_pair"]])
     write("questions", "all", pd.concat([pairs, read("qnli", "train")])[["text"]].drop_duplicates())
