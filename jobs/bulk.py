@@ -19,11 +19,12 @@ from pipeline.errors import StorageError, UserError
 from pipeline.examples import examples
 from pipeline.inputs import list_inputs
 from pipeline.ledger import Ledger
+from pipeline.model_files import model_on_disk
 from pipeline.output import MANIFEST, REJECTS_FOLDER, prepare_folder
 from pipeline.progress import duration
 from pipeline.run_report import REPORT, Run, run_page
 from pipeline.stages import ClassifySpec, abandon
-from pipeline.storage import is_remote, storage_of, use_endpoint
+from pipeline.storage import storage_of, use_endpoint
 from pipeline.tokenise import TokeniserSpec
 
 
@@ -109,10 +110,7 @@ def run(
     corpus = list_inputs(args.input, may_be_empty=args.incremental)
     if corpus.ignored:
         print(f"{len(corpus.ignored)} files of other kinds are left alone, such as {corpus.ignored[0]}")
-    if is_remote(args.model):
-        raise UserError(
-            f"--model {args.model}: a model is a hub id or a directory; copy it to the same place on every node"
-        )
+    address, args.model = args.model, model_on_disk(args.model)
     model = EarlyExitModel.outline(args.model)
     tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
     try:
@@ -121,7 +119,7 @@ def run(
     except ValueError as error:
         raise UserError(f"--{error}") from error
     if len(model.exit_layers) == 1 and not plan.engine.criterion.full_depth:
-        print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
+        print(f"{address} has no exits, so every row runs at full depth; jobs/distill.py adds them")
     columns = {"text": args.text_column, "pair": args.pair_column, "id_column": args.id_column}
     output = prepare_folder(args.output, args.input)
     print(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {output}")
@@ -137,7 +135,7 @@ def run(
         spec = ClassifySpec(
             columns=columns_of(corpus, ledger.schema, **columns, keep=keep, results=plan.results),
             tokeniser=tokeniser,
-            model=options.absolute_model(args.model),
+            model=options.absolute_model(address),
             engine=plan.engine,
             output=ledger.output,
             results=plan.results,

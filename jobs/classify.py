@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
 
 parser = command.new_parser(__doc__)
 parser.add_argument(
-    "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id or directory"
+    "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"
 )
 bulk.add_options(parser)
 options.add_criterion_options(parser)

@@ -32,6 +32,7 @@ from pipeline.distillation import DistillSpec, distill
 from pipeline.errors import UserError
 from pipeline.inputs import list_inputs
 from pipeline.labelled import read_texts, tokenise_texts
+from pipeline.model_files import model_on_disk
 from pipeline.recipes import STRATEGIES
 from pipeline.results import results_as_corpus
 from pipeline.schema import LOGITS
@@ -47,6 +48,7 @@ def main(args: argparse.Namespace) -> int:
     columns = resolve_columns(
         corpus, text=args.text_column, pair=args.pair_column, id_column=None, keep=keep, results=()
     )
+    address, args.model = args.model, model_on_disk(args.model)
     model = EarlyExitModel.from_pretrained(args.model)
     tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
     dev = None
@@ -63,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     spec = DistillSpec(
-        model=options.absolute_model(args.model),
+        model=options.absolute_model(address),
         head=args.head,
         stream=stream,
         dev=dev,
@@ -74,14 +76,14 @@ def main(args: argparse.Namespace) -> int:
         train_backbone=args.train_backbone,
     )
     what = f"backbone and exits, {args.train_backbone}" if args.train_backbone else "exits on a frozen backbone"
-    about = f"{args.model}: {what}; {args.head} heads on {model.shape.layers - 1} layers; {len(corpus.files):,} files"
+    about = f"{address}: {what}; {args.head} heads on {model.shape.layers - 1} layers; {len(corpus.files):,} files"
     del model
     join_or_start()
     return training.run(parser, args, partial(distill, spec), tokenizer_from=args.model, about=about)
 
 
 parser = command.new_parser(__doc__)
-parser.add_argument("--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id or directory")
+parser.add_argument("--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id, directory or s3://")
 parser.add_argument("--input", metavar="PATH", help="text of the domain: file, folder or glob")
 parser.add_argument("--labels", metavar="DIR", help="output folder of jobs/label.py")
 parser.add_argument(

@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 parser = command.new_parser(__doc__)
-parser.add_argument("--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id or directory")
+parser.add_argument("--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id, directory or s3://")
 bulk.add_options(parser)
 parser.add_argument("--no-text", action="store_true", help="leave the texts out")
 

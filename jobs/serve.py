@@ -36,6 +36,7 @@ from pipeline.cluster import check_free, join_or_start, plan_actors
 from pipeline.config import DTYPE_NAMES, EngineConfig
 from pipeline.engine import check_exits
 from pipeline.errors import UserError
+from pipeline.model_files import model_on_disk
 from pipeline.serving_http import Limits, hash_token
 
 TOKEN_VARIABLE = "OFFRAMP_TOKEN"
@@ -65,6 +66,7 @@ def main(args: argparse.Namespace) -> int:
 
 def spec_of(args: argparse.Namespace) -> serving.ServingSpec:
     """Check the options against the model."""
+    address, args.model = args.model, model_on_disk(args.model)
     model = EarlyExitModel.from_pretrained(args.model)
     try:
         engine = EngineConfig(criterion=options.criterion(args, model), dtype=args.dtype)
@@ -76,7 +78,7 @@ def spec_of(args: argparse.Namespace) -> serving.ServingSpec:
         raise UserError(f"--token-file {args.token_file}: is empty")
     tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
     return serving.ServingSpec(
-        model=options.absolute_model(args.model),
+        model=options.absolute_model(address),
         tokeniser=tokeniser,
         engine=engine,
         limits=Limits(rows=args.max_rows, answer_seconds=args.timeout),
@@ -109,7 +111,9 @@ def application(values: dict[str, str]) -> Application:
 
 
 parser = command.new_parser(__doc__)
-parser.add_argument("--model", required=True, metavar="MODEL", help="early-exit model or any classifier")
+parser.add_argument(
+    "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"
+)
 parser.add_argument("--host", default="127.0.0.1", metavar="IP", help="address to listen on; 0.0.0.0 is all of them")
 parser.add_argument("--port", type=options.positive, default=8000, metavar="N", help="port to listen on")
 parser.add_argument("--replicas", type=options.positive, metavar="N", help="default: one a GPU, else one for 8 cores")

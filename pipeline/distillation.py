@@ -11,6 +11,7 @@ from pipeline.chunks import Chunk
 from pipeline.config import EngineConfig, TrainingConfig
 from pipeline.engine import Engine
 from pipeline.group import Group
+from pipeline.model_files import model_on_disk
 from pipeline.recipes import FrozenHeads, Objective, Recipe, WholeModel, ask
 from pipeline.schema import LOGITS
 from pipeline.stream import StreamSource, StreamSpec, held_out
@@ -38,11 +39,11 @@ class DistillSpec:
 def distill(spec: DistillSpec, group: Group, device: str, say: Say) -> None:
     """Train the exits, and save the model into `spec.output`."""
     torch.manual_seed(spec.training.seed)
-    model = EarlyExitModel.from_pretrained(spec.model).to(device)
+    model = EarlyExitModel.from_pretrained(model_on_disk(spec.model)).to(device)
     recipe = _recipe(spec, model, device)
     dev = spec.dev or held_out(spec.stream)
     if dev.logits is None:
-        teacher = EarlyExitModel.from_pretrained(spec.model)
+        teacher = EarlyExitModel.from_pretrained(model_on_disk(spec.model))
         dev = ask(Engine(teacher, EngineConfig(), device), dev)
     position = train(
         recipe,
@@ -72,7 +73,7 @@ def _recipe(spec: DistillSpec, model: EarlyExitModel, device: str) -> Recipe:
         model.add_exits(spec.head)
         model.to(device)
         return FrozenHeads(model, objective, teacher_known=known)
-    teacher = None if known else EarlyExitModel.from_pretrained(spec.model).to(device)
+    teacher = None if known else EarlyExitModel.from_pretrained(model_on_disk(spec.model)).to(device)
     model.add_exits(spec.head)
     model.to(device)
     weights = [layer / model.shape.layers for layer in model.exit_layers]

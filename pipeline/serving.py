@@ -29,6 +29,7 @@ from pipeline.engine import Engine
 from pipeline.errors import UserError
 from pipeline.manifest import code_version
 from pipeline.metrics import ServingMetrics
+from pipeline.model_files import model_on_disk
 from pipeline.serving_http import STUCK_S, Classifier, Limits, build_app
 from pipeline.serving_queue import EngineQueue
 from pipeline.tokenise import Tokeniser, TokeniserSpec
@@ -75,7 +76,7 @@ class Replica:
 
     def __init__(self, spec: ServingSpec, plan: ActorPlan) -> None:
         torch.set_num_threads(plan.threads)
-        model = EarlyExitModel.from_pretrained(spec.model)
+        model = EarlyExitModel.from_pretrained(model_on_disk(spec.model))
         asked = spec.engine.criterion
         config = replace(spec.engine, criterion=engine_criterion(asked, model))
         engine = Engine(model, config, plan.device)

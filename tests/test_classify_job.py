@@ -224,8 +224,9 @@ def test_only_unreadable_files_are_named_too(model_directory: Path, tmp_path: Pa
 
 
 def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
-    model_directory: Path, s3: S3Server, tmp_path: Path
+    model_directory: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     storage, place = storage_of("s3://"), f"s3://{BUCKET}/nightly"
     for number in range(3):
         data = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[number * 100 : number * 100 + 100])
@@ -233,7 +234,9 @@ def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
     buffer = io.BytesIO()
     pq.write_table(pa.table({"text": TEXTS[300:]}), buffer)
     storage.write(f"{place}/in/deep/3.parquet", buffer.getvalue())
-    options = ["--model", str(model_directory), "--input", f"{place}/in", "--output", f"{place}/out", "--speed", "0.6"]
+    for file in model_directory.iterdir():
+        storage.write(f"{place}/model/{file.name}", file.read_bytes())
+    options = ["--model", f"{place}/model", "--input", f"{place}/in", "--output", f"{place}/out", "--speed", "0.6"]
     endpoint = ["--endpoint-url", s3.url]
 
     s3.faults += [Fault("PUT", "/out/part-", times=2), Fault("PUT", "/out/part-", "403 Forbidden", times=1)]
@@ -258,7 +261,7 @@ def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
     assert storage.read(f"{place}/out/_manifest.json") == manifest
-    assert not [path for method, path in s3.requests if "/in/" in path]
+    assert not [path for method, path in s3.requests if "/in/" in path or "/model/" in path]
     assert not [method for method, path in s3.requests if "part-" in path]
 
     written = b"".join((storage.read(entry.path) or (b"", ""))[0] for entry in storage.walk(f"{place}/out"))

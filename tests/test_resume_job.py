@@ -1,12 +1,14 @@
-"""A run that is killed half way: the same command does the rest, and only the rest."""
+"""A run that is killed half way, or fills the disk: the same command does the rest, and only the rest."""
 
 import json
 import os
 import re
+import subprocess
 import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from pipeline.synthetic import reviews
 from tests.conftest import finished_files, shards_kept
@@ -45,3 +47,30 @@ def test_a_run_killed_half_way_does_the_rest_and_opens_no_finished_file(model_di
     assert len(rows) == FILES * ROWS
     assert rows.id.is_unique
     assert not list((out / "_rejects").glob("part-*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of 64 kilobytes")
+def test_a_run_that_fills_the_disk_goes_on_when_there_is_room(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    out.mkdir()
+    for number in range(FILES):
+        lines = [json.dumps({"text": review.text}) for review in reviews(ROWS, seed=number)]
+        (corpus / f"{number:03}.jsonl").write_text("\n".join(lines))
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    if subprocess.run([*mount, "size=64k", "tmpfs", str(out)], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount here")
+    try:
+        failed = classify(model_directory, corpus, out)
+        assert failed.returncode == 1, failed.stdout + failed.stderr
+        assert re.search(rf"error: {out}/\S+: No space left on device", failed.stderr)
+        assert "the same command goes on from there" in failed.stderr
+        assert shards_kept(out) < FILES
+        subprocess.run([*mount, "remount,size=64m", "tmpfs", str(out)], check=True)
+        done = classify(model_directory, corpus, out)
+        assert done.returncode == 0, done.stderr
+        rows = pd.read_parquet(out)
+        assert len(rows) == FILES * ROWS
+        assert rows.id.is_unique
+    finally:
+        subprocess.run(["umount", str(out)], check=True)

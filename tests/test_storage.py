@@ -15,10 +15,11 @@ import pytest
 from pipeline.errors import RefusedError, StorageError, UserError
 from pipeline.formats import file_columns
 from pipeline.inputs import list_inputs
+from pipeline.model_files import model_on_disk
 from pipeline.source import Columns, read_shards
 from pipeline.storage import absolute, buffered, is_remote, storage_of, worker_environment
 from tests.conftest import REPOSITORY
-from tests.s3_server import Fault, S3Server
+from tests.s3_server import BUCKET, Fault, S3Server
 
 
 def fill(place: str, files: dict[str, bytes]) -> None:
@@ -201,6 +202,43 @@ def test_locations_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert absolute("s3://bucket/x/") == "s3://bucket/x"
     assert is_remote("s3://bucket")
     assert not is_remote("/s3")
+
+
+def test_a_model_in_a_bucket_is_copied_once_for_each_version(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    storage, place = storage_of("s3://"), f"s3://{BUCKET}/models/reviews"
+    with pytest.raises(UserError, match=f"--model {place}: no model there"):
+        model_on_disk(place)
+    for name, data in (("config.json", b"{}"), ("model.safetensors", bytes(3 << 20)), ("_checkpoint/step", b"x")):
+        storage.write(f"{place}/{name}", data)
+    storage.write(f"{place}-other/config.json", b"[]")
+    folders = {model_on_disk(place), model_on_disk(f"{place}/")}
+    assert len([path for method, path in s3.requests if method == "GET" and path.endswith(".safetensors")]) == 1
+    folder = Path(folders.pop())
+    assert not folders
+    assert {path.name: path.stat().st_size for path in folder.iterdir()} == {
+        "config.json": 2,
+        "model.safetensors": 3 << 20,
+    }
+    storage.write(f"{place}/config.json", b"{ }")
+    assert Path(model_on_disk(place), "config.json").read_bytes() == b"{ }"
+    assert (folder / "config.json").read_bytes() == b"{}"
+    assert len(list(folder.parent.iterdir())) == 2
+    s3.faults.append(Fault("GET", "/config.json", "403 Forbidden", times=1))
+    storage.write(f"{place}/config.json", b"{  }")
+    with pytest.raises(StorageError, match=f"{place}/config.json: "):
+        model_on_disk(place)
+    assert len(list(folder.parent.iterdir())) == 2
+
+
+def test_other_names_of_models_are_left_alone() -> None:
+    assert [model_on_disk(name) for name in ("bert-base-uncased", "/models/m", "m/")] == [
+        "bert-base-uncased",
+        "/models/m",
+        "m/",
+    ]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of one megabyte")
