@@ -123,9 +123,8 @@ def run(
     columns = {"text": args.text_column, "pair": args.pair_column, "id_column": args.id_column}
     output = prepare_folder(args.output, args.input)
     print(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {output}")
-    fingerprint = fingerprint_of(
-        model, weights_digest(args.model), plan.engine, tokeniser, columns=columns, schema=[*plan.results, *keep]
-    )
+    weights = weights_digest(args.model)
+    fingerprint = fingerprint_of(model, weights, plan.engine, tokeniser, columns=columns, schema=[*plan.results, *keep])
     with Ledger(output, fingerprint, overwrite=args.overwrite) as ledger:
         left = ledger.unfinished(corpus.files, keep_gone=args.incremental)
         if not left and (ledger.published() or ledger.schema is None):
@@ -136,6 +135,7 @@ def run(
             columns=columns_of(corpus, ledger.schema, **columns, keep=keep, results=plan.results),
             tokeniser=tokeniser,
             model=options.absolute_model(address),
+            weights=weights,
             engine=plan.engine,
             output=ledger.output,
             results=plan.results,

@@ -16,7 +16,7 @@ from pipeline.audit import audit
 from pipeline.cluster import ActorPlan
 from pipeline.engine import Engine
 from pipeline.isolation import MAX_STARTS, Isolated, Marker, Stage, bounded, describe, isolate, marker_of
-from pipeline.model_files import model_on_disk
+from pipeline.model_files import same_model
 from pipeline.receipts import ShardBlock, length_histogram, token_rows, uncertainty_histogram
 from pipeline.rows import Predictions, TokenRows
 from pipeline.schema import (
@@ -46,7 +46,7 @@ class ClassifyActor:
         self.spec = spec
         key = f"start-{ray.get_runtime_context().get_actor_id()}"  # the same when Ray starts this actor again
         with bounded(spec.output.folder, key, MAX_STARTS, "while they loaded the model; give them more memory"):
-            model = EarlyExitModel.from_pretrained(model_on_disk(spec.model))
+            model = EarlyExitModel.from_pretrained(same_model(spec.model, spec.weights))
             self.labels = np.array(model.labels)
             self.layers = model.shape.layers
             self.engine = Engine(model, spec.engine, plan.device)

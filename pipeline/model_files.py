@@ -1,12 +1,14 @@
-"""Models that lie in an object store: each machine reads them from a copy on its own disk."""
+"""Where a machine finds a model: as its own copy if it lies in an object store, and only the one that a run began with."""
 
 import hashlib
 import os
+import platform
 import shutil
 import tempfile
 from pathlib import Path
 
-from pipeline.errors import UserError
+from models.digest import weights_digest
+from pipeline.errors import StorageError, UserError
 from pipeline.storage import S3_SCHEME, Entry, buffered, naming, storage_of
 
 
@@ -28,6 +30,16 @@ def model_on_disk(name: str) -> str:
     if not folder.is_dir():
         _copy(files, folder)
     return str(folder)
+
+
+def same_model(name: str, weights: str) -> str:
+    """Do as `model_on_disk`; raise StorageError if the weights are not those with this `models.digest` any more."""
+    place = model_on_disk(name)
+    if weights_digest(place) != weights:
+        raise StorageError(
+            f"--model {name}: other weights on {platform.node()} than the run began with; bring the same to every node"
+        )
+    return place
 
 
 def _cache() -> Path:

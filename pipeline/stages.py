@@ -63,6 +63,8 @@ class ClassifySpec:
     columns: Columns
     tokeniser: TokeniserSpec
     model: str
+    weights: str
+    """Their `models.digest`: an actor that finds others refuses to start."""
     engine: EngineConfig
     output: Output
     results: tuple[str, ...]

@@ -14,8 +14,10 @@ from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.classification import columns_of, fingerprint_of
 from pipeline.config import EngineConfig
+from pipeline.errors import StorageError
 from pipeline.inputs import Corpus
 from pipeline.manifest import Fingerprint, difference
+from pipeline.model_files import same_model
 from pipeline.tokenise import TokeniserSpec
 
 TOKENISER = TokeniserSpec(tokenizer_json="{}", max_tokens=64, segments=True)
@@ -90,3 +92,15 @@ def test_columns_that_are_recorded_need_no_file() -> None:
     )
     assert columns.keep == pa.schema([("n", pa.int64())])
     assert columns.names == ["text", "n"]
+
+
+def test_a_machine_with_other_weights_refuses(model_directory: Path, tmp_path: Path) -> None:
+    weights = weights_digest(model_directory)
+    assert same_model(str(model_directory), weights) == str(model_directory)
+    shutil.copytree(model_directory, tmp_path, dirs_exist_ok=True)
+    assert same_model(str(tmp_path), weights) == str(tmp_path)
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    with pytest.raises(StorageError, match=f"--model {tmp_path}: other weights on .+ than the run began with"):
+        same_model(str(tmp_path), weights)
