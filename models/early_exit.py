@@ -225,6 +225,8 @@ class EarlyExitModel(nn.Module):
         state |= self._branch_weights(Path(name))
         if fresh_head and not with_head:  # FastBERT's teacher head starts from random weights
             state |= {k: v for k, v in self.state_dict().items() if k.startswith("exits.")}
+        for name_of, buffer in self.named_buffers():
+            state.setdefault(name_of, buffer)  # of models made before pooled heads were standardised: as they were
         self.load_state_dict(state)
 
     def _branch_weights(self, directory: Path) -> dict[str, Tensor]:
@@ -245,8 +247,10 @@ class EarlyExitModel(nn.Module):
         )
 
     def _new_head(self, kind: str) -> nn.Module:
-        head = PooledHead if kind == "pooled" else AttentionHead
-        return head(self.shape.hidden, self.shape.classes, dropout=self._head_dropout())
+        hidden, classes, dropout = self.shape.hidden, self.shape.classes, self._head_dropout()
+        if kind == "attention":
+            return AttentionHead(hidden, classes, dropout=dropout)
+        return PooledHead(hidden, classes, dropout=dropout, standardised=True)
 
     def _head_dropout(self) -> float:
         value: Any = getattr(self.config, "seq_classif_dropout", getattr(self.config, "classifier_dropout", None))

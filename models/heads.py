@@ -17,13 +17,27 @@ from models.runs import Run
 ATTENTION_HEAD_WIDTH = 128
 """FastBERT, section 4.1 and the released code: classifiers work in 128 dimensions with 2 attention heads."""
 ATTENTION_HEAD_HEADS = 2
+LEAST_VARIANCE = 1e-6
+"""Added to the variance of what a pooled head reads: where it varies less, bf16 has rounded away what there was."""
 
 
 class PooledHead(nn.Module):
-    """First token -> dense -> activation -> classes: BERT's pooler and classifier; DeeBERT's off-ramp (Xin et al. 2020)."""
+    """First token -> dense -> activation -> classes: BERT's pooler and classifier; DeeBERT's off-ramp (Xin et al. 2020).
 
-    def __init__(self, hidden: int, classes: int, *, activation: str = "tanh", dropout: float = 0.1) -> None:
+    A branch head reads its first token standardised, with fixed mean and deviation: in lower layers it may be nearly the same
+    for all texts, and gradient steps of the usual size do not find what differs (docs/results/papers.md).
+    """
+
+    mean: Tensor | None
+    """[H], of what it reads; fp32 in every precision, since small differences of large numbers are the point."""
+    deviation: Tensor | None
+
+    def __init__(
+        self, hidden: int, classes: int, *, activation: str = "tanh", dropout: float = 0.1, standardised: bool = False
+    ) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(hidden) if standardised else None)
+        self.register_buffer("deviation", torch.ones(hidden) if standardised else None)
         self.dense = nn.Linear(hidden, hidden)
         self.activation = activation_of(activation)
         self.dropout = Dropout(dropout)
@@ -40,8 +54,17 @@ class PooledHead(nn.Module):
 
     def features_of_first(self, first_BH: Tensor) -> Tensor:
         """The same from first tokens: [B, H] -> [B, H]."""
+        if self.mean is not None and self.deviation is not None:
+            first_BH = ((first_BH.float() - self.mean) / self.deviation).to(first_BH.dtype)
         features_BH: Tensor = self.dropout(self.activation(self.dense(first_BH)))
         return features_BH
+
+    def standardise(self, first_BH: Tensor) -> None:
+        """Take mean and deviation from the first tokens of some rows; do nothing if this is not a branch head."""
+        if self.mean is not None and self.deviation is not None:
+            variance_H, mean_H = torch.var_mean(first_BH.float(), dim=0, correction=0)
+            self.mean.copy_(mean_H)
+            self.deviation.copy_((variance_H + LEAST_VARIANCE).sqrt())
 
 
 class AttentionHead(nn.Module):

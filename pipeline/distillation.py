@@ -10,6 +10,7 @@ from pipeline.checkpoint import FOLDER
 from pipeline.chunks import Chunk
 from pipeline.config import EngineConfig, TrainingConfig
 from pipeline.engine import Engine
+from pipeline.frozen import standardise_heads
 from pipeline.group import Group
 from pipeline.model_files import model_on_disk
 from pipeline.recipes import FrozenHeads, Objective, Recipe, WholeModel, ask
@@ -42,6 +43,7 @@ def distill(spec: DistillSpec, group: Group, device: str, say: Say) -> None:
     model = EarlyExitModel.from_pretrained(model_on_disk(spec.model)).to(device)
     recipe = _recipe(spec, model, device)
     dev = spec.dev or held_out(spec.stream)
+    standardise_heads(model, dev.rows)
     if dev.logits is None:
         teacher = EarlyExitModel.from_pretrained(model_on_disk(spec.model))
         dev = ask(Engine(teacher, EngineConfig(), device), dev)

@@ -9,6 +9,7 @@ from models.early_exit import EarlyExitModel
 from pipeline.checkpoint import FOLDER
 from pipeline.chunks import Chunk, MemorySource
 from pipeline.config import TrainingConfig
+from pipeline.frozen import standardise_heads
 from pipeline.group import Group
 from pipeline.recipes import FrozenHeads, Objective, WholeModel
 from pipeline.training import TRAINING_LOG, Position, Say, train
@@ -42,6 +43,7 @@ def finetune(spec: FinetuneSpec, group: Group, device: str, say: Say) -> None:
     if spec.strategy in ("joint", "alternating"):
         model.add_exits(spec.head)
     model.to(device)
+    standardise_heads(model, spec.dev.rows)
     objective = Objective(soft=False)
     source = MemorySource(whole=spec.train, seed=spec.training.seed, rank=group.rank, workers=group.workers)
 
@@ -60,6 +62,7 @@ def finetune(spec: FinetuneSpec, group: Group, device: str, say: Say) -> None:
         torch.manual_seed(spec.training.seed)
         model.add_exits(spec.head)
         model.to(device)
+        standardise_heads(model, spec.dev.rows)
         position = stage(FrozenHeads(model, objective), spec.second_stage, "branches", True)
     if group.first:
         model.save_pretrained(spec.output)

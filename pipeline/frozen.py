@@ -20,8 +20,11 @@ from models.runs import Run
 from pipeline.chunks import Chunk
 from pipeline.engine import default_token_budget
 from pipeline.lane import pack
-from pipeline.packing import micro_batches, runs_of
+from pipeline.packing import micro_batches, runs_of, sort_by_length
 from pipeline.rows import TokenRows
+
+STANDARD_ROWS = 1000
+"""Rows that mean and deviation are taken from, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,3 +113,19 @@ class FrozenBackbone:
             features = head.features(layer(x_TH, runs), runs)
         logits: Tensor = head.out(features)
         return logits
+
+
+def standardise_heads(model: EarlyExitModel, rows: TokenRows) -> None:
+    """Give pooled branch heads mean and deviation of what they read of some rows, as their backbone is now.
+
+    The same rows give the same numbers, in every worker and after a restart.
+    """
+    if model.branch_head != "pooled" or not len(rows):
+        return
+    some = rows.take(np.unique(np.linspace(0, len(rows) - 1, STANDARD_ROWS).astype(np.int64)))
+    backbone = FrozenBackbone(model, with_last=False)
+    states = backbone.run(some.take(sort_by_length(some.lengths)))
+    for layer in backbone.branches:
+        head = model.head(layer)
+        assert isinstance(head, PooledHead)
+        head.standardise(states.by_layer[layer])

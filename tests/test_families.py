@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
 
 from models.attention import first_tokens
 from models.early_exit import EarlyExitModel
 from models.families import UnsupportedModelError
+from models.heads import PooledHead
 from models.runs import Run
 from pipeline.config import EngineConfig
 from pipeline.engine import Engine, all_exits
@@ -94,6 +96,22 @@ def test_a_saved_model_comes_back_whole_and_transformers_opens_it(family: str, k
     for name, value in theirs.state_dict().items():
         if ".pooler." not in name or family in ("bert", "ernie"):  # the others have no pooler in the classifier's path
             assert torch.equal(value, plain.state_dict()[name]), name
+
+
+def test_pooled_heads_from_before_they_were_standardised_answer_as_they_did(tmp_path: Path) -> None:
+    random_classifier("bert").save_pretrained(tmp_path)
+    model = random_exits(EarlyExitModel.from_pretrained(tmp_path), "pooled")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    old = {name: value for name, value in tensors.items() if not name.endswith((".mean", ".deviation"))}
+    assert len(tensors) - len(old) == 6
+    save_file(old, tmp_path / "model.safetensors", {"format": "pt"})
+    again = EarlyExitModel.from_pretrained(tmp_path)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    first_BH = torch.randn(5, model.shape.hidden)
+    head = again.head(1)
+    assert isinstance(head, PooledHead)
+    assert torch.equal(head.eval().features_of_first(first_BH), torch.tanh(head.dense(first_BH)))
 
 
 def test_a_fastbert_teacher_head_is_saved_and_transformers_loads_its_backbone(tmp_path: Path) -> None:
