@@ -118,9 +118,10 @@ class FrozenBackbone:
 def standardise_heads(model: EarlyExitModel, rows: TokenRows) -> None:
     """Give pooled branch heads mean and deviation of what they read of some rows, as their backbone is now.
 
-    The same rows give the same numbers, in every worker and after a restart.
+    The same rows give the same numbers, in every worker and after a restart. Heads that predict values read on as they did:
+    they overfit more than they gain (docs/results/papers.md).
     """
-    if model.branch_head != "pooled" or not len(rows):
+    if model.branch_head != "pooled" or model.regression or not len(rows):
         return
     some = rows.take(np.unique(np.linspace(0, len(rows) - 1, STANDARD_ROWS).astype(np.int64)))
     backbone = FrozenBackbone(model, with_last=False)
