@@ -225,8 +225,8 @@ class EarlyExitModel(nn.Module):
         state |= self._branch_weights(Path(name))
         if fresh_head and not with_head:  # FastBERT's teacher head starts from random weights
             state |= {k: v for k, v in self.state_dict().items() if k.startswith("exits.")}
-        for name_of, buffer in self.named_buffers():
-            state.setdefault(name_of, buffer)  # of models made before pooled heads were standardised: as they were
+        for key, buffer in self.named_buffers():
+            state.setdefault(key, buffer)  # of models made before pooled heads were standardised: as they were
         self.load_state_dict(state)
 
     def _branch_weights(self, directory: Path) -> dict[str, Tensor]:
