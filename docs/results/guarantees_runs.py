@@ -79,9 +79,7 @@ def forced(_args: argparse.Namespace) -> None:
     )
     needed = [clock.flops_of(speedup) for speedup in asked]
     faster = _planned_speedups(model, curve, (1.0, *asked, *needed), other)[1:]
-    head(
-        "rows", "asked", "in", "fewer FLOPs on 20,000 other rows", "fewer FLOPs on the 600 rows timed", "faster there"
-    )
+    head("rows", "asked", "in", "fewer FLOPs on 20,000 other rows", "fewer FLOPs on the 600 rows timed", "faster there")
     for unit, speedups, took in (("FLOPs", asked, faster[:3]), ("time", needed, faster[3:])):
         for wanted, speedup, found in zip(asked, speedups, took, strict=True):
             criterion = curve.at_speedup(speedup).criterion
