@@ -40,15 +40,14 @@ from pipeline.model_files import model_on_disk
 from pipeline.serving_http import Limits, hash_token
 
 TOKEN_VARIABLE = "OFFRAMP_TOKEN"
-PROXY_START = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
-"""Serve kills a proxy that is not there after 5 s, and a busy machine takes longer to start a process."""
 
 
 def main(args: argparse.Namespace) -> int:
     started = time.monotonic()
     spec = spec_of(args)
     serving.check_port(args.host, args.port)
-    os.environ.update(PROXY_START | os.environ)
+    # Serve kills a proxy that is not there after 5 s, and a busy machine takes longer to start a process.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     join_or_start()
     plan = plan_actors(args.replicas)
     check_free(plan)

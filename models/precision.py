@@ -33,9 +33,9 @@ def set_precision(model: EarlyExitModel, name: str, device: torch.device, tokens
     `tokens` is about how many rows its matrices will have. Raises UnsupportedPrecisionError.
     """
     chosen = best_dtype(device) if name == "auto" else name
-    model.eval().to(device)
     for parameter in model.parameters():  # and no buffer: those are statistics, in fp32
         parameter.data = parameter.data.to(DTYPES[chosen])
+    model.eval().to(device)
     if chosen == "int8":
         if not can_use_int8(device):
             raise UnsupportedPrecisionError(

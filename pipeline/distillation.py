@@ -1,6 +1,6 @@
 """Give a classifier exits, from its own answers on unlabelled text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,12 +40,13 @@ class DistillSpec:
 def distill(spec: DistillSpec, group: Group, device: str, say: Say) -> None:
     """Train the exits, and save the model into `spec.output`."""
     torch.manual_seed(spec.training.seed)
-    model = EarlyExitModel.from_pretrained(model_on_disk(spec.model)).to(device)
+    spec = replace(spec, model=model_on_disk(spec.model))  # once, so that teacher and student are of one version
+    model = EarlyExitModel.from_pretrained(spec.model).to(device)
     recipe = _recipe(spec, model, device)
     dev = spec.dev or held_out(spec.stream)
     standardise_heads(model, dev.rows)
     if dev.logits is None:
-        teacher = EarlyExitModel.from_pretrained(model_on_disk(spec.model))
+        teacher = EarlyExitModel.from_pretrained(spec.model)
         dev = ask(Engine(teacher, EngineConfig(), device), dev)
     position = train(
         recipe,
@@ -75,7 +76,7 @@ def _recipe(spec: DistillSpec, model: EarlyExitModel, device: str) -> Recipe:
         model.add_exits(spec.head)
         model.to(device)
         return FrozenHeads(model, objective, teacher_known=known)
-    teacher = None if known else EarlyExitModel.from_pretrained(model_on_disk(spec.model)).to(device)
+    teacher = None if known else EarlyExitModel.from_pretrained(spec.model).to(device)
     model.add_exits(spec.head)
     model.to(device)
     weights = [layer / model.shape.layers for layer in model.exit_layers]

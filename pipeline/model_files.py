@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.digest import weights_digest
 from pipeline.errors import StorageError, UserError
-from pipeline.storage import S3_SCHEME, Entry, buffered, naming, storage_of
+from pipeline.storage import Entry, absolute, buffered, is_remote, naming, storage_of
 
 
 def model_on_disk(name: str) -> str:
@@ -18,9 +18,9 @@ def model_on_disk(name: str) -> str:
     Each version of the files, told by their ETags, is copied once, to ~/.cache/offramp (or $XDG_CACHE_HOME/offramp) on every
     machine that asks. Raises UserError if no model is there, StorageError if it cannot be read.
     """
-    if not name.startswith(S3_SCHEME):
+    if not is_remote(name):
         return name
-    place = name.rstrip("/")
+    place = absolute(name)
     found = {entry.path.removeprefix(f"{place}/"): entry for entry in storage_of(place).walk(place)}
     files = {file: entry for file, entry in sorted(found.items()) if "/" not in file}
     if "config.json" not in files:
