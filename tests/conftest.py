@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
@@ -192,6 +192,20 @@ def run_job_here(name: str, *options: str) -> subprocess.CompletedProcess[str]:
             signal.signal(signal.SIGTERM, before)
     assert isinstance(code, int)
     return subprocess.CompletedProcess(command, code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """Mount a file system of this size on an empty folder; skip the test where that is not allowed."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts a small file system")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def shards_kept(out: Path) -> int:

@@ -8,10 +8,9 @@ import time
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from pipeline.synthetic import reviews
-from tests.conftest import finished_files, shards_kept
+from tests.conftest import finished_files, shards_kept, small_disk
 from tests.test_classify_job import classify, start_job
 
 FILES, ROWS = 50, 400
@@ -19,12 +18,16 @@ AGAIN = 0.02
 """Share of all rows that may be done twice."""
 
 
-def test_a_run_killed_half_way_does_the_rest_and_opens_no_finished_file(model_directory: Path, tmp_path: Path) -> None:
-    corpus, out = tmp_path / "corpus", tmp_path / "out"
-    corpus.mkdir()
+def make_corpus(folder: Path) -> None:
+    folder.mkdir()
     lines = [json.dumps({"text": review.text}) for review in reviews(ROWS, seed=1)]
     for number in range(FILES):
-        (corpus / f"{number:03}.jsonl").write_text("\n".join(lines))
+        (folder / f"{number:03}.jsonl").write_text("\n".join(lines))
+
+
+def test_a_run_killed_half_way_does_the_rest_and_opens_no_finished_file(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    make_corpus(corpus)
     job = start_job(model_directory, corpus, out)
     deadline = time.monotonic() + 300
     while shards_kept(out) < FILES // 2 and time.monotonic() < deadline and job.poll() is None:
@@ -49,28 +52,19 @@ def test_a_run_killed_half_way_does_the_rest_and_opens_no_finished_file(model_di
     assert not list((out / "_rejects").glob("part-*"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system of 64 kilobytes")
 def test_a_run_that_fills_the_disk_goes_on_when_there_is_room(model_directory: Path, tmp_path: Path) -> None:
     corpus, out = tmp_path / "corpus", tmp_path / "out"
-    corpus.mkdir()
+    make_corpus(corpus)
     out.mkdir()
-    for number in range(FILES):
-        lines = [json.dumps({"text": review.text}) for review in reviews(ROWS, seed=number)]
-        (corpus / f"{number:03}.jsonl").write_text("\n".join(lines))
-    mount = ["mount", "-t", "tmpfs", "-o"]
-    if subprocess.run([*mount, "size=64k", "tmpfs", str(out)], capture_output=True, check=False).returncode:
-        pytest.skip("may not mount here")
-    try:
+    with small_disk(out, "64k"):
         failed = classify(model_directory, corpus, out)
         assert failed.returncode == 1, failed.stdout + failed.stderr
         assert re.search(rf"error: {out}/\S+: No space left on device", failed.stderr)
         assert "the same command goes on from there" in failed.stderr
         assert shards_kept(out) < FILES
-        subprocess.run([*mount, "remount,size=64m", "tmpfs", str(out)], check=True)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
         done = classify(model_directory, corpus, out)
         assert done.returncode == 0, done.stderr
         rows = pd.read_parquet(out)
         assert len(rows) == FILES * ROWS
         assert rows.id.is_unique
-    finally:
-        subprocess.run(["umount", str(out)], check=True)
