@@ -1,8 +1,11 @@
 -- For wrk: posts texts one after the other and compares every answer with what the batch job said of that text.
--- expected.lua, beside the folder's bodies, returns {bodies = {...}, answers = {...}, token = "..."}; ids travel as X-Request-ID.
+-- $LOAD_CASE returns {path = "...", bodies = {...}, answers = {...}}; places in the list travel as X-Request-ID.
+-- With $LOAD_OBEY a connection that gets 429 waits as Retry-After says; otherwise it tries again at once.
 local case = dofile(os.getenv("LOAD_CASE"))
+local obey = os.getenv("LOAD_OBEY") ~= nil
 local threads = {}
 local at = 0
+local owed = {}
 right, wrong, refused, failed = 0, 0, 0, 0
 
 function setup(thread)
@@ -30,9 +33,14 @@ function response(status, headers, body)
     if table.concat(given, " ") == case.answers[id] then right = right + 1 else wrong = wrong + 1 end
   elseif status == 429 then
     refused = refused + 1
+    if obey then table.insert(owed, 1000 * tonumber(headers["retry-after"] or headers["Retry-After"])) end
   else
     failed = failed + 1
   end
+end
+
+function delay()
+  return table.remove(owed, 1) or 0
 end
 
 function done(summary, latency, requests)

@@ -41,6 +41,8 @@ from pipeline.synthetic import reviews
 from pipeline.tokenise import Tokeniser
 
 PORT, MARGIN = 8765, 0.02
+OVERLOAD_SECONDS = 40
+"""Several times what may wait in the queue."""
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -85,13 +87,13 @@ def write_case(folder: Path, name: str, path: str, texts: list[str], answers: li
     return file
 
 
-def load(case: Path, connections: int, seconds: int) -> dict[str, float]:
-    """Run wrk; return what load.lua printed."""
+def load(case: Path, connections: int, seconds: int, *, obey: bool = False) -> dict[str, float]:
+    """Run wrk; return what load.lua printed. `obey`: callers that are refused wait as they are told."""
     script = Path(__file__).with_name("load.lua")
     command = ["wrk", "-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "60s", "-s", str(script)]
     done = subprocess.run(
         [*command, f"http://127.0.0.1:{PORT}"],
-        env=os.environ | {"LOAD_CASE": str(case)},
+        env=os.environ | {"LOAD_CASE": str(case)} | ({"LOAD_OBEY": "1"} if obey else {}),
         capture_output=True,
         text=True,
         check=True,
@@ -168,8 +170,10 @@ def main() -> None:
             for name, found in runs.items():
                 show(name, connections, found, 1)
         lists = write_case(Path(folder), "lists", "/ours/classify", texts, answers, 50)
-        for connections in (4, 256):
-            show("lists of 50", connections, [load(lists, connections, args.seconds)], 50)
+        show("lists of 50", 4, [load(lists, 4, args.seconds)], 50)
+        for name, obey in (("wait as told", True), ("try again at once", False)):
+            overload = load(lists, 256, OVERLOAD_SECONDS, obey=obey)
+            show(f"lists of 50, refused callers {name}", 256, [overload], 50)
     serve.shutdown()
 
 
