@@ -55,8 +55,8 @@ def main(args: argparse.Namespace) -> None:
         tables += [report.savings_table(curves, metric), report.point_table(points, metric)]
         if not args.no_timing:
             criteria = [point.criterion for point in points]
-            seconds = time_criteria(args.model, criteria, examples.rows, args.dtype, device)
-            tables.append(report.timing_table(points, seconds, len(examples)))
+            timings = time_criteria(args.model, criteria, examples.rows, args.dtype, device)
+            tables.append(report.timing_table(points, timings, len(examples)))
         others = dict(pair.split("=", 1) if "=" in pair else (Path(pair).name, pair) for pair in args.compare)
         compared = {other: evaluate(path, args)[0] for other, path in others.items()}
         log = Path(args.model) / TRAINING_LOG

@@ -45,6 +45,10 @@ class Timing:
         """Largest over smallest."""
         return max(self.seconds) / min(self.seconds)
 
+    def speedup_over(self, other: "Timing") -> float:
+        """Median over the rounds of the other's seconds over these: what slows a machine for minutes slows both of a round."""
+        return statistics.median(theirs / own for theirs, own in zip(other.seconds, self.seconds, strict=True))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class System:
@@ -77,8 +81,8 @@ def measure(
 
 def time_criteria(
     model: str, criteria: Sequence[Criterion], rows: TokenRows, dtype: str, device: str, repetitions: int = 3
-) -> list[float]:
-    """Measure the engine with each criterion in turns; return the median seconds of each for all rows."""
+) -> list[Timing]:
+    """Measure the engine with each criterion on all rows, in turns."""
     engines = [
         Engine(EarlyExitModel.from_pretrained(model), EngineConfig(criterion=criterion, dtype=dtype), device)
         for criterion in criteria
@@ -86,19 +90,23 @@ def time_criteria(
     work = Workload(rows=rows, exit_plan=np.zeros(len(rows), np.int64))
     systems = {str(place): System(run=partial(_run_engine, engine), work=work) for place, engine in enumerate(engines)}
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-    return [timing.median for timing in measure(systems, repetitions, synchronise, lambda _line: None).values()]
+    return list(measure(systems, repetitions, synchronise, lambda _line: None).values())
 
 
 TIMED_ROWS = 4096
+TIMED_ROUNDS = 5
 
 
 def time_curve(model: str, curve: Curve, rows: TokenRows, dtype: str, device: str) -> WallClock:
     """Measure the engine at several speed-ups in FLOPs, the first of the rows, in turns with full depth."""
     reached = [speedup for speedup in (1.0, *SPEEDUPS) if speedup <= 1 / min(curve.shares)]
     criteria = [curve.at_speedup(speedup).criterion for speedup in reached]
-    seconds = time_criteria(model, criteria, rows.take(np.arange(min(len(rows), TIMED_ROWS))), dtype, device)
+    rows = rows.take(np.arange(min(len(rows), TIMED_ROWS)))
+    timings = time_criteria(model, criteria, rows, dtype, device, TIMED_ROUNDS)
     return WallClock(
-        hardware=hardware(device), flops_speedups=reached, time_speedups=[seconds[0] / second for second in seconds]
+        hardware=hardware(device),
+        flops_speedups=reached,
+        time_speedups=[timing.speedup_over(timings[0]) for timing in timings],
     )
 
 

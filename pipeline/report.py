@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from pipeline.benchmark import Timing
 from pipeline.calibration import Calibration, Scaling
 from pipeline.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.guarantees import upper_bound
@@ -47,12 +48,13 @@ def savings_table(curves: Mapping[str, Sequence[OperatingPoint]], metric: str) -
     return Table("What can be saved", head, rows, note)
 
 
-def timing_table(points: Sequence[OperatingPoint], seconds: Sequence[float], rows: int) -> Table:
+def timing_table(points: Sequence[OperatingPoint], timings: Sequence[Timing], rows: int) -> Table:
     """Lay measured times out beside what the FLOPs say; the first point is full depth."""
     cells = []
-    for point, took in zip(points, seconds, strict=True):
+    for point, timing in zip(points, timings, strict=True):
         name = "full depth" if point.criterion.full_depth else point.criterion.describe()
-        cells.append([name, f"{rows / took:,.0f}", f"{seconds[0] / took:.2f}x", f"{point.flops_speedup:.2f}x"])
+        faster = f"{timing.speedup_over(timings[0]):.2f}x"
+        cells.append([name, f"{rows / timing.median:,.0f}", faster, f"{point.flops_speedup:.2f}x"])
     note = "Median of rounds in which all points take turns; the engine alone, without reading and tokenising."
     return Table("Wall-clock time", ["criterion", "rows/s", "faster", "fewer FLOPs"], cells, note)
 

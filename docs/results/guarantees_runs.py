@@ -25,7 +25,7 @@ from transformers import BertConfig
 from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
 from pipeline.audit import Promise, audit, findings
-from pipeline.benchmark import System, hardware, measure, time_criteria, time_curve
+from pipeline.benchmark import TIMED_ROUNDS, System, hardware, measure, time_criteria, time_curve
 from pipeline.calibrating import curve_of
 from pipeline.calibration import Calibration, Curve, WallClock
 from pipeline.config import AuditSpec, EngineConfig
@@ -49,12 +49,12 @@ def wall(args: argparse.Namespace) -> None:
         clock = time_curve(str(directory), curve, first, "auto", "cpu")
         reached = [asked for asked in (1.5, 2.0, 3.0) if asked <= max(clock.time_speedups)]
         criteria = [curve.at_speedup(clock.flops_of(asked)).criterion for asked in reached]
-        seconds = time_criteria(str(directory), [Criterion(), *criteria], second, "auto", "cpu")
-        for asked, criterion, took in zip(reached, criteria, seconds[1:], strict=True):
+        full, *timings = time_criteria(str(directory), [Criterion(), *criteria], second, "auto", "cpu", TIMED_ROUNDS)
+        for asked, criterion, timing in zip(reached, criteria, timings, strict=True):
             engine = Engine(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=criterion))
             spent = engine.flops.rows(second.lengths, engine.run(second).exit_layers).sum()
             fewer = engine.flops.full_depth(second.lengths).sum() / spent
-            cells = f"{clock.flops_of(asked):.2f}x | {seconds[0] / took:.2f}x | {fewer:.2f}x"
+            cells = f"{clock.flops_of(asked):.2f}x | {timing.speedup_over(full):.2f}x | {fewer:.2f}x"
             print(f"| {name}, {clock.hardware} | {asked:g}x | {cells} |", flush=True)
 
 
@@ -101,8 +101,8 @@ def _planned_speedups(model: EarlyExitModel, curve: Curve, speedups: Sequence[fl
         engine = Engine(copy.deepcopy(model), EngineConfig(criterion=criterion))
         work = Workload(rows=rows, exit_plan=exit_plan(sample, criterion))
         systems[str(place)] = System(run=partial(_planned, engine), work=work)
-    seconds = [timing.median for timing in measure(systems, 3, lambda: None, lambda _line: None).values()]
-    return [seconds[0] / second for second in seconds]
+    timings = list(measure(systems, TIMED_ROUNDS, lambda: None, lambda _line: None).values())
+    return [timing.speedup_over(timings[0]) for timing in timings]
 
 
 def _planned(engine: Engine, work: Workload) -> object:
