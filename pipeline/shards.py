@@ -10,9 +10,6 @@ from pipeline.errors import UserError
 from pipeline.inputs import InputFile
 from pipeline.receipts import Receipt
 
-INDEXED = ("file", "size", "mark", "start", "rows_in", "last")
-"""Columns of `schema.RECEIPTS` that are needed here."""
-
 
 class ShardIndex:
     """Done shards, in no order, each of them once."""
@@ -44,7 +41,7 @@ class ShardIndex:
         self._last.append(receipt.last)
 
     def add_table(self, receipts: pa.Table) -> None:
-        """Note many finished shards at once: the columns INDEXED."""
+        """Note many finished shards at once: `file`, `size`, `mark`, `start`, `rows_in` and `last` of `schema.RECEIPTS`."""
         for kind in receipts.group_by(["file", "size", "mark"]).aggregate([]).to_pylist():
             self._number(kind["file"], kind["size"], kind["mark"])
         files = receipts["file"].combine_chunks().dictionary_encode()
