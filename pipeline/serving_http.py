@@ -186,14 +186,21 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = perf_counter()
+        started, noted = perf_counter(), False
 
         async def note(message: Message) -> None:
+            nonlocal noted
             if message["type"] == "http.response.start":
                 self.on_response(message["status"], perf_counter() - started)
+                noted = True
             await send(message)
 
-        await self._answer(scope, receive, note)
+        try:
+            await self._answer(scope, receive, note)
+        except Exception:
+            if not noted:  # what makes a 500 of it stands outside of all middleware
+                self.on_response(500, perf_counter() - started)
+            raise
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}

@@ -185,7 +185,7 @@ class EngineQueue:
 
     def _take(self) -> Iterator[_Part]:
         room = self.batch_tokens
-        while self._waiting:
+        while self._waiting and room > 0:
             request = self._waiting[0]
             offsets = request.rows.offsets
             last = int(np.searchsorted(offsets, offsets[request.taken] + room, side="right")) - 1

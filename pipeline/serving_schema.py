@@ -16,8 +16,13 @@ class ClassifyRequest(BaseModel):
         json_schema_extra={"examples": [{"text": "the room was clean", "speed": 0.3}, {"text": ["one", "two"]}]},
     )
 
-    text: str | Annotated[list[str], Field(min_length=1)] = Field(description="a text, or a list of texts")
-    pair: str | list[str] | None = Field(None, description="second texts, for pairs: as many as there are texts")
+    # fail_fast: a list of a million numbers is one mistake and not a million.
+    text: str | Annotated[list[str], Field(min_length=1, fail_fast=True)] = Field(
+        description="a text, or a list of texts"
+    )
+    pair: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="second texts, for pairs: as many as there are texts"
+    )
     speed: float | None = Field(
         None, ge=0, le=1, description="leave when the uncertainty is at most this: 0 full depth, 1 fastest"
     )

@@ -19,7 +19,7 @@ from pipeline.config import EngineConfig
 from pipeline.engine import Engine
 from pipeline.rows import Predictions, Thresholds, TokenRows
 from pipeline.serving import engine_criterion
-from pipeline.serving_http import Classifier, Limits, build_app, hash_token
+from pipeline.serving_http import Classifier, Limits, OnResponse, build_app, hash_token
 from pipeline.serving_queue import BatchReport, EngineQueue, QueueFullError
 from pipeline.synthetic import reviews
 from pipeline.tokenise import Tokeniser, TokeniserSpec
@@ -81,7 +81,14 @@ class HeldEngine(Engine):
         self.let_go, self.entered = threading.Semaphore(0), threading.Semaphore(0)
         self.calls: list[tuple[list[int], list[float]]] = []
 
-    def run(self, rows: TokenRows, exit_plan: object = None, thresholds: Thresholds | None = None) -> Predictions:
+    def run(
+        self,
+        rows: TokenRows,
+        exit_plan: object = None,
+        thresholds: Thresholds | None = None,
+        *,
+        full_depth: bool = False,
+    ) -> Predictions:
         assert thresholds is not None
         self.calls.append((rows.lengths.tolist(), thresholds[:, 0].tolist()))
         self.entered.release()
@@ -137,6 +144,16 @@ def test_a_row_longer_than_a_batch_goes_alone(held: tuple[HeldEngine, EngineQueu
     assert [f.result(60).exit_layers.tolist() for f in (future, other)] == [[1, 1, 1]] * 2
     small.close()
     assert sorted(lengths for lengths, _ in engine.calls[1:]) == [[8], [8], [8, 60, 8], [60]]
+
+
+def test_a_row_longer_than_a_batch_leaves_those_behind_it_alone(held: tuple[HeldEngine, EngineQueue]) -> None:
+    engine, _ = held
+    small = EngineQueue(engine, batch_tokens=20, queue_tokens=300)
+    futures = [small.submit(rows_of(*lengths), ones(len(lengths))) for lengths in ([9], [60], [3, 4], [5])]
+    engine.let_go.release(1000)
+    assert [len(future.result(60).exit_layers) for future in futures] == [1, 1, 2, 1]
+    small.close()
+    assert [60] in [lengths for lengths, _ in engine.calls]
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back(held: tuple[HeldEngine, EngineQueue]) -> None:
@@ -213,13 +230,15 @@ def new_app(
     limits: Limits = LIMITS,
     token: bytes | None = None,
     queue_tokens: int = 1 << 20,
+    on_response: OnResponse = lambda status, seconds: None,
 ) -> FastAPI:
     model = EarlyExitModel.from_pretrained(directory)
     engine = new_engine(engine_criterion(criterion, model), model)
     queue = EngineQueue(engine, batch_tokens=256, queue_tokens=queue_tokens)
     tokeniser = Tokeniser(TokeniserSpec.from_hugging_face(tokenizer, 64))
     token_hash = None if token is None else hash_token(token)
-    return build_app(Classifier(queue, tokeniser, criterion, limits), token_hash=token_hash, version="1")
+    classifier = Classifier(queue, tokeniser, criterion, limits)
+    return build_app(classifier, token_hash=token_hash, version="1", on_response=on_response)
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +306,7 @@ WRONG = {
     "no text": (b"{}", 422, "text: Field required"),
     "number": (b'{"text": 7}', 422, "text.str: Input should be a valid string"),
     "null in a list": (b'{"text": ["a", null]}', 422, "text.list[str].1: Input should be a valid string"),
+    "thousands of numbers": (json.dumps({"text": [1] * 6000}).encode(), 422, "text.list[str].0: Input should be"),
     "nested list": (b'{"text": [["a"]]}', 422, "text.list[str].0: Input should be a valid string"),
     "empty list": (b'{"text": []}', 422, "at least 1 item"),
     "empty text": (b'{"text": ["a", " "]}', 422, "text: number 1 is empty"),
@@ -308,6 +328,7 @@ def test_wrong_requests_are_refused_in_one_line(client: TestClient, what: str) -
     answer = client.post("/classify", content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, detail in answer.json()["detail"]) == (status, True), answer.text
     assert "\n" not in answer.json()["detail"]
+    assert len(answer.text) < 300
 
 
 def test_a_body_of_unknown_length_is_measured_too(client: TestClient) -> None:
@@ -338,6 +359,25 @@ def test_a_full_queue_and_a_late_answer_have_codes_of_their_own(
     full = TestClient(new_app(model_directory, review_tokenizer, Criterion(speed=0.6), queue_tokens=0))
     refused = full.post("/classify", json={"text": "a room"})
     assert (refused.status_code, int(refused.headers["Retry-After"]) >= 1) == (429, True)
+
+
+def test_every_answer_is_counted_by_its_code(
+    model_directory: Path, review_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes: list[int] = []
+    app = new_app(
+        model_directory,
+        review_tokenizer,
+        Criterion(speed=0.6),
+        on_response=lambda status, _seconds: codes.append(status),
+    )
+    client = TestClient(app, raise_server_exceptions=False)
+    client.post("/classify", json={"text": "a room"})
+    client.post("/classify", json={"text": 7})
+    monkeypatch.setattr(Engine, "run", lambda *_args, **_options: 1 / 0)
+    failed = client.post("/classify", json={"text": "a room"})
+    assert failed.json() == {"detail": "the engine failed: ZeroDivisionError"}
+    assert codes == [200, 422, 500]
 
 
 def test_the_model_and_the_openapi_page_tell_what_is_served(client: TestClient) -> None:
