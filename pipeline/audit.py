@@ -34,17 +34,17 @@ def audit(engine: Engine, spec: AuditSpec, shard: str, tokens: TokenRows, answer
     places = drawn(shard, len(tokens), spec.share)
     if not len(places):
         return sums
-    rows, depth = tokens.take(places), engine.model.shape.layers
+    rows = tokens.take(places)
     clock = Clock()
     early = engine.run(rows)
     early_seconds, clock = clock.seconds, Clock()
-    full = engine.run(rows, np.full(len(rows), depth))
+    full = engine.run(rows, full_depth=True)
     full_seconds = clock.seconds
     if engine.model.regression:
         differs = np.abs(full.logits[:, 0] - answers.logits[places, 0]) > engine.config.criterion.tolerance
     else:
         differs = full.label_ids != answers.label_ids[places]
-    flops = engine.flops.rows(rows.lengths, early.exit_layers) + engine.flops.rows(rows.lengths, full.exit_layers)
+    flops = engine.flops.rows(rows.lengths, early.exit_layers) + engine.flops.full_depth(rows.lengths)
     sums |= {ROWS: len(rows), DIFFERING: int(differs.sum()), EARLY: early_seconds, FULL: full_seconds}
     return (
         sums

@@ -92,7 +92,12 @@ class Engine:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="lane")
 
     def run(
-        self, rows: TokenRows, exit_plan: IntArray | None = None, thresholds: Thresholds | None = None
+        self,
+        rows: TokenRows,
+        exit_plan: IntArray | None = None,
+        thresholds: Thresholds | None = None,
+        *,
+        full_depth: bool = False,
     ) -> Predictions:
         """Classify rows; the answer has exactly these rows, in this order.
 
@@ -102,6 +107,7 @@ class Engine:
         `exit_plan` [B] forces the layer at which each row leaves, in place of the criterion: for benchmarks, whose speed
         should not depend on the weights. `thresholds` [B, L] gives every row thresholds of its own, by layer, in place of
         the criterion's: for a server, whose callers differ. Exits at which the criterion does not look stay out of sight.
+        `full_depth` sends every row through the whole model, as an engine without exits would: for an audit.
         Raises ValueError if the criterion has no thresholds.
         """
         count = len(rows)
@@ -111,6 +117,7 @@ class Engine:
             logits=torch.zeros(count, self.model.shape.classes),
             exit_layers=torch.zeros(count, dtype=torch.int16),
             uncertainty=torch.zeros(count),
+            full_depth=full_depth,
             exit_plan=exit_plan,
             thresholds=None if thresholds is None else torch.from_numpy(thresholds).to(self.device),
         )

@@ -51,7 +51,7 @@ def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -
     assert [sums[f"length {n}"] for n in range(11)] == length_counts(rows.lengths)
     assert [sums[f"uncertainty {n}"] for n in range(4)] == bin_counts(full.uncertainty[places], SPEC.uncertainty_edges)
     flops = engine.flops.rows(rows.lengths, answers.exit_layers)[places].sum()
-    flops += engine.flops.rows(rows.lengths, np.full(300, 4))[places].sum()
+    flops += engine.flops.full_depth(rows.lengths)[places].sum()
     assert sums["audit_flops"] == pytest.approx(flops)
     assert min(sums["early_seconds"], sums["full_seconds"]) > 0
     again = audit(engine, SPEC, "abc", rows, answers)
@@ -63,7 +63,7 @@ def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -
 def test_values_differ_when_they_are_further_apart_than_the_tolerance(exit_model: EarlyExitModel) -> None:
     rows = random_rows(100, 40, seed=1)
     engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32"))
-    full = engine.run(rows, np.full(100, 4))
+    full = engine.run(rows, full_depth=True)
     assert audit(engine, replace(SPEC, share=1.0), "abc", rows, full)["differing"] == 0
 
 
