@@ -55,7 +55,8 @@ def main(args: argparse.Namespace) -> None:
     model = EarlyExitModel.from_pretrained(args.model)
     digest = weights_digest(args.model)
     recorded = record_as_run(model, examples, args.dtype, DEVICE)
-    curve = calibrating.curve_of(Sample.of(recorded, criterion, tokens.rows.lengths, model.flops), criterion, args.seed)
+    sample = Sample.of(recorded, criterion, tokens.rows.lengths, model.flops)
+    curve = calibrating.curve_of(sample, criterion, args.seed, chose=args.temperature)
     calibration = Calibration(
         model=digest,
         precision=args.dtype,
@@ -73,14 +74,23 @@ def main(args: argparse.Namespace) -> None:
 
 
 def scale(args: argparse.Namespace, model: EarlyExitModel, examples: Chunk) -> list[Scaling]:
-    """Put a temperature on every exit, in the model directory."""
+    """Put a temperature on every exit, in the model directory; fitted on rows that test no promise."""
     if model.regression:
         raise UserError("--temperature: needs classes, and the model predicts a value")
-    recorded = record_as_run(model, examples, args.dtype, DEVICE)
-    scalings = fit_exits(recorded, examples.labels.astype(np.int64) if args.label_column else None)
+    fitting = examples.take(calibrating.finding_rows(len(examples), args.seed))
+    if args.label_column:
+        fitting = fitting.take(np.flatnonzero(~np.isnan(fitting.labels)))
+    if not len(fitting):
+        raise UserError(f"--temperature: of {len(examples):,} rows a quarter is used, and none of it can be; give more")
+    recorded = record_as_run(model, fitting, args.dtype, DEVICE)
+    scalings = fit_exits(recorded, fitting.labels.astype(np.int64) if args.label_column else None)
     fresh = EarlyExitModel.from_pretrained(args.model)
     scale_exits(fresh, scalings)
     fresh.save_weights(args.model)
+    if fresh.criterion is not None and fresh.criterion.name in ("entropy", "confidence"):
+        print(f"its stored {fresh.criterion.describe()} meant the old uncertainties, so it is taken out: choose again")
+        fresh.criterion = None
+        fresh.save_criterion(args.model)
     print(f"\n{report.scaling_table(scalings).markdown()}")
     return scalings
 

@@ -38,6 +38,8 @@ from pipeline.training import TRAINING_LOG
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.choose is not None and len(EarlyExitModel.outline(args.model).exit_layers) == 1:
+        raise UserError("--choose: the model has no exits to choose from; jobs/distill.py adds them")
     evaluation, examples, model = evaluate(args.model, args)
     metric, names = evaluation.metric, evaluation.criteria()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -72,6 +72,11 @@ def calibration_for(args: argparse.Namespace, tokeniser: TokeniserSpec) -> Calib
         raise ValueError(f"{clash[0]}: --{given[0].replace('_', '-')} chooses it, from what calibrate.py found")
     calibration = Calibration.load(args.model)
     calibration.check(weights_digest(args.model), args.dtype, tokeniser.max_tokens)
+    known = calibration.curve.tolerance
+    if args.tolerance not in (None, known):
+        raise ValueError(
+            f"tolerance {args.tolerance:g}: the model was calibrated with {known:g}; run calibrate.py again"
+        )
     return calibration
 
 
@@ -101,7 +106,7 @@ def _for_limit(args: argparse.Namespace, calibration: Calibration) -> Choice:
     limit, confidence, curve = args.max_disagreement, args.confidence, calibration.curve
     choice = curve.within(limit, confidence)
     if choice.criterion.full_depth:
-        print(f"no threshold can be promised, so every row runs at full depth: {curve.shortage(limit, confidence)}")
+        print(f"nothing faster can be promised, so every row runs at full depth: {curve.shortage(limit, confidence)}")
     else:
         bound = upper_bound(choice.differing or 0, curve.tested, confidence)
         print(

@@ -194,11 +194,12 @@ class EarlyExitModel(nn.Module):
         os.replace(temporary, Path(directory) / WEIGHTS_FILE)
 
     def save_criterion(self, directory: str | os.PathLike[str]) -> None:
-        """Note the model's criterion in the config.json of a directory that holds it already."""
-        assert self.criterion is not None
+        """Note the model's criterion, or that it has none, in the config.json of a directory that holds it already."""
         path = Path(directory) / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        config["early_exit"]["criterion"] = asdict(self.criterion)
+        config["early_exit"].pop("criterion", None)
+        if self.criterion is not None:
+            config["early_exit"]["criterion"] = asdict(self.criterion)
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _load(self, name: str | os.PathLike[str], *, fresh_head: bool) -> None:

@@ -98,10 +98,10 @@ TIMED_ROUNDS = 5
 
 
 def time_curve(model: str, curve: Curve, rows: TokenRows, dtype: str, device: str) -> WallClock:
-    """Measure the engine at several speed-ups in FLOPs, the first of the rows, in turns with full depth."""
+    """Measure the engine on some of the rows at several speed-ups in FLOPs, in turns with full depth."""
     reached = [speedup for speedup in (1.0, *SPEEDUPS) if speedup <= 1 / min(curve.shares)]
     criteria = [curve.at_speedup(speedup).criterion for speedup in reached]
-    rows = rows.take(np.arange(min(len(rows), TIMED_ROWS)))
+    rows = rows.take(np.random.default_rng(0).permutation(len(rows))[:TIMED_ROWS])
     timings = time_criteria(model, criteria, rows, dtype, device, TIMED_ROUNDS)
     return WallClock(
         hardware=hardware(device),

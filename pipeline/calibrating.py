@@ -11,7 +11,7 @@ from pipeline.calibration import FIND_SHARE, SPLIT_ROWS, Curve
 from pipeline.config import EngineConfig
 from pipeline.engine import check_exits
 from pipeline.errors import UserError
-from pipeline.rows import TokenRows
+from pipeline.rows import IntArray, TokenRows
 from pipeline.thresholds import Floats, Sample, cheapest_path, single_path
 
 CALIBRATED = ("entropy", "confidence", "lte")
@@ -35,12 +35,20 @@ def criterion_for(model: EarlyExitModel, name: str | None, tolerance: float) -> 
     return criterion
 
 
-def curve_of(sample: Sample, criterion: Criterion, seed: int = 0) -> Curve:
-    """Find a path of thresholds on a part of a sample, and count along it on the rest."""
-    order = np.random.default_rng(seed).permutation(len(sample))
-    split = int(FIND_SHARE * len(sample)) if len(sample) >= SPLIT_ROWS else 0
-    path = cheapest_path(sample.take(order[:split])) if split else single_path(len(sample.layers))
-    return curve_along(path, sample, sample.take(order[split:]), criterion)
+def finding_rows(count: int, seed: int) -> IntArray:
+    """Draw the rows of a sample that may choose something; what is promised is tested on the others."""
+    return np.random.default_rng(seed).permutation(count)[: int(FIND_SHARE * count)]
+
+
+def curve_of(sample: Sample, criterion: Criterion, seed: int = 0, *, chose: bool = False) -> Curve:
+    """Find a path of thresholds on a part of a sample, and count along it on the rest.
+
+    A small sample is counted whole, along a path fixed beforehand, unless its `finding_rows` `chose` something already.
+    """
+    finding, large = finding_rows(len(sample), seed), len(sample) >= SPLIT_ROWS
+    path = cheapest_path(sample.take(finding)) if large else single_path(len(sample.layers))
+    tested = np.delete(np.arange(len(sample)), finding if large or chose else [])
+    return curve_along(path, sample, sample.take(tested), criterion)
 
 
 def curve_along(path: Floats, sample: Sample, tested: Sample, criterion: Criterion) -> Curve:

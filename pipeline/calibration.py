@@ -2,7 +2,8 @@
 
 The sample needs no labels, since an early answer is compared with that of the same model at full depth. It is split once, by
 its seed: a quarter finds a path of thresholds (pipeline.thresholds), the rest counts the answers that differ along it, so that
-what is promised does not rest on rows that chose. A small sample is not split: it tests a path fixed beforehand.
+what is promised does not rest on rows that chose. A small sample is not split, as it tests a path fixed beforehand, unless
+the quarter has chosen temperatures.
 """
 
 import json
@@ -105,14 +106,16 @@ class Curve:
         return self._choice(best, best, 0.0, self.differing[best])
 
     def shortage(self, limit: float, confidence: float) -> str:
-        """Say why nothing but full depth can be promised, and how many rows are missing if more would help."""
+        """Say why nothing but full depth is promised, and how many rows are missing if more would help."""
+        if fixed_sequence(self.differing[1:], self.tested, limit, confidence):
+            return "what can be promised costs more than it saves: few rows are sure enough to leave"
         first = self.differing[1] if len(self.differing) > 1 else 0
         needed = rows_needed(limit, confidence, first / max(self.tested, 1))
         seen = f"{first:,} of {self.tested:,} rows differ at the safest thresholds"
         if needed is None:
             return f"{seen}, more than {limit:.3%}: no number of rows would do"
         split = math.ceil(needed / (1 - FIND_SHARE))
-        rows = split if split >= SPLIT_ROWS else needed
+        rows = split if split >= SPLIT_ROWS or self.tested < sum(self.exits[0]) else needed
         return f"{seen}: calibrate on about {rows:,} rows or more"
 
     def _choice(self, before: int, after: int, part: float, differing: int | None = None) -> Choice:

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.criterion import Criterion
+from models.early_exit import EarlyExitModel
 from pipeline.synthetic import reviews
 from tests.conftest import run_job, run_job_here
 
@@ -22,12 +24,19 @@ def write(path: Path, rows: int, seed: int) -> str:
 def calibrated(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tmp_path_factory.mktemp("calibrated") / "model"
     shutil.copytree(model_directory, model)
+    chosen = EarlyExitModel.from_pretrained(model)
+    chosen.criterion = Criterion(speed=0.3)
+    chosen.save_criterion(model)
     sample = write(model.parent / "sample.parquet", 3000, 0)
     done = run_job("calibrate.py", "--model", str(model), "--data", sample, "--rows", "2000", "--temperature")
     assert done.returncode == 0, done.stderr
     assert "2,000 rows" in done.stdout
     assert "| exit after layer | temperature |" in done.stdout
     assert "| 2x |" in done.stdout
+    assert "so it is taken out" in done.stdout  # the temperatures have changed what a threshold means
+    assert EarlyExitModel.from_pretrained(model).criterion is None
+    told = json.loads((model / "calibration.json").read_text())
+    assert (told["data"]["rows"], told["curve"]["tested"]) == (2000, 1500)  # the others chose the temperatures
     assert (model / "calibration.png").stat().st_size > 5000
     return model
 
@@ -78,6 +87,7 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
         (["--target-speedup", "2", "--speed", "0.1"], "--target-speedup and --speed exclude each other"),
         (["--target-speedup", "2", "--exits", "1"], "--exits: --target-speedup chooses it"),
         (["--max-disagreement", "1%", "--dtype", "fp32"], "was calibrated with precision auto, now it is fp32"),
+        (["--max-disagreement", "1%", "--tolerance", "1"], "--tolerance 1: the model was calibrated with 0.1"),
         (["--max-disagreement", "1%", "--audit-fail"], "--audit-fail needs --audit and --max-disagreement"),
         (["--max-disagreement", "3"], "argument --max-disagreement: 3 is not between 0 and 1"),
     ],

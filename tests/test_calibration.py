@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
-from pipeline.calibrating import curve_of
+from pipeline.calibrating import curve_of, finding_rows
 from pipeline.calibration import SPLIT_ROWS, Calibration, Curve, WallClock, choices
 from pipeline.drift import ALARM, WATCH, bin_counts, compare, length_counts, reference_of, stability_index
 from pipeline.errors import UserError
@@ -101,6 +101,16 @@ def test_too_few_rows_promise_full_depth_and_say_how_many_are_missing() -> None:
     assert "about 299 rows or more" in curve.shortage(0.01, 0.95)
     hopeless = replace(curve, differing=[0, *[5] * (len(curve.differing) - 1)])
     assert "no number of rows would do" in hopeless.shortage(0.01, 0.95)
+    costly = replace(curve, differing=[0] * len(curve.differing), tested=1000)
+    assert "costs more than it saves" in costly.shortage(0.01, 0.95)
+
+
+def test_rows_that_chose_temperatures_test_nothing() -> None:
+    sample, chose = made_up(1000, 0), finding_rows(1000, 0)
+    curve = curve_of(sample, Criterion(speed=1.0), 0, chose=True)
+    others = sample.take(np.setdiff1d(np.arange(1000), chose))
+    assert curve.tested == len(others) == 750
+    assert curve.differing == [others.outcome(np.array(speeds))[1] for speeds in curve.speeds]
 
 
 def test_a_calibration_survives_its_file_and_knows_its_model(tmp_path: Path) -> None:
