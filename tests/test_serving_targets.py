@@ -19,7 +19,8 @@ from pipeline.serving_queue import EngineQueue
 from pipeline.synthetic import reviews
 from pipeline.thresholds import Sample
 from pipeline.tokenise import Tokeniser, TokeniserSpec
-from tests.test_serving import LIMITS, new_engine
+from tests.test_serving import LIMITS
+from tests.test_serving_queue import new_engine
 
 CRITERION = Criterion(speed=0.6)
 
