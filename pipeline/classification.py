@@ -68,8 +68,16 @@ def resolve_columns(
     missing = [name for name in keep if name not in there]
     if missing:
         raise UserError(f"--keep {missing[0]}: {file.path} has no such column; it has {', '.join(there)}")
-    kept = pa.schema([(name, there[name] or pa.string()) for name in keep])
-    return Columns(text=text, pair=pair, id=id_column, keep=kept)
+    return Columns(
+        text=text, pair=pair, id=id_column, keep=pa.schema([(name, _kept_type(there[name])) for name in keep])
+    )
+
+
+def _kept_type(kind: pa.DataType | None) -> pa.DataType:
+    """Return a type that all files can give a column: text where the first knows none, and no dictionary: those may grow."""
+    if kind is None or pa.types.is_null(kind):
+        return pa.string()
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _first_readable(files: list[InputFile]) -> tuple[InputFile, dict[str, pa.DataType | None]]:
@@ -95,6 +103,7 @@ def columns_of(
     results: Sequence[str],
 ) -> Columns:
     """Take the columns as the parts that are there have them, and open nothing; or resolve them, where there are none yet."""
+    keep = list(dict.fromkeys(keep))
     if recorded is None:
         return resolve_columns(corpus, text=text, pair=pair, id_column=id_column, keep=keep, results=results)
     return Columns(text=text, pair=pair, id=id_column, keep=pa.schema([recorded.field(name) for name in keep]))

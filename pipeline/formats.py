@@ -1,19 +1,20 @@
 """Parquet, JSONL, CSV, TSV and text lines as chunks of raw values. What is wrong with a value travels as `Unusable`."""
 
+import codecs
 import csv
 import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
 from pipeline.inputs import InputFile
-from pipeline.storage import buffered, storage_of
+from pipeline.storage import Entry, buffered, storage_of
 
 CHUNK_ROWS = 1024
 CHUNK_BYTES = 1 << 20
@@ -26,6 +27,9 @@ MAX_DETAIL = 200
 
 class FileFormatError(Exception):
     """The file cannot be read (further). The message says why, not which file: the caller knows."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why.encode("utf-8", "backslashreplace").decode())  # it may quote names that are no UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,11 @@ def iter_raw_rows(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
             yield from _parquet(file, columns)
         else:
             yield from _lines(file, columns)
+    except pa.ArrowMemoryError:  # tells of this machine and not of the file
+        raise
     except (OSError, EOFError, pa.ArrowException) as error:
         raise FileFormatError(_one_line(error)) from error
+    _check_unchanged(file, storage_of(file.path).stat(file.path))
 
 
 def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
@@ -75,7 +82,7 @@ def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
             if file.format == "jsonl":
                 parsed = (_parse_json(line)[0] for line in islice(stream, CHUNK_ROWS))
                 return dict.fromkeys(key for value in parsed if isinstance(value, dict) for key in value)
-            return dict.fromkeys(_csv_header(_csv_reader(file, stream)), pa.string())
+            return dict.fromkeys(_CsvRecords(file, stream).next() or [], pa.string())
     except (OSError, EOFError, pa.ArrowException) as error:
         raise FileFormatError(_one_line(error)) from error
 
@@ -90,9 +97,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def _parquet(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
     with _stored(file) as disk, pq.ParquetFile(disk) as parquet:
-        missing = [name for name in columns if name not in parquet.schema_arrow.names]
-        if missing:
-            raise FileFormatError(f"no column '{missing[0]}'; it has {', '.join(parquet.schema_arrow.names)}")
+        _check_header(parquet.schema_arrow.names, columns)
         start, total = 0, max(parquet.metadata.num_rows, 1)
         for batch in parquet.iter_batches(batch_size=CHUNK_ROWS, columns=columns):
             values: dict[str, pa.Array | list[object]] = {name: _as_bytes(batch.column(name)) for name in columns}
@@ -142,10 +147,26 @@ def _transpose(rows: list[list[object]], columns: list[str]) -> dict[str, pa.Arr
 def _stored(file: InputFile) -> BinaryIO:
     """Open a file that still is what was listed; raise StorageError if it is not, or cannot be reached."""
     stored = storage_of(file.path).open(file.path)
-    if (stored.entry.size, stored.entry.mark) != (file.size, file.mark):
+    try:
+        _check_unchanged(file, stored.entry)
+    except StorageError:
         stored.close()
-        raise StorageError(f"{file.path}: changed after it was listed")
+        raise
     return buffered(stored)
+
+
+def _check_unchanged(file: InputFile, now: Entry | None) -> None:
+    """Raise StorageError if a file is not what was listed; looked at before its first row and after its last."""
+    if now is None or (now.size, now.mark) != (file.size, file.mark):
+        raise StorageError(f"{file.path}: changed after it was listed")
+
+
+def _check_header(header: list[str], columns: list[str]) -> None:
+    """Raise FileFormatError unless each of these columns is there once."""
+    for name in columns:
+        if header.count(name) != 1:
+            problem = f"no column '{name}'" if name not in header else f"several columns '{name}'"
+            raise FileFormatError(f"{problem}; it has {', '.join(header) or 'no header line'}")
 
 
 def _decompress(file: InputFile, disk: BinaryIO) -> BinaryIO:
@@ -158,8 +179,8 @@ def _text(file: InputFile, stream: BinaryIO, columns: list[str]) -> Iterator[lis
     others = [name for name in columns if name != TEXT_COLUMN]
     if others:
         raise FileFormatError(f"a text file has the column '{TEXT_COLUMN}' only, not '{others[0]}'")
-    for line in stream:
-        yield [line.rstrip(b"\r\n")]
+    for number, line in enumerate(stream):
+        yield [(line.removeprefix(codecs.BOM_UTF8) if number == 0 else line).rstrip(b"\r\n")]
 
 
 def _jsonl(file: InputFile, stream: BinaryIO, columns: list[str]) -> Iterator[list[object]]:
@@ -189,34 +210,38 @@ def _parse_json(line: bytes) -> tuple[object, Unusable | None]:
     return value, None
 
 
-def _csv_reader(file: InputFile, stream: BinaryIO) -> Iterator[list[str]]:
-    csv.field_size_limit(MAX_FIELD_BYTES)
-    # surrogateescape carries invalid bytes through the parser, so that they spoil their own row only
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    return csv.reader(text, delimiter="\t" if file.format == "tsv" else ",")
+class _CsvRecords:
+    """Records of a CSV or TSV file. In CSV a quote may span lines; in TSV, as registered with IANA, quotes mean nothing."""
 
+    def __init__(self, file: InputFile, stream: BinaryIO) -> None:
+        csv.field_size_limit(MAX_FIELD_BYTES)
+        # surrogateescape carries invalid bytes through the parser, so that they spoil their own row only
+        self._lines = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        self._at_end = False
+        dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.format == "tsv" else {}
+        self._reader = csv.reader(self._until_the_end(), **dialect)
 
-def _csv_header(reader: Iterator[list[str]]) -> list[str]:
-    try:
-        return next(reader, [])
-    except csv.Error as error:
-        raise FileFormatError(_one_line(error)) from error
+    def next(self) -> list[str] | None:
+        """Return the fields of the next record, none for a blank line; None at the end. Raises FileFormatError."""
+        try:
+            fields = next(self._reader, None)
+        except csv.Error as error:
+            raise FileFormatError(_one_line(error)) from error
+        if fields is not None and self._at_end:  # a record ends with its line, unless a quote is open
+            raise FileFormatError("a quote is opened there and never closed")
+        return fields
+
+    def _until_the_end(self) -> Iterator[str]:
+        yield from self._lines
+        self._at_end = True
 
 
 def _csv(file: InputFile, stream: BinaryIO, columns: list[str]) -> Iterator[list[object]]:
-    reader = _csv_reader(file, stream)
-    header = _csv_header(reader)
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise FileFormatError(f"no column '{missing[0]}'; it has {', '.join(header) or 'no header line'}")
+    records = _CsvRecords(file, stream)
+    header = records.next() or []
+    _check_header(header, columns)
     places = [header.index(name) for name in columns]
-    while True:
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            raise FileFormatError(_one_line(error)) from error
-        if fields is None:
-            return
+    while (fields := records.next()) is not None:
         if not fields:
             continue  # csv's own rule: a blank line between records is no record
         if len(fields) != len(header):

@@ -63,7 +63,8 @@ def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
     """
     location = absolute(pattern)
     storage = storage_of(location)
-    single = storage.stat(location)
+    # On S3 a name without a known extension is a folder's: who may read only what is in it gets 403 for the name alone.
+    single = storage.stat(location) if not is_remote(location) or _format_of(location) else None
     if single is not None:
         file = _input_file(single, os.path.basename(location))
         if file is None:
@@ -71,7 +72,7 @@ def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
         return Corpus([file], [])
     root, found = _find(location)
     if root is None:
-        if may_be_empty and glob.has_magic(location):
+        if may_be_empty and (glob.has_magic(location) or is_remote(location)):  # S3 has no empty folders
             return Corpus([], [])
         raise UserError(f"--input {pattern}: no such file, folder or match")
     files, ignored = _sort_out(root, found)
@@ -99,7 +100,12 @@ def _find(location: str) -> tuple[str | None, list[Entry]]:
             e for e in storage.walk(root) if wanted is None or wanted.fullmatch(e.path.removeprefix(root).lstrip("/"))
         ]
     else:
-        found = [e for p in glob.glob(location, recursive=True) if (e := storage.stat(p)) is not None]
+        matches = dict.fromkeys(glob.glob(location, recursive=True))  # ** may find a file in several ways
+        found = [entry for path in matches if (entry := storage.stat(path)) is not None]
+        if matches and not found:
+            raise UserError(
+                f"--input {location}: matches folders and no file; write {location}/* for the files in them"
+            )
     return (root if found else None), found
 
 
@@ -112,6 +118,11 @@ def _sort_out(root: str, found: list[Entry]) -> tuple[list[InputFile], list[str]
         file = _input_file(entry, name)
         files.append(file) if file else ignored.append(name)
     return files, ignored
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Say whether an absolute glob, or the path itself, covers a path."""
+    return path == pattern or (glob.has_magic(pattern) and _glob_pattern(pattern).fullmatch(path) is not None)
 
 
 def _fixed_part(location: str) -> str:
@@ -128,12 +139,23 @@ def _glob_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(meaning.get(piece, text) for piece, text in zip(pieces, plain, strict=True)))
 
 
-def _input_file(entry: Entry, name: str) -> InputFile | None:
+def _format_of(name: str) -> tuple[str, str | None] | None:
+    """Return format and compression of a file by its name; None for what is no corpus file."""
     stem, extension = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(extension)
     kind = FORMATS.get(os.path.splitext(stem)[1] if compression else extension)
-    if kind is None or (kind == "parquet" and compression):
+    return None if kind is None or (kind == "parquet" and compression) else (kind, compression)
+
+
+def _input_file(entry: Entry, name: str) -> InputFile | None:
+    known = _format_of(name)
+    if known is None:
         return None
+    kind, compression = known
+    try:
+        entry.path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--input: the name of {entry.path!r} is no UTF-8; rename that file") from error
     return InputFile(path=entry.path, name=name, size=entry.size, mark=entry.mark, format=kind, compression=compression)
 
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import RefusedError, UserError
+from pipeline.inputs import matches
 from pipeline.storage import absolute, is_remote, storage_of
 
 MANIFEST, LOCK = "_manifest.json", "_lock"
@@ -72,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 def prepare_folder(output: str, corpus: str) -> str:
     """Make the output folder and see that it can be written; raise UserError if not, or if it lies in the corpus."""
     folder = absolute(output)
-    if _lies_in(folder, absolute(corpus)):
+    if _lies_in(folder, absolute(corpus)) or matches(absolute(corpus), f"{folder}/part-{'0' * 16}.parquet"):
         raise UserError(f"--output {output}: lies inside --input, where the next run would read it as corpus")
     storage, probe = storage_of(folder), f"{folder}/.probe"
     try:

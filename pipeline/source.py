@@ -4,6 +4,7 @@ A shard is a run of at most SHARD_ROWS rows, or fewer when the texts are huge. A
 that cannot be read, from its start or from some row on, ends its last shard with one reject that names the file.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ SHARD_ROWS = 16_384
 """About half a minute of BERT-base work on 2 CPU cores at early-exit speed; on a GPU about a second."""
 SHARD_BYTES = 64 << 20
 """Texts of this many bytes end a shard early, so that a folder of books does not become a 16 GB shard."""
+
+UNREADABLE = Unusable("not_text", "the value cannot be read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +123,7 @@ def _check_texts(values: pa.Array | list[object], column: str) -> tuple[list[str
     """Return usable texts (None where there is none) and what is wrong with the others."""
     texts: list[str | None] = []
     problems: list[Unusable | None] = []
-    for value in values.to_pylist() if isinstance(values, pa.Array) else values:
+    for value in _plain(values) if isinstance(values, pa.Array) else values:
         text, problem = _check_text(value, column)
         texts.append(text)
         problems.append(problem)
@@ -153,22 +156,35 @@ def _typed(values: pa.Array | list[object], kept: pa.Field, problems: list[Unusa
     if isinstance(values, pa.Array):
         try:
             return values.cast(kept.type)
-        except pa.ArrowInvalid:
-            values = values.to_pylist()
+        except pa.ArrowException:
+            values = _plain(values)
     fitting: list[object] = []
     for row, value in enumerate(values):
         try:
-            usable = None if isinstance(value, Unusable) else value
-            fitting.append(pa.scalar(usable, kept.type).as_py())
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            usable = None if isinstance(value, Unusable) and value is not UNREADABLE else value
+            fitting.append(pa.scalar(_as_text(usable) if pa.types.is_string(kept.type) else usable, kept.type).as_py())
+        except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
             fitting.append(None)
             problems[row] = problems[row] or Unusable("bad_kept_value", f"column '{kept.name}': not {kept.type}")
     return pa.array(fitting, kept.type)
 
 
+def _as_text(value: object) -> object:
+    """Write what JSON has beside strings as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | int | float | list | dict) else value
+
+
+def _plain(values: pa.Array) -> list[object]:
+    """Return values as Python's; UNREADABLE for those that Python has no value for, such as a date in the year 30,000."""
+    try:
+        return list(values.to_pylist())
+    except (pa.ArrowException, ValueError, OverflowError):
+        return [_plain(values.slice(row, 1))[0] for row in range(len(values))] if len(values) > 1 else [UNREADABLE]
+
+
 def _ids(values: pa.Array | list[object], defaults: list[str]) -> list[str]:
     """Ids as strings; a row whose id is null, unreadable or nested goes by its place in the file."""
-    given = values.to_pylist() if isinstance(values, pa.Array) else values
+    given = _plain(values) if isinstance(values, pa.Array) else values
     return [_id(value, default) for value, default in zip(given, defaults, strict=True)]
 
 

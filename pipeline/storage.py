@@ -10,6 +10,7 @@ import fcntl
 import io
 import json
 import os
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -144,15 +145,22 @@ class LocalStorage:
                 return None
 
     def stat(self, path: str) -> Entry | None:
-        return _entry(path, os.stat(path)) if os.path.isfile(path) else None
+        with naming(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):  # or a link that leads nowhere
+            found = os.stat(path)
+            return _entry(path, found) if stat.S_ISREG(found.st_mode) else None
+        return None
 
     def walk(self, folder: str) -> Iterator[Entry]:
-        for place, _folders, names in os.walk(folder):
+        def unreadable(error: OSError) -> None:  # os.walk would pass over it, and the corpus be incomplete
+            if not isinstance(error, FileNotFoundError):
+                with naming(str(error.filename)):
+                    raise error
+
+        for place, _folders, names in os.walk(folder, onerror=unreadable):
             for name in names:
-                path = os.path.join(place, name)
-                with contextlib.suppress(FileNotFoundError):  # gone since, or a link that leads nowhere
-                    if os.path.isfile(path):
-                        yield _entry(path, os.stat(path))
+                entry = self.stat(os.path.join(place, name))
+                if entry is not None:
+                    yield entry
 
     def names(self, folder: str, prefix: str = "") -> Iterator[str]:
         with naming(folder), contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
@@ -188,8 +196,8 @@ class LocalStorage:
                 os.unlink(path)
 
 
-def _entry(path: str, stat: os.stat_result) -> Entry:
-    return Entry(path, stat.st_size, str(stat.st_mtime_ns))
+def _entry(path: str, found: os.stat_result) -> Entry:
+    return Entry(path, found.st_size, str(found.st_mtime_ns))
 
 
 def _replace(path: str, data: bytes) -> None:

@@ -264,6 +264,10 @@ def test_a_write_that_failed_in_passing_is_tried_again(tmp_path: Path, monkeypat
 def test_an_output_folder_inside_the_corpus_is_refused(place: str) -> None:
     with pytest.raises(UserError, match="lies inside --input"):
         prepare_folder(f"{place}/in/out", f"{place}/in")
+    for pattern in ("**/*.parquet", "*/part-*", "ou?/*"):
+        with pytest.raises(UserError, match="lies inside --input"):
+            prepare_folder(f"{place}/out", f"{place}/{pattern}")
+    prepare_folder(f"{place}/beside", f"{place}/in/*.parquet")
     assert not files_in(place)
 
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.source
-from pipeline.errors import UserError
+from pipeline.classification import resolve_columns
+from pipeline.errors import StorageError, UserError
 from pipeline.formats import file_columns
 from pipeline.inputs import InputFile, list_inputs
 from pipeline.source import Columns, Shard, read_shards
@@ -134,6 +135,136 @@ def test_kept_columns_keep_their_type_and_a_misfit_is_rejected(tmp_path: Path) -
     shards = read(write_lines(tmp_path / "a.jsonl", lines), columns)
     assert [row["keep.n"] for row in rows_of(shards)] == [1, None, None]
     assert reasons(shards) == [None, "bad_kept_value", None]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.int32(), pa.bool_(), pa.timestamp("us"), pa.list_(pa.string())])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_kept_value_of_any_kind_costs_its_row_at_most(name: str, kind: pa.DataType, tmp_path: Path) -> None:
+    values = [b"5", b"\xff", b"null", b"true", b"1e400", b"99999999999999999999"]
+    if name == "a.csv":
+        lines = [b"text,k", *(b"a," + value for value in values)]
+    else:
+        values += [b'"\\ud83d"', b'{"a": [1]}', b'["x"]']
+        lines = [b'{"text": "a", "k": ' + value + b"}" for value in values]
+    columns = Columns(text="text", keep=pa.schema([("k", kind)]))
+    found = reasons(read(write_lines(tmp_path / name, lines), columns))
+    assert len(found) == len(values)
+    assert set(found) <= {None, "bad_kept_value", "invalid_utf8"}
+    assert found[1] is not None
+
+
+def test_json_of_any_kind_is_kept_as_text(tmp_path: Path) -> None:
+    lines = [
+        b'{"text": "a", "k": ' + value + b"}" for value in (b'"x"', b"5", b"true", b'{"\xc3\xa4": [1.5]}', b"null")
+    ]
+    columns = Columns(text="text", keep=pa.schema([("k", pa.string())]))
+    shards = read(write_lines(tmp_path / "a.jsonl", lines), columns)
+    assert [row["keep.k"] for row in rows_of(shards)] == ["x", "5", "true", '{"ä": [1.5]}', None]
+    assert reasons(shards) == [None] * 5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([[1], [2]]),
+        pa.array([{"a": 1}, {"a": 2}]),
+        pa.array([2**62, 0], pa.timestamp("ms")),
+        pa.array([b"\xff", b"x"]),
+        pa.array(["x", "y"]).dictionary_encode(),
+    ],
+)
+@pytest.mark.parametrize("kind", [pa.string(), pa.timestamp("us"), pa.bool_(), pa.float32()])
+def test_a_parquet_column_of_another_type_than_the_first_files_costs_its_rows_at_most(
+    values: pa.Array, kind: pa.DataType, tmp_path: Path
+) -> None:
+    pq.write_table(pa.table({"text": ["a", "b"], "k": values}), tmp_path / "a.parquet")
+    found = reasons(read(tmp_path / "a.parquet", Columns(text="text", keep=pa.schema([("k", kind)]))))
+    assert len(found) == 2
+    assert set(found) <= {None, "bad_kept_value"}
+
+
+def test_a_time_that_python_does_not_know_is_no_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([2**62, 0], pa.timestamp("ms"))}), tmp_path / "a.parquet")
+    assert reasons(read(tmp_path / "a.parquet")) == ["not_text", "not_text"]
+
+
+def test_categories_may_grow_from_file_to_file(tmp_path: Path) -> None:
+    few, many = pa.array(["a", "b"]), pa.array([str(n) for n in range(300)])
+    pq.write_table(
+        pa.table({"text": few, "k": few.cast(pa.dictionary(pa.int8(), pa.string()))}), tmp_path / "a.parquet"
+    )
+    pq.write_table(pa.table({"text": many, "k": many.dictionary_encode()}), tmp_path / "b.parquet")
+    corpus = list_inputs(str(tmp_path))
+    columns = resolve_columns(corpus, text="text", pair=None, id_column=None, keep=["k"], results=[])
+    shards = [shard for file in corpus.files for shard in read_shards(file, columns)]
+    assert [row["keep.k"] for row in rows_of(shards)] == few.to_pylist() + many.to_pylist()
+
+
+def test_a_column_that_is_null_in_the_first_file_is_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"], "k": pa.nulls(1)}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "k": [7]}), tmp_path / "b.parquet")
+    corpus = list_inputs(str(tmp_path))
+    columns = resolve_columns(corpus, text="text", pair=None, id_column=None, keep=["k"], results=[])
+    shards = [shard for file in corpus.files for shard in read_shards(file, columns)]
+    assert [row["keep.k"] for row in rows_of(shards)] == [None, "7"]
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b"text,a,text", "several columns 'text'"),
+        ("caf\xe9,a,b".encode("latin-1"), "no column 'text'; it has caf\\udce9"),
+        ("text,a,b".encode("utf-16"), "no column 'text'"),
+        (b"", "no column 'text'; it has no header line"),
+    ],
+)
+def test_a_header_that_will_not_do_is_told_of_in_text_that_can_be_stored(
+    header: bytes, said: str, tmp_path: Path
+) -> None:
+    (shard,) = read(write_lines(tmp_path / "a.csv", [header, b"1,2,3"]))
+    assert said in str(shard.read_error)
+    assert str(shard.read_error).encode()
+
+
+def test_two_columns_of_one_name_in_parquet_are_told_of(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
+    (shard,) = read(tmp_path / "a.parquet")
+    assert "several columns 'text'" in str(shard.read_error)
+
+
+def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(tmp_path: Path) -> None:
+    lines = [b"id,text", b"1,good", b'2,"unclosed', b"3,x", b"4,y"]
+    shards = read(write_lines(tmp_path / "a.csv", lines))
+    assert [row["text"] for row in rows_of(shards)] == ["good"]
+    assert shards[-1].read_error == "a quote is opened there and never closed"
+    whole = tmp_path / "b.csv"
+    whole.write_bytes(b'id,text\n1,"closed at the very end"')
+    assert [row["text"] for row in rows_of(read(whole))] == ["closed at the very end"]
+
+
+def test_quotes_mean_nothing_in_tsv(tmp_path: Path) -> None:
+    lines = [b"id\ttext", b'1\t"unclosed', b"2\thello", b'3\t"x', b'4\tsays "y"']
+    texts = [row["text"] for row in rows_of(read(write_lines(tmp_path / "a.tsv", lines)))]
+    assert texts == ['"unclosed', "hello", '"x', 'says "y"']
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.csv", "a.jsonl"):
+        first = {"a.txt": b"x", "a.csv": b"text\nx", "a.jsonl": b'{"text": "x"}'}[name]
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + first + b"\n")
+        assert [row["text"] for row in rows_of(read(tmp_path / name))] == ["x"]
+
+
+def test_a_file_that_grows_while_it_is_read_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.source, "SHARD_ROWS", 1024)
+    path = write_lines(tmp_path / "a.txt", [b"a line"] * 3000)
+    (file,) = list_inputs(str(path)).files
+    shards = read_shards(file, TEXT)
+    assert next(shards).last is False
+    with path.open("ab") as more:
+        more.write(b"half of a li")
+    with pytest.raises(StorageError, match="changed after it was listed"):
+        list(shards)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl.gz", "a.jsonl.zst"])

@@ -1,11 +1,13 @@
 """Local paths and s3:// behave alike: whole files, listings with marks, conditions, errors that name path and cause."""
 
+import errno
 import io
 import json
 import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -118,6 +120,42 @@ def test_nothing_to_read_is_the_users_error_unless_it_may_be(place: str) -> None
     assert not list_inputs(f"{place}/*.csv", may_be_empty=True).files
     fill(place, {"in/x.md": b""})
     assert not list_inputs(f"{place}/in", may_be_empty=True).files
+
+
+def test_an_emptied_prefix_is_an_empty_folder(s3: S3Server) -> None:
+    assert not list_inputs("s3://bucket/emptied", may_be_empty=True).files
+
+
+def test_a_glob_lists_a_file_once_and_says_when_it_matches_folders_only(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "a.txt").touch()
+    assert [file.name for file in list_inputs(f"{tmp_path}/**/**/*.txt").files] == ["in/deep/a.txt"]
+    with pytest.raises(UserError, match=r"matches folders and no file; write .*/in/\*/\* "):
+        list_inputs(f"{tmp_path}/in/*", may_be_empty=True)
+
+
+def test_what_cannot_be_listed_is_not_left_out_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").touch()
+    scan = os.scandir
+
+    def scandir(path: str) -> Iterator[os.DirEntry[str]]:  # tests may run as root, whom no permission stops
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(RefusedError, match=r"locked: Permission denied"):
+        list_inputs(str(tmp_path))
+
+
+def test_a_name_that_is_no_utf8_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.md")).touch()
+    (tmp_path / "a.txt").touch()
+    assert len(list_inputs(str(tmp_path)).files) == 1
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).touch()
+    with pytest.raises(UserError, match=r"caf\\udce9\.txt' is no UTF-8; rename"):
+        list_inputs(str(tmp_path))
 
 
 def test_unknown_schemes_are_named() -> None:
