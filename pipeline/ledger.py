@@ -21,7 +21,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError, UserError
@@ -48,11 +47,12 @@ from pipeline.manifest import (
     read_manifest,
     totals_as_facts,
     versions,
+    with_parts,
     write_manifest,
 )
 from pipeline.output import LOCK, MANIFEST, RECEIPTS_FOLDER, REJECTS_FOLDER, Output, generation_of
 from pipeline.receipts import Receipt, Totals
-from pipeline.schema import PART, REJECTS_PART, SHARDS
+from pipeline.schema import SHARDS
 from pipeline.shards import ShardIndex
 from pipeline.storage import is_remote, lock_folder, storage_of
 
@@ -67,8 +67,6 @@ class Ledger:
     def __init__(self, folder: str, fingerprint: Fingerprint, *, overwrite: bool = False) -> None:
         self.folder, self.fingerprint, self.overwrite = folder, fingerprint, overwrite
         self.storage = storage_of(folder)
-        self._totals, self._index = Totals(), ShardIndex()
-        self._lost = NO_SHARDS
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -77,14 +75,20 @@ class Ledger:
             locked = opening.enter_context(lock_folder(self.folder, LOCK))
             self._manifest = read_manifest(self.folder)
             self._runs, self._segments = self._read_runs()
-            self.output = Output(self.folder, self._choose_generation())
+            generation = self._choose_generation()
             if locked:
                 self._remove_leftovers()
-            self._load()
-            place = self._place(self.output.generation)
-            self._journal = opening.enter_context(contextlib.closing(Journal(place, self._keep)))
+            self._open(generation)
             self._resources = opening.pop_all()
+            self._resources.callback(lambda: self._journal.close())
         return self
+
+    def _open(self, generation: int) -> None:
+        """Go on with a generation, or begin it."""
+        self.output = Output(self.folder, generation)
+        self._totals, self._index, self._lost = Totals(), ShardIndex(), NO_SHARDS
+        self._load()
+        self._journal = Journal(self._place(generation), self._keep)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -135,22 +139,14 @@ class Ledger:
     def unfinished(self, files: list[InputFile], *, keep_gone: bool = True) -> dict[str, tuple[int, ...]]:
         """Return the files that still have work, by path, with the starts of their shards that are done.
 
-        Raises UserError naming a file that changed since its shards were done, or, without `keep_gone`, one that is no more.
+        Raises UserError naming a file that changed since its shards were done, or, without `keep_gone`, one that is no more;
+        with `overwrite` what was done is then left behind, and all files have work.
         """
-        for file in files:
-            if self._index.changed(file):
-                raise UserError(
-                    f"{file.path}: changed since {self.folder} was made from it; "
-                    "give the new content a new name, or start over with --overwrite"
-                )
-        if not keep_gone:
-            there = {file.path for file in files}
-            gone = next((path for path in self._index.files if path not in there), None)
-            if gone is not None:
-                raise UserError(
-                    f"{gone}: {self.folder} has results of it, but --input has it no more; "
-                    "--incremental keeps them, --overwrite starts over"
-                )
+        problem = self._index.outdated(files, self.folder, keep_gone=keep_gone)
+        if problem and not self.overwrite:
+            raise UserError(problem)
+        if problem:
+            self._open(self._newest_generation() + 1)
         return self._index.unfinished(files)
 
     def published(self) -> bool:
@@ -169,7 +165,14 @@ class Ledger:
         self.flush()
         for _ in range(PUBLISH_TRIES):
             replaced = self._manifest
-            if self._try_to_publish(replaced, seconds, checked):
+            try:
+                done = self._try_to_publish(replaced, seconds, checked)
+            except StorageError:
+                newer_manifest = read_manifest(self.folder)  # whoever has published takes away what the last one named
+                if (newer_manifest and newer_manifest.mark) == (replaced and replaced.mark):
+                    raise
+                done = False
+            if done:
                 self._manifest = read_manifest(self.folder)
                 assert self._manifest is not None
                 if replaced is not None and replaced.facts.get("shards") != self._manifest.facts["shards"]:
@@ -239,8 +242,7 @@ class Ledger:
             )
         if self.overwrite:
             begun = [g for g in same if self._runs[g].overwrites and g >= published]
-            taken = max([published, *self._runs, *(generation_of(n) or 0 for n in self._part_names())], default=0)
-            return max(begun, default=taken + 1)
+            return max(begun) if begun else self._newest_generation() + 1
         if published:
             self._refuse(self._differs())
             return published
@@ -253,6 +255,12 @@ class Ledger:
                 f"--output {self.folder}: holds parts but no {MANIFEST}; choose another folder or give --overwrite"
             )
         return 1
+
+    def _newest_generation(self) -> int:
+        """Return the highest generation of which anything is there; 0 if nothing is."""
+        return max(
+            [self._published_generation() or 0, *self._runs, *(generation_of(n) or 0 for n in self._part_names())]
+        )
 
     def _refuse(self, what: str) -> None:
         if what:
@@ -290,6 +298,10 @@ class Ledger:
     def _try_to_publish(self, replaced: Manifest | None, seconds: float, checked: Mapping[str, object]) -> bool:
         """Put all receipts together, our own, those found at the start and those published, and write them and the manifest."""
         mine = read_segments(self._journal.segments)
+        if len(mine) < len(self._journal.segments):  # of two drivers with other inputs, on S3
+            raise StorageError(
+                f"{self.folder}: another driver took receipts away; the same command does their shards again"
+            )
         older = read_segments(self._segments.get(self.output.generation, ())) + self._published_shards()
         totals, index, sink, rows = Totals(), ShardIndex(), pa.BufferOutputStream(), 0
         lost = np.setdiff1d(self._lost, np.concatenate([NO_SHARDS, *(shard_names(table) for table in distinct(mine))]))
@@ -297,7 +309,7 @@ class Ledger:
             for table in distinct([*mine, *older], lost):
                 totals.add_table(table)
                 index.add_table(table)
-                writer.write_table(self._with_parts(table))
+                writer.write_table(with_parts(table, self.output))
                 rows += len(table)
         run = self._runs.get(self.output.generation)
         facts: dict[str, Any] = {
@@ -313,16 +325,6 @@ class Ledger:
         }
         self._totals = totals
         return write_manifest(self.folder, replaced, facts, sink.getvalue().to_pybytes(), rows)
-
-    def _with_parts(self, receipts: pa.Table) -> pa.Table:
-        """Say where the results of each shard are, by `schema.SHARDS`."""
-        before, after = self.output.part("|").split("|")
-        parts = pc.binary_join_element_wise(before, receipts["shard"], after, "")
-        rejects = pc.binary_join_element_wise(f"{REJECTS_FOLDER}/", parts, "")
-        counts = np.diff(receipts["rejected"].combine_chunks().offsets)
-        some = pc.or_(pc.is_valid(receipts["read_error"]), pa.chunked_array([counts > 0]))
-        columns = {PART: parts, REJECTS_PART: pc.if_else(some, rejects, None)}
-        return pa.table([columns[f.name] if f.name in columns else receipts[f.name] for f in SHARDS], schema=SHARDS)
 
     def _remove_leftovers(self) -> None:
         """Remove what killed drivers left behind: temporary files, and lists of shards that no manifest names."""

@@ -13,11 +13,14 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import StorageError
-from pipeline.output import MANIFEST
+from pipeline.output import MANIFEST, REJECTS_FOLDER, Output
 from pipeline.receipts import Totals
+from pipeline.schema import PART, REJECTS_PART, SHARDS
 from pipeline.storage import storage_of
 
 MANIFEST_VERSION = 2
@@ -96,6 +99,17 @@ def write_manifest(folder: str, before: Manifest | None, facts: dict[str, Any], 
     facts = {"version": MANIFEST_VERSION, "shards": {"path": name, "rows": rows, "digest": digest}} | facts
     text = json.dumps(facts, indent=1) + "\n"
     return storage.write_if(f"{folder}/{MANIFEST}", text.encode(), before.mark if before else None)
+
+
+def with_parts(receipts: pa.Table, output: Output) -> pa.Table:
+    """Say where the results of each shard are, by `schema.SHARDS`."""
+    before, after = output.part("|").split("|")
+    parts = pc.binary_join_element_wise(before, receipts["shard"], after, "")
+    rejects = pc.binary_join_element_wise(f"{REJECTS_FOLDER}/", parts, "")
+    counts = np.diff(receipts["rejected"].combine_chunks().offsets)
+    some = pc.or_(pc.is_valid(receipts["read_error"]), pa.chunked_array([counts > 0]))
+    columns = {PART: parts, REJECTS_PART: pc.if_else(some, rejects, None)}
+    return pa.table([columns[f.name] if f.name in columns else receipts[f.name] for f in SHARDS], schema=SHARDS)
 
 
 def totals_as_facts(totals: Totals) -> dict[str, Any]:

@@ -33,6 +33,24 @@ class ShardIndex:
         number = self._numbers.get(file.path)
         return number is not None and self._marks[number] != (file.size, file.mark)
 
+    def outdated(self, files: Iterable[InputFile], folder: str, *, keep_gone: bool) -> str:
+        """Say which file is not what its shards were made of, or, without `keep_gone`, is no more; empty if none is."""
+        there = set()
+        for file in files:
+            there.add(file.path)
+            if self.changed(file):
+                return (
+                    f"{file.path}: changed since {folder} was made from it; "
+                    "give the new content a new name, or start over with --overwrite"
+                )
+        gone = None if keep_gone else next((path for path in self.files if path not in there), None)
+        if gone is None:
+            return ""
+        return (
+            f"{gone}: {folder} has results of it, but --input has it no more; "
+            "--incremental keeps them, --overwrite starts over"
+        )
+
     def add(self, receipt: Receipt) -> None:
         """Note a finished shard."""
         self._file.append(self._number(receipt.file, receipt.size, receipt.mark))

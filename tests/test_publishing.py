@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import UserError
-from pipeline.inputs import Corpus
+from pipeline.errors import StorageError, UserError
+from pipeline.inputs import Corpus, list_inputs
 from pipeline.ledger import Ledger
 from pipeline.output import Output
 from pipeline.results import open_results, published, results_as_corpus, shards
@@ -184,6 +184,66 @@ def test_two_drivers_end_with_one_correct_result(corpus: Corpus, folder: str) ->
             second.publish(1.0, {})
     assert read_all(folder) == (ALL_IDS, {"good"})
     assert run_all(folder, corpus, FINGERPRINT) is None
+
+
+def test_two_drivers_that_add_to_published_results_lose_nothing(s3: S3Server) -> None:
+    place = "s3://bucket/adding"
+    old = make_corpus(place, ("a.txt",))
+    folder = make_folder(place)
+    run_all(folder, old, FINGERPRINT)
+    corpus = make_corpus(place)
+    with Ledger(folder, FINGERPRINT) as first, Ledger(folder, FINGERPRINT) as second:
+        for driver in (first, second):
+            driver.begin(SCHEMA)
+            finish(driver, receipt(corpus, 1, 0, 30, last=True))
+            driver.publish(1.0, {})
+    assert read_all(folder) == (ALL_IDS, {"good"})
+
+
+def test_who_lost_receipts_to_another_driver_does_not_publish_without_them(s3: S3Server) -> None:
+    place = "s3://bucket/taken"
+    corpus = make_corpus(place)
+    folder = make_folder(place)
+    with Ledger(folder, FINGERPRINT) as slow:
+        slow.begin(SCHEMA)
+        finish(slow, receipt(corpus, 1, 0, 30, last=True))
+        slow.flush()
+        with Ledger(folder, FINGERPRINT) as fast:  # of the other file only
+            fast.begin(SCHEMA)
+            finish(fast, receipt(corpus, 0, 0, 30, last=True))
+            fast.flush()
+            storage_of(folder).delete(
+                slow._journal.segments
+            )  # as fast.finish() would, had slow stored it a moment later
+            fast.publish(1.0, {})
+        with pytest.raises(StorageError, match="the same command does their shards again"):
+            slow.publish(1.0, {})
+    assert len(read_all(folder)[0]) == 30
+    run_all(folder, corpus, FINGERPRINT)
+    assert read_all(folder) == (ALL_IDS, {"good"})
+
+
+@pytest.mark.parametrize("publish_first", [False, True])
+def test_overwriting_that_was_stopped_starts_over_when_its_input_changed(
+    publish_first: bool, corpus: Corpus, folder: str, place: str
+) -> None:
+    if publish_first:
+        run_all(folder, corpus, FINGERPRINT, "old")
+    with Ledger(folder, OTHER, overwrite=True) as stopped:
+        stopped.begin(SCHEMA)
+        finish(stopped, receipt(corpus, 0, 0, 30, last=True), "stopped")
+    storage_of(place).write(f"{place}/in/a.txt", b"y\n" * 31)
+    changed = list_inputs(f"{place}/in")
+    with Ledger(folder, OTHER, overwrite=True) as again:
+        assert set(again.unfinished(changed.files)) == {file.path for file in changed.files}
+        again.begin(SCHEMA)
+        finish(again, receipt(changed, 0, 0, 31, last=True), "new")
+        finish(again, receipt(changed, 1, 0, 30, last=True), "new")
+        again.publish(1.0, {})
+    ids, labels = read_all(folder)
+    assert (ids, labels) == (sorted([*ALL_IDS, "a.txt:30"]), {"new"})
+    names = {re.sub("[0-9a-f]{16}", "*", name) for name in files_in(folder)}
+    assert len(names) == 4  # the manifest, its list, parts and rejects of one generation
 
 
 def test_a_driver_whose_results_were_replaced_publishes_no_more(s3: S3Server) -> None:
