@@ -33,15 +33,17 @@ def first_tokens(x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
 
 def attend(qkv_T3H: Tensor, runs: Sequence[Run], heads: int, *, dropout: float = 0.0) -> Tensor:
     """Multi-head attention inside every row: queries, keys and values side by side [T, 3H] -> [T, H]."""
-    if dropout == 0.0 and _takes_ragged_rows(qkv_T3H):
+    if dropout == 0.0 and _takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
         return _attend_ragged(qkv_T3H, tuple(runs), heads)
     return _attend_run_by_run(qkv_T3H, runs, heads, dropout)
 
 
-def _takes_ragged_rows(x: Tensor) -> bool:
-    """Say whether FlashAttention's kernel for rows of any length runs here: 16 bits, Ampere or later."""
+def _takes_ragged_rows(x: Tensor, head_width: int) -> bool:
+    """Say whether FlashAttention's kernel for rows of any length runs here: 16 bits, Ampere or later, and widths it knows."""
     return (
         x.is_cuda
+        and head_width % 8 == 0
+        and head_width <= 256
         and x.dtype in (torch.bfloat16, torch.float16)
         and torch.cuda.get_device_capability(x.device) >= (8, 0)
     )

@@ -68,6 +68,8 @@ class Engine:
         """
         self.config = config
         self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:  # lanes are threads, and each has a current device
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.token_budget = config.token_budget or default_token_budget(self.device, model.shape.hidden)
         self.precision = set_precision(model, config.dtype, self.device, self.token_budget)
         self.dtype = DTYPES[self.precision]

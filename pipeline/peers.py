@@ -17,9 +17,9 @@ import torch
 import torch._inductor.config as inductor
 from torch import Tensor, nn
 
-from models.backbone import PackedTokens
 from models.early_exit import EarlyExitModel
 from models.runs import Run
+from pipeline.lane import pack
 from pipeline.rows import IntArray, TokenRows
 from pipeline.workload import Workload
 
@@ -79,13 +79,14 @@ def compiled(model: nn.Module) -> Runner:
 def one_row_at_a_time(model: EarlyExitModel) -> Runner:
     """Early exit as the papers' published code runs it: batch size 1, every head looked at."""
 
+    device = next(model.parameters()).device
+
     def run(work: Workload) -> None:
-        rows = work.rows
         with torch.inference_mode():
             for row, exit_layer in enumerate(work.exit_plan):
-                ids = torch.from_numpy(rows.token_ids[rows.offsets[row] : rows.offsets[row + 1]].astype(np.int64))
-                runs = (Run(1, len(ids)),)
-                packed = PackedTokens(token_ids=ids, segments=torch.tensor([len(ids)]), runs=runs)
+                alone = work.rows.take(np.array([row]))
+                runs = (Run(1, len(alone.token_ids)),)
+                packed = pack(alone, runs, 0, device)
                 x_TH = model.backbone.embeddings(packed)
                 for number in range(1, exit_layer + 1):
                     x_TH = model.backbone.layer(number)(x_TH, runs)
@@ -173,6 +174,10 @@ class PeerNeeds:
         return next(self.theirs.parameters()).device
 
     @property
+    def on_cpu(self) -> nn.Module:
+        return copy.deepcopy(self.theirs).cpu()
+
+    @property
     def in_bf16(self) -> nn.Module:
         return copy.deepcopy(self.theirs).to(torch.bfloat16)
 
@@ -181,15 +186,15 @@ PEERS: Mapping[str, Callable[[PeerNeeds], Runner]] = {
     "hf-fp32-arrival": lambda needs: hugging_face(needs.theirs, in_order_of_length=False, device=needs.device),
     "hf-bf16-sorted": lambda needs: hugging_face(needs.in_bf16, in_order_of_length=True, device=needs.device),
     "hf-bf16-compiled": lambda needs: compiled(needs.in_bf16),
-    "onnx-fp32": lambda needs: onnx_runtime(needs.theirs, int8=False, threads=needs.threads),
-    "onnx-int8": lambda needs: onnx_runtime(needs.theirs, int8=True, threads=needs.threads),
+    "onnx-fp32": lambda needs: onnx_runtime(needs.on_cpu, int8=False, threads=needs.threads),
+    "onnx-int8": lambda needs: onnx_runtime(needs.on_cpu, int8=True, threads=needs.threads),
     "openvino-bf16": lambda needs: openvino(
-        needs.theirs, precision="bf16", threads=needs.threads, calibration=needs.calibration
+        needs.on_cpu, precision="bf16", threads=needs.threads, calibration=needs.calibration
     ),
     "openvino-int8": lambda needs: openvino(
-        needs.theirs, precision="int8", threads=needs.threads, calibration=needs.calibration
+        needs.on_cpu, precision="int8", threads=needs.threads, calibration=needs.calibration
     ),
-    "papers-batch-1": lambda needs: one_row_at_a_time(copy.deepcopy(needs.ours).eval()),
+    "papers-batch-1": lambda needs: one_row_at_a_time(copy.deepcopy(needs.ours).to(needs.device).eval()),
 }
 SLOW = {"hf-fp32-arrival": 8, "papers-batch-1": 8, "onnx-fp32": 4}
 """Peers that get every n-th row only, since they take that many times longer; all figures are rows a second."""
