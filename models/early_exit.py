@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from models.backbone import Backbone, PackedTokens
@@ -91,7 +92,7 @@ class EarlyExitModel(nn.Module):
         """Put an untrained head of this kind ('pooled' or 'attention') on every layer below the last."""
         if kind not in HEAD_KINDS:
             raise ValueError(f"head kind '{kind}' is not one of {', '.join(HEAD_KINDS)}")
-        self.branch_head = kind
+        self.branch_head, self.criterion = kind, None  # a threshold is one of the heads it was chosen for
         for layer in range(1, self.shape.layers):
             self.exits[str(layer)] = self._new_head(kind)
         if self.shape.layers > 1:
@@ -140,7 +141,9 @@ class EarlyExitModel(nn.Module):
         config = _load_config(name)
         family_of(config)
         block = getattr(config, "early_exit", None) or {}
-        if new_labels is not None:
+        if new_labels is None:
+            _check_task(name, config)
+        else:
             block = {"last_head": new_last_head or "classifier"}
             config.num_labels = len(new_labels)
             config.problem_type = "regression" if len(new_labels) == 1 else "single_label_classification"
@@ -154,8 +157,10 @@ class EarlyExitModel(nn.Module):
     @classmethod
     def outline(cls, name: str | os.PathLike[str]) -> Self:
         """Build what `from_pretrained` would, but without weights: for questions about shape, exits, labels and criterion."""
+        config = _load_config(name)
+        _check_task(name, config)
         with torch.device("meta"):
-            return cls._of_config(_load_config(name))
+            return cls._of_config(config)
 
     @classmethod
     def _of_config(cls, config: PretrainedConfig) -> Self:
@@ -223,20 +228,25 @@ class EarlyExitModel(nn.Module):
                 "fine-tune it first (jobs/finetune.py)"
             )
         state = from_hugging_face(theirs.state_dict(), self.family, self.shape, with_head=with_head)
-        state |= self._branch_weights(Path(name))
         if fresh_head and not with_head:  # FastBERT's teacher head starts from random weights
             state |= {k: v for k, v in self.state_dict().items() if k.startswith("exits.")}
+        elif not fresh_head:
+            state |= self._branch_weights(name)
         for key, buffer in self.named_buffers():
             state.setdefault(key, buffer)  # of models made before pooled heads were standardised: as they were
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise UnsupportedModelError(f"{name}: config.json tells of exits, but the weights have no '{missing[0]}'")
         self.load_state_dict(state)
 
-    def _branch_weights(self, directory: Path) -> dict[str, Tensor]:
-        file = directory / WEIGHTS_FILE
-        if not file.is_file():
+    def _branch_weights(self, name: str | os.PathLike[str]) -> dict[str, Tensor]:
+        try:
+            file = cached_file(str(name), WEIGHTS_FILE)
+        except OSError:  # other checkpoints may have their weights in other files
             return {}
-        wanted = {name for name in self.state_dict() if name.startswith(("exits.", "lte."))}
+        wanted = {key for key in self.state_dict() if key.startswith(("exits.", "lte."))}
         with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys() if name in wanted}  # noqa: SIM118
+            return {key: tensors.get_tensor(key) for key in tensors.keys() if key in wanted}  # noqa: SIM118
 
     def _new_last_head(self) -> nn.Module:
         if self.last_head == "attention":
@@ -256,6 +266,12 @@ class EarlyExitModel(nn.Module):
     def _head_dropout(self) -> float:
         value: Any = getattr(self.config, "seq_classif_dropout", getattr(self.config, "classifier_dropout", None))
         return self.shape.dropout if value is None else float(value)
+
+
+def _check_task(name: str | os.PathLike[str], config: PretrainedConfig) -> None:
+    """Raise UnsupportedModelError for a classifier whose classes do not exclude each other."""
+    if config.problem_type == "multi_label_classification":
+        raise UnsupportedModelError(f"{name}: gives a row any number of labels (multi-label); offramp gives it one")
 
 
 def _load_config(name: str | os.PathLike[str]) -> PretrainedConfig:

@@ -1,5 +1,6 @@
 """Every family gives transformers' own logits, and its directories go back and forth."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,32 @@ def test_a_backbone_that_was_never_fine_tuned_is_refused_unless_fine_tuning_star
     with pytest.raises(UnsupportedModelError, match=r"no 'classifier\.bias', so it is not a fine-tuned classifier"):
         EarlyExitModel.from_pretrained(tmp_path)
     assert EarlyExitModel.from_pretrained(tmp_path, new_labels=["x", "y"]).labels == ["x", "y"]
+
+
+def test_a_classifier_of_many_labels_is_refused_but_its_backbone_is_not(tmp_path: Path) -> None:
+    random_classifier("bert").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"problem_type": "multi_label_classification"}))
+    for load in (EarlyExitModel.from_pretrained, EarlyExitModel.outline):
+        with pytest.raises(UnsupportedModelError, match="multi-label"):
+            load(tmp_path)
+    assert EarlyExitModel.from_pretrained(tmp_path, new_labels=["a", "b"]).shape.classes == 2
+
+
+def test_exits_whose_weights_are_lost_are_told_of(tmp_path: Path) -> None:
+    random_classifier("bert").save_pretrained(tmp_path / "plain")
+    random_exits(EarlyExitModel.from_pretrained(tmp_path / "plain"), "attention").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "plain" / "model.safetensors").read_bytes())
+    with pytest.raises(UnsupportedModelError, match=r"tells of exits, but the weights have no 'exits\.1\."):
+        EarlyExitModel.from_pretrained(tmp_path)
+
+
+def test_fine_tuning_may_put_another_kind_of_head_on_a_fastbert_teacher(tmp_path: Path) -> None:
+    random_classifier("bert").save_pretrained(tmp_path / "plain")
+    EarlyExitModel.from_pretrained(
+        tmp_path / "plain", new_labels=["a", "b"], new_last_head="attention"
+    ).save_pretrained(tmp_path)
+    assert EarlyExitModel.from_pretrained(tmp_path, new_labels=["a", "b", "c"]).last_head == "classifier"
 
 
 def test_a_directory_without_a_model_is_named(tmp_path: Path) -> None:
