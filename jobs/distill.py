@@ -61,7 +61,6 @@ def main(args: argparse.Namespace) -> int:
         classes=model.labels,
         label_column=args.label_column,
         limit=args.limit,
-        hold_out=dev is None,
         seed=args.seed,
     )
     spec = DistillSpec(
@@ -69,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
         head=args.head,
         stream=stream,
         dev=dev,
-        output=Path(args.output).expanduser().absolute(),
+        output=training.output_folder(args),
         training=training.config(args, head_learning_rate=args.head_learning_rate),
         temperature=args.temperature,
         label_share=args.label_share if args.label_column else 0.0,

@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
         exit_weights=args.exit_weights,
         train=train,
         dev=dev,
-        output=Path(args.output).expanduser().absolute(),
+        output=training.output_folder(args),
         training=training.config(args, early_stopping=args.early_stopping, head_learning_rate=args.head_learning_rate),
         second_stage=training.config(args, learning_rate=args.head_learning_rate),
     )

@@ -17,6 +17,7 @@ from pipeline.chunks import Chunk
 from pipeline.config import TrainingConfig
 from pipeline.errors import UserError
 from pipeline.labelled import Texts, hold_out
+from pipeline.storage import is_remote
 from pipeline.workers import Work, run_workers
 
 HOLD_OUT = 0.1
@@ -64,11 +65,20 @@ def config(args: argparse.Namespace, **changes: Any) -> TrainingConfig:
         raise UserError(f"--{str(error).replace('_', '-')}") from error
 
 
+def output_folder(args: argparse.Namespace) -> Path:
+    """Return the folder of --output; raise UserError if it is no local one, which checkpoints need."""
+    if is_remote(args.output):
+        raise UserError(
+            f"--output {args.output}: training writes to a folder on disk that all workers see; copy it then"
+        )
+    return Path(args.output).expanduser().absolute()
+
+
 def run(
     parser: argparse.ArgumentParser, args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
 ) -> int:
     """Train into --output, or go on with a training that was begun there by the same command; return the exit code."""
-    output = Path(args.output).expanduser().absolute()
+    output = output_folder(args)
     claim(output, _command(parser, args))
     print(about)
     try:

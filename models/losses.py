@@ -1,37 +1,39 @@
-"""Training losses as pure functions: the mean over rows, for one exit."""
+"""Training losses of one exit as pure functions."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def soft_label_loss(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return KL(teacher || student) of softened probabilities, times temperature squared; for one value, the squared error.
+def soft_label_losses(student_BC: Tensor, teacher_BC: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return KL(teacher || student) of softened probabilities, times temperature squared, of every row: [B].
+
+    For one value it is the squared error.
 
     FastBERT's section 3.3 writes KL(p_s || p_t); its released code, which the published numbers come from, calls
     KLDivLoss(log p_s, p_t), that is KL(p_t || p_s): the usual direction of distillation. We do what the code does. Temperature
     and its square, which keeps the size of the gradient: Hinton et al. 2015, section 2.
     """
     if student_BC.shape[-1] == 1:
-        return F.mse_loss(student_BC.float(), teacher_BC.float())
+        return (student_BC.float() - teacher_BC.float())[:, 0] ** 2
     student = torch.log_softmax(student_BC.float() / temperature, dim=-1)
     teacher = torch.log_softmax(teacher_BC.detach().float() / temperature, dim=-1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
-def label_loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the cross-entropy against class indices, or for one value the squared error; rows with label NaN do not count.
+def label_losses(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Return the cross-entropy against class indices, or for one value the squared error, of every row: [B]; 0 for label NaN.
 
     `labels_B` is float: indices and values travel alike.
     """
     known_B = ~labels_B.isnan()
-    # Weights in place of a selection: every step has the same shapes, and a batch without labels gives 0, not NaN.
+    # Weights in place of a selection: every step has the same shapes.
     safe_B = labels_B.nan_to_num()
     if logits_BC.shape[-1] == 1:
         each_B = (logits_BC.float()[:, 0] - safe_B) ** 2
     else:
         each_B = F.cross_entropy(logits_BC.float(), safe_B.long(), reduction="none")
-    return (each_B * known_B).sum() / known_B.sum().clamp(min=1)
+    return each_B * known_B
 
 
 def lte_loss(lte_B: Tensor, logits_BC: Tensor, target_B: Tensor) -> Tensor:

@@ -43,14 +43,14 @@ def distill(spec: DistillSpec, group: Group, device: str, say: Say) -> None:
     spec = replace(spec, model=model_on_disk(spec.model))  # once, so that teacher and student are of one version
     model = EarlyExitModel.from_pretrained(spec.model).to(device)
     recipe = _recipe(spec, model, device)
-    dev = spec.dev or held_out(spec.stream)
+    dev, leave_out = (spec.dev, frozenset[str]()) if spec.dev is not None else held_out(spec.stream)
     standardise_heads(model, dev.rows)
     if dev.logits is None:
         teacher = EarlyExitModel.from_pretrained(spec.model)
         dev = ask(Engine(teacher, EngineConfig(), device), dev)
     position = train(
         recipe,
-        StreamSource(spec.stream, group.rank, group.workers),
+        StreamSource(spec.stream, group.rank, group.workers, leave_out),
         dev,
         spec.training,
         folder=spec.output / FOLDER,

@@ -25,6 +25,8 @@ from pipeline.rows import TokenRows
 
 STANDARD_ROWS = 1000
 """Rows that mean and deviation are taken from, at most."""
+FEWEST_ROWS = 32
+"""With fewer, many deviations come out near 0, and a head would read nothing but extremes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +121,9 @@ def standardise_heads(model: EarlyExitModel, rows: TokenRows) -> None:
     """Give pooled branch heads mean and deviation of what they read of some rows, as their backbone is now.
 
     The same rows give the same numbers, in every worker and after a restart. Heads that predict values read on as they did:
-    they overfit more than they gain (docs/results/papers.md).
+    they overfit more than they gain (docs/results/papers.md). So do all where there are too few rows to know a deviation by.
     """
-    if model.branch_head != "pooled" or model.regression or not len(rows):
+    if model.branch_head != "pooled" or model.regression or len(rows) < FEWEST_ROWS:
         return
     some = rows.take(np.unique(np.linspace(0, len(rows) - 1, STANDARD_ROWS).astype(np.int64)))
     backbone = FrozenBackbone(model, with_last=False)

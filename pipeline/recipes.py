@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.early_exit import Answer, EarlyExitModel
-from models.losses import label_loss, lte_loss, soft_label_loss
+from models.losses import label_losses, lte_loss, soft_label_losses
 from models.precision import autocast
 from pipeline.chunks import Chunk
 from pipeline.config import EngineConfig
@@ -40,13 +40,15 @@ class Objective:
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor, teacher_BC: Tensor | None) -> Tensor:
         """Return the loss of one exit, a scalar."""
+        known_B = ~labels_B.isnan()
         if not self.soft:
-            return label_loss(logits_BC, labels_B)
+            return label_losses(logits_BC, labels_B).sum() / known_B.sum().clamp(min=1)  # without labels 0, not NaN
         assert teacher_BC is not None
-        loss = soft_label_loss(logits_BC, teacher_BC, self.temperature)
+        losses_B = soft_label_losses(logits_BC, teacher_BC, self.temperature)
         if self.label_share:
-            loss = (1 - self.label_share) * loss + self.label_share * label_loss(logits_BC, labels_B)
-        return loss
+            share_B = self.label_share * known_B
+            losses_B = (1 - share_B) * losses_B + share_B * label_losses(logits_BC, labels_B)
+        return losses_B.sum() / max(len(losses_B), 1)
 
 
 class Recipe(Protocol):

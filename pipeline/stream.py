@@ -27,7 +27,9 @@ from pipeline.tokenise import Tokeniser, TokeniserSpec
 
 HOLD_OUT_EVERY = 8
 HOLD_OUT_ROWS = 1000
-"""Rows held out of a stream to see how training goes: every eighth row at its start, up to this many."""
+"""Rows held out of a stream to see how training goes: every eighth row at its start, some more than this at most."""
+HOLD_OUT_FILES = 64
+"""They may be small: so many are looked into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +44,15 @@ class StreamSpec:
     label_column: str | None = None
     limit: int | None = None
     """Rows to read in an epoch at most."""
-    hold_out: bool = True
-    """Leave out the rows that `held_out` gives."""
     seed: int = 0
 
 
 class StreamSource:
     """Chunks of a stream; each of `workers` takes its own rows of every chunk."""
 
-    def __init__(self, spec: StreamSpec, rank: int = 0, workers: int = 1) -> None:
-        self.spec, self.rank, self.workers = spec, rank, workers
+    def __init__(self, spec: StreamSpec, rank: int = 0, workers: int = 1, leave_out: Collection[str] = ()) -> None:
+        """`leave_out` names the files whose first rows `held_out` gave."""
+        self.spec, self.rank, self.workers, self.leave_out = spec, rank, workers, leave_out
 
     def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
         spec, files = self.spec, self.spec.corpus.files
@@ -71,9 +72,11 @@ class StreamSource:
             if receipt.read_error is not None and self.rank == 0:
                 print(f"{receipt.file}: {receipt.read_error}; the rest of it is left out", file=sys.stderr)
             everyone = receipt.rows_in if left is None else min(receipt.rows_in, left)
-            share = receipt.input_bytes / max(spec.corpus.size, 1) if spec.limit is None else everyone / spec.limit
+            share = receipt.input_bytes / max(spec.corpus.size, 1)
+            if spec.limit is not None:  # whichever ends first
+                share = max(share, everyone / spec.limit)
             rows = block.rows.slice(0, len(range(self.rank, everyone, self.workers)))
-            if spec.hold_out and receipt.file == files[0].path:
+            if receipt.file in self.leave_out:
                 rows = rows.filter(pc.invert(pa.array(_held_out(rows))))
             yield replace(
                 _chunk(rows, spec),
@@ -87,14 +90,22 @@ class StreamSource:
                     return
 
 
-def held_out(spec: StreamSpec) -> Chunk:
-    """Read the rows that a stream leaves out, without Ray; raise UserError if there is none to use."""
-    shard = next(iter(read_shards(spec.corpus.files[0], spec.columns)))
-    rows = shard.rows.filter(pa.array(_held_out(shard.rows)))
-    rows = rows.filter(pc.is_null(rows[REASON]))
+def held_out(spec: StreamSpec) -> tuple[Chunk, frozenset[str]]:
+    """Read rows for a stream to leave out, without Ray, and name their files; raise UserError if there is none to use."""
+    parts: list[pa.Table] = []
+    files = spec.corpus.files[:HOLD_OUT_FILES]
+    for number, file in enumerate(files):
+        shard = next(iter(read_shards(file, spec.columns)))
+        parts.append(shard.rows.filter(pa.array(_held_out(shard.rows))))
+        if sum(map(len, parts)) >= HOLD_OUT_ROWS:
+            files = files[: number + 1]
+            break
+    rows = pa.concat_tables(parts)
+    rows = rows.filter(pc.is_null(rows[REASON])).combine_chunks()
     if len(rows) == 0:
-        raise UserError(f"{spec.corpus.files[0].path}: no usable row to hold out at its start; give --dev")
-    return _chunk(with_tokens(rows, Tokeniser(spec.tokeniser), spec.columns), spec)
+        raise UserError(f"{files[0].path}: no usable row to hold out at its start; give --dev")
+    held = _chunk(with_tokens(rows, Tokeniser(spec.tokeniser), spec.columns), spec)
+    return held, frozenset(file.path for file in files)
 
 
 def _held_out(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -138,7 +138,7 @@ class _Run:
             for chunk in self.source.chunks(position.epoch, frozenset(position.done)):
                 self._learn(self.recipe.prepare(chunk))
                 position.done.append(chunk.key)
-                position.share += chunk.share
+                position.share = min(position.share + chunk.share, 1.0)
                 if time.monotonic() - self.saved > self.config.checkpoint_seconds:
                     self._save()
             self._end_epoch()
@@ -170,7 +170,8 @@ class _Run:
         batches = self.recipe.ahead(chunk.take(rows) for rows in mine)
         for number, (batch, states) in enumerate(itertools.chain(batches, idle)):
             position.step += 1
-            share = (position.epoch - 1 + position.share + chunk.share * number / steps) / config.epochs
+            epoch_share = min(position.share + chunk.share * number / steps, 1.0)
+            share = (position.epoch - 1 + epoch_share) / config.epochs
             for parameters in self.optimiser.param_groups:
                 parameters["lr"] = parameters["peak"] * warm_up_then_fall(share)
             torch.manual_seed(_seed(config.seed, position.step, self.group.rank))

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.backbone import PackedTokens
 from models.criteria import extend_streak, may_exit, normalised_entropy
 from models.early_exit import EarlyExitModel
-from models.losses import label_loss, lte_loss, soft_label_loss
+from models.losses import label_losses, lte_loss, soft_label_losses
 from models.runs import Run
+from pipeline.recipes import Objective
 from tests.conftest import CONFIGS
 
 
@@ -44,21 +45,31 @@ def test_soft_label_loss_is_kl_from_teacher_to_student_by_hand() -> None:
     teacher = torch.log(torch.tensor([[0.75, 0.25]]))
     student = torch.log(torch.tensor([[0.5, 0.5]]))
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert float(soft_label_loss(student, teacher)) == pytest.approx(expected)
-    assert float(soft_label_loss(teacher, teacher)) == pytest.approx(0.0)
+    assert float(soft_label_losses(student, teacher)) == pytest.approx(expected)
+    assert float(soft_label_losses(teacher, teacher)) == pytest.approx(0.0)
     flat = math.sqrt(0.75) / (math.sqrt(0.75) + math.sqrt(0.25))
     softened = flat * math.log(flat / 0.5) + (1 - flat) * math.log((1 - flat) / 0.5)
-    assert float(soft_label_loss(student, teacher, temperature=2.0)) == pytest.approx(4 * softened)
-    assert float(soft_label_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]))) == pytest.approx(4.0)
+    assert float(soft_label_losses(student, teacher, temperature=2.0)) == pytest.approx(4 * softened)
+    assert float(soft_label_losses(torch.tensor([[1.0]]), torch.tensor([[3.0]]))) == pytest.approx(4.0)
 
 
 def test_rows_without_a_label_do_not_count() -> None:
     logits = torch.log(torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.1, 0.9]]))
     labels = torch.tensor([0.0, math.nan, 1.0])
     expected = -(math.log(0.75) + math.log(0.9)) / 2
-    assert float(label_loss(logits, labels)) == pytest.approx(expected)
-    assert float(label_loss(logits[:1], torch.tensor([math.nan]))) == 0.0
-    assert float(label_loss(torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, math.nan]))) == pytest.approx(4.0)
+    assert float(label_losses(logits, labels).sum() / 2) == pytest.approx(expected)
+    assert float(Objective(soft=False).loss(logits, labels, None)) == pytest.approx(expected)
+    assert float(Objective(soft=False).loss(logits[:1], torch.tensor([math.nan]), None)) == 0.0
+    assert label_losses(torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, math.nan])).tolist() == [4.0, 0.0]
+
+
+def test_a_true_label_weighs_in_its_own_row_only() -> None:
+    random = torch.manual_seed(0)
+    logits, teacher = torch.randn(4, 3, generator=random), torch.randn(4, 3, generator=random)
+    labels = torch.tensor([math.nan, 2.0, math.nan, math.nan])
+    soft, hard = soft_label_losses(logits, teacher), label_losses(logits, labels)
+    expected = (soft[0] + soft[2] + soft[3] + 0.7 * soft[1] + 0.3 * hard[1]) / 4
+    assert float(Objective(soft=True, label_share=0.3).loss(logits, labels, teacher)) == pytest.approx(float(expected))
 
 
 def test_learned_certainty_aims_at_being_right() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
 from models.precision import set_precision
 from pipeline.frozen import standardise_heads
@@ -33,3 +34,19 @@ def test_pooled_heads_read_what_little_differs_between_rows(bert_directory: Path
     set_precision(model, "bf16", torch.device("cpu"), 256)
     assert model.head(1).dense.weight.dtype == torch.bfloat16
     assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers())
+
+
+def test_a_handful_of_rows_standardises_nothing(bert_directory: Path) -> None:
+    model = random_exits(EarlyExitModel.from_pretrained(bert_directory), "pooled")
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    standardise_heads(model, random_rows(8, 40, seed=1))
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
+def test_new_heads_forget_the_threshold_of_others(exit_model: EarlyExitModel, tmp_path: Path) -> None:
+    exit_model.criterion = Criterion(speed=0.4)
+    exit_model.save_pretrained(tmp_path)
+    again = EarlyExitModel.from_pretrained(tmp_path)
+    assert again.criterion == Criterion(speed=0.4)
+    again.add_exits("attention")
+    assert again.criterion is None

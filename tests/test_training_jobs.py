@@ -161,6 +161,16 @@ def test_values_are_learned_classified_and_told(model_directory: Path, tmp_path:
     assert "the model predicts a value; take lte or patience" in refused.stderr
 
 
+@pytest.mark.parametrize("job", ["distill.py", "finetune.py"])
+def test_a_model_is_trained_on_a_disk(job: str, model_directory: Path, tmp_path: Path) -> None:
+    data = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a room", "a bed"] * 20, "label": ["x", "y"] * 20}), data)
+    source = ("--model", "--input") if job == "distill.py" else ("--backbone", "--train")
+    done = run_job_here(job, source[0], str(model_directory), source[1], str(data), "--output", "s3://bucket/model")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--output s3://bucket/model: training writes to a folder on disk" in done.stderr
+
+
 def test_workers_that_do_not_fit_are_told_in_one_line(model_directory: Path, corpus: Path, tmp_path: Path) -> None:
     done = run_job("distill.py", *distill_options(model_directory, corpus, tmp_path / "out", "--workers", "5000"))
     assert done.returncode == 1
