@@ -32,7 +32,7 @@ from models.early_exit import EarlyExitModel
 from pipeline import serving
 from pipeline.calibration import FILE as CALIBRATION_FILE
 from pipeline.calibration import Calibration, Curve
-from pipeline.cluster import check_free, join_or_start, plan_actors
+from pipeline.cluster import check_free, join_or_start, plan_actors, plan_when_nodes_come
 from pipeline.config import DTYPE_NAMES, EngineConfig
 from pipeline.engine import check_exits
 from pipeline.errors import UserError
@@ -109,7 +109,7 @@ def curve_of(args: argparse.Namespace, criterion: str, max_tokens: int) -> Curve
 def application(values: dict[str, str]) -> Application:
     """For Serve config files: `args` are this job's options; replicas, and what each takes, as the cluster has room."""
     args = command.parse(parser, [word for name, value in values.items() for word in (f"--{name}", str(value))])
-    return serving.application(spec_of(args), plan_actors(args.replicas))
+    return serving.application(spec_of(args), plan_when_nodes_come(args.replicas))
 
 
 parser = command.new_parser(__doc__)

@@ -36,6 +36,8 @@ RETRIES = 3
 """A training's workers that die are started again this often: machines fail, but not for ever."""
 FREE_SECONDS, FREE_POLL_SECONDS = 15.0, 0.2
 """A driver that is killed and started again at once still finds its old actors, which Ray ends within seconds."""
+COMING_SECONDS, COMING_POLL_SECONDS = 900.0, 2.0
+"""Until a node's machine has started and its image is there."""
 METRICS_PORT = "OFFRAMP_METRICS_PORT"
 """Environment variable: where a Ray of our own shows its metrics; a cluster has `ray start --metrics-export-port`."""
 OBJECT_STORE_BYTES = 1 << 30
@@ -195,6 +197,18 @@ def plan_actors(wanted: int | None = None, most: int | None = None) -> ActorPlan
     # Tasks find room beside the actors, unless they have nodes of their own.
     cpus = threads - (0 if place_of(TOKENISE) else sum(TASK_CPUS.values()) / per_node)
     return ActorPlan(actors=actors, most=max(most or 0, actors), cpus=cpus, gpus=0, threads=threads, place=place)
+
+
+def plan_when_nodes_come(wanted: int | None = None) -> ActorPlan:
+    """Plan as `plan_actors`, and wait where nodes are still to come: on Kubernetes the head is ready before any worker."""
+    deadline = time.monotonic() + COMING_SECONDS
+    while True:
+        try:
+            return plan_actors(wanted)
+        except DoesNotFitError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(COMING_POLL_SECONDS)
 
 
 def check_free(plan: ActorPlan) -> None:

@@ -5,7 +5,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "results" / "nodes.py"
+from tests.conftest import REPOSITORY
+
+SCRIPT = REPOSITORY / "docs" / "results" / "nodes.py"
+LATE_NODE = """
+import time
+from concurrent.futures import ThreadPoolExecutor
+import ray
+from ray.cluster_utils import Cluster
+from pipeline.cluster import plan_when_nodes_come
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+with ThreadPoolExecutor() as pool:
+    plan = pool.submit(plan_when_nodes_come, 2)
+    time.sleep(1)
+    early = plan.done()
+    cluster.add_node(num_cpus=2)
+    print(early, plan.result(60).actors)
+ray.shutdown()
+cluster.shutdown()
+"""
 
 
 def test_actors_and_tasks_run_on_the_nodes_that_offer_their_resource(model_directory: Path) -> None:
@@ -17,3 +36,10 @@ def test_actors_and_tasks_run_on_the_nodes_that_offer_their_resource(model_direc
     assert ("classify", "node 2, classify") in seen
     assert {place for stage, place in seen if stage == "classify"} == {"node 2, classify"}
     assert {place for stage, place in seen if stage != "classify"} <= {"node 1, tokenise"}
+
+
+def test_a_server_waits_for_the_nodes_of_its_cluster() -> None:
+    command = [sys.executable, "-c", LATE_NODE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "2"]
