@@ -1,6 +1,7 @@
 """Criterion: when a row may leave. Plain values, so that workers without a model need not load torch."""
 
 from dataclasses import dataclass
+from typing import Self
 
 CRITERIA = ("entropy", "confidence", "patience", "lte")
 
@@ -47,6 +48,10 @@ class Criterion:
     def full_depth(self) -> bool:
         """Whether no row leaves before the last layer, so that no exit needs to be looked at."""
         return self.name != "patience" and self.speed == 0.0 and not self.speeds
+
+    def at_full_depth(self) -> Self:
+        """Return what tells the same uncertainty and lets no row leave early; for patience, which tells none then, entropy."""
+        return type(self)(name="entropy" if self.name == "patience" else self.name, tolerance=self.tolerance)
 
     def speed_at(self, layer: int) -> float:
         """Return the threshold of the exit after a layer; 0 lets no row leave."""

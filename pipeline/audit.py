@@ -38,7 +38,7 @@ def audit(engine: Engine, spec: AuditSpec, shard: str, tokens: TokenRows, answer
     clock = Clock()
     early = engine.run(rows)
     early_seconds, clock = clock.seconds, Clock()
-    full = engine.run(rows, full_depth=True)
+    full = engine.with_criterion(engine.config.criterion.at_full_depth()).run(rows)
     full_seconds = clock.seconds
     if engine.model.regression:
         differs = np.abs(full.logits[:, 0] - answers.logits[places, 0]) > engine.config.criterion.tolerance

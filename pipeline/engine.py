@@ -11,11 +11,15 @@ and about 0.4 GB of what torch, oneDNN and malloc keep at hand (docs/results/spe
 groups of `resident_tokens`, and in smaller ones where the device turns out to have less room.
 """
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Self
 
 import torch
 
+from models.criterion import Criterion
 from models.early_exit import Answer, EarlyExitModel
 from models.fused import can_fuse, fuse, fuse_head
 from models.precision import DTYPES, set_precision
@@ -66,7 +70,6 @@ class Engine:
         Raises UnsupportedPrecisionError if the device cannot compute in the dtype that is asked for, ValueError if the model
         has no exit where the config wants one.
         """
-        self.config = config
         self.device = torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:  # lanes are threads, and each has a current device
             self.device = torch.device("cuda", torch.cuda.current_device())
@@ -75,14 +78,29 @@ class Engine:
         self.dtype = DTYPES[self.precision]
         self.model = model
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        exits = self._plan_exits()
-        self.flops = self.model.flops.with_heads_at(exits)
-        """Counts what this engine computes: heads that it never looks at cost nothing."""
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="lane")
+        self._follow(config)
         if can_fuse(self.device, self.dtype):
             for number in range(1, self.model.shape.layers + 1):
                 fuse(self.model.backbone.layer(number), self.token_budget)
             for head in self.model.exits.values():
                 fuse_head(head, self.token_budget)
+
+    def with_criterion(self, criterion: Criterion) -> Self:
+        """Return an engine of the same weights in memory that judges rows by another criterion.
+
+        Raises ValueError if the model has no exit where it wants one.
+        """
+        other = copy.copy(self)
+        other._follow(replace(self.config, criterion=criterion))
+        return other
+
+    def _follow(self, config: EngineConfig) -> None:
+        """Set up what depends on how rows are judged."""
+        self.config = config
+        exits = self._plan_exits()
+        self.flops = self.model.flops.with_heads_at(exits)
+        """Counts what this engine computes: heads that it never looks at cost nothing."""
         lane_config = LaneConfig(
             exits=exits,
             criterion=config.criterion,
@@ -91,15 +109,9 @@ class Engine:
             first_token_first=config.first_token_first,
         )
         self._lanes = [Lane(self.model, lane_config, self.device, self.dtype) for _ in range(self.threads)]
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="lane")
 
     def run(
-        self,
-        rows: TokenRows,
-        exit_plan: IntArray | None = None,
-        thresholds: Thresholds | None = None,
-        *,
-        full_depth: bool = False,
+        self, rows: TokenRows, exit_plan: IntArray | None = None, thresholds: Thresholds | None = None
     ) -> Predictions:
         """Classify rows; the answer has exactly these rows, in this order.
 
@@ -109,7 +121,6 @@ class Engine:
         `exit_plan` [B] forces the layer at which each row leaves, in place of the criterion: for benchmarks, whose speed
         should not depend on the weights. `thresholds` [B, L] gives every row thresholds of its own, by layer, in place of
         the criterion's: for a server, whose callers differ. Exits at which the criterion does not look stay out of sight.
-        `full_depth` sends every row through the whole model, as an engine without exits would: for an audit.
         Raises ValueError if the criterion has no thresholds.
         """
         count = len(rows)
@@ -119,7 +130,6 @@ class Engine:
             logits=torch.zeros(count, self.model.shape.classes),
             exit_layers=torch.zeros(count, dtype=torch.int16),
             uncertainty=torch.zeros(count),
-            full_depth=full_depth,
             exit_plan=exit_plan,
             thresholds=None if thresholds is None else torch.from_numpy(thresholds).to(self.device),
         )

@@ -50,8 +50,6 @@ class Results:
     logits: Tensor
     exit_layers: Tensor
     uncertainty: Tensor
-    full_depth: bool
-    """Whether only the last exit is looked at."""
     exit_plan: IntArray | None
     thresholds: Tensor | None
     """[B, L] on the lane's device: thresholds of every row, by layer, in place of the criterion's."""
@@ -132,7 +130,7 @@ class Lane:
 
         load: Callable[[MicroBatch], Tensor] = embed
         streaks = Streaks()
-        for exit_layer in self.config.exits[-1:] if results.full_depth else self.config.exits:
+        for exit_layer in self.config.exits:
             head, layer = self.model.head(exit_layer), self.model.backbone.layer(exit_layer)
             first = isinstance(head, PooledHead) and self.config.first_token_first
             whole = exit_layer - 1 if first else exit_layer

@@ -63,7 +63,7 @@ def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -
 def test_values_differ_when_they_are_further_apart_than_the_tolerance(exit_model: EarlyExitModel) -> None:
     rows = random_rows(100, 40, seed=1)
     engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32"))
-    full = engine.run(rows, full_depth=True)
+    full = engine.with_criterion(Criterion()).run(rows)
     assert audit(engine, replace(SPEC, share=1.0), "abc", rows, full)["differing"] == 0
 
 

@@ -147,6 +147,16 @@ def test_at_speed_one_every_row_leaves_at_the_first_exit(exit_model: EarlyExitMo
     assert set(got.exit_layers) == {1}
 
 
+def test_engines_of_the_same_weights_answer_as_engines_of_their_own(exit_model: EarlyExitModel) -> None:
+    rows, fast = random_rows(100, 40, seed=1), Criterion(name="confidence", speed=0.5)
+    own = Engine(copy.deepcopy(exit_model), EngineConfig(criterion=fast, dtype="bf16")).run(rows)
+    engine = Engine(exit_model, EngineConfig(dtype="bf16"))
+    other = engine.with_criterion(fast).run(rows)
+    assert set(engine.run(rows).exit_layers) == {4}
+    np.testing.assert_array_equal(other.exit_layers, own.exit_layers)
+    np.testing.assert_array_equal(other.logits, own.logits)
+
+
 def test_at_speed_zero_every_row_goes_to_full_depth(exit_model: EarlyExitModel) -> None:
     rows = random_rows(50, 40, seed=3)
     got = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="fp32", token_budget=64)).run(rows)

@@ -70,14 +70,7 @@ class HeldEngine(Engine):
         self.let_go, self.entered = threading.Semaphore(0), threading.Semaphore(0)
         self.calls: list[tuple[list[int], list[float]]] = []
 
-    def run(
-        self,
-        rows: TokenRows,
-        exit_plan: object = None,
-        thresholds: Thresholds | None = None,
-        *,
-        full_depth: bool = False,
-    ) -> Predictions:
+    def run(self, rows: TokenRows, exit_plan: object = None, thresholds: Thresholds | None = None) -> Predictions:
         assert thresholds is not None
         self.calls.append((rows.lengths.tolist(), thresholds[:, 0].tolist()))
         self.entered.release()

@@ -95,12 +95,11 @@ def _planned_speedups(model: EarlyExitModel, curve: Curve, speedups: Sequence[fl
     """Time random tokens of a sample's lengths that leave as its uncertainties say; the first speed-up counts as 1."""
     random = np.random.default_rng(2)
     rows = TokenRows.from_lists([random.integers(1000, 30_000, length).tolist() for length in sample.lengths])
-    systems = {}
+    systems, engine = {}, Engine(copy.deepcopy(model), EngineConfig())
     for place, speedup in enumerate(speedups):
         criterion = curve.at_speedup(speedup).criterion
-        engine = Engine(copy.deepcopy(model), EngineConfig(criterion=criterion))
         work = Workload(rows=rows, exit_plan=exit_plan(sample, criterion))
-        systems[str(place)] = System(run=partial(_planned, engine), work=work)
+        systems[str(place)] = System(run=partial(_planned, engine.with_criterion(criterion)), work=work)
     timings = list(measure(systems, TIMED_ROUNDS, lambda: None, lambda _line: None).values())
     return [timing.speedup_over(timings[0]) for timing in timings]
 
