@@ -54,6 +54,7 @@ def main(args: argparse.Namespace) -> None:
         chosen = [cheapest_within(curves[name], drop) for drop in report.DROPS]
         wanted = [Criterion(name=name, speed=speed) for speed in args.speeds or []]
         points = [evaluation.full_depth(), *(evaluation.at(criterion) for criterion in wanted), *chosen]
+        points = list({point.criterion: point for point in points}.values())
         tables += [report.savings_table(curves, metric), report.point_table(points, metric)]
         if not args.no_timing:
             criteria = [point.criterion for point in points]

@@ -1,6 +1,7 @@
 """The Ray Serve deployment: a replica holds a model, its engine's queue and the HTTP application around them."""
 
 import ipaddress
+import logging
 import signal
 import socket
 import time
@@ -154,6 +155,7 @@ def running(app: Application, host: str, port: int) -> Iterator[None]:
     Raises RuntimeError if no replica can be started.
     """
     ours = not _serve_is_there()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of what it tells, nothing is for whoever starts a server
     try:
         serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
         serve.run(app, name=APPLICATION, route_prefix="/")

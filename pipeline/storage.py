@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pipeline.errors import RefusedError, StorageError, UserError
@@ -238,10 +237,10 @@ def is_remote(location: str) -> bool:
 
 
 def absolute(location: str) -> str:
-    """Write a location so that it means the same in every process; without a slash at its end."""
+    """Write a location so that every process, wherever it works, names it alike: no `..`, and no slash at its end."""
     if is_remote(location):
         return location.rstrip("/")
-    return str(Path(location).expanduser().absolute())
+    return os.path.abspath(os.path.expanduser(location))
 
 
 def buffered(file: StoredFile) -> BinaryIO:

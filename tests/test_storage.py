@@ -238,6 +238,7 @@ def test_locations_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.chdir(tmp_path)
     assert absolute("x/") == f"{tmp_path}/x"
     assert absolute("s3://bucket/x/") == "s3://bucket/x"
+    assert absolute(f"{tmp_path}/a/../b//c/") == f"{tmp_path}/b/c"
     assert is_remote("s3://bucket")
     assert not is_remote("/s3")
 
