@@ -88,13 +88,15 @@ class ClassifyActor:
 
         def work(part: range) -> Predictions:
             try:
-                return self.engine.run(tokens.slice(part))
+                return self.engine.run(tokens.slice(part)).checked()
             except torch.AcceleratorError as error:
                 # A GPU that met an error in a kernel answers this process no more; the next one finds the row by its marker.
                 print(f"classify: {describe(error)}; this process ends", file=sys.stderr, flush=True)
                 os._exit(1)
 
-        stage = Stage(name="classify", work=work, harmless=lambda: self.engine.run(TokenRows.from_lists([[0]])))
+        stage = Stage(
+            name="classify", work=work, harmless=lambda: self.engine.run(TokenRows.from_lists([[0]])).checked()
+        )
         return isolate(stage, len(tokens), marker)
 
     def _results(self, good: pa.Table, predictions: Predictions, bad: pa.Table) -> pa.Table:

@@ -103,6 +103,13 @@ class Predictions:
             filler_tokens=sum(part.filler_tokens for part in parts),
         )
 
+    def checked(self) -> Self:
+        """Return itself; raise FloatingPointError if a logit is no number, which would pass for an answer."""
+        broken = int((~np.isfinite(self.logits)).any(1).sum())
+        if broken:
+            raise FloatingPointError(f"the model's logits are no numbers for {broken:,} of {len(self.logits):,} rows")
+        return self
+
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
         """[B, C]: softmax of the logits."""

@@ -206,7 +206,7 @@ class EngineQueue:
         thresholds = [part.thresholds() for part in parts]
         given = [t for t in thresholds if t is not None]
         started = perf_counter()
-        predictions = self.engine.run(rows, thresholds=np.concatenate(given) if given else None)
+        predictions = self.engine.run(rows, thresholds=np.concatenate(given) if given else None).checked()
         seconds = perf_counter() - started
         start = 0
         for part in parts:

@@ -1,13 +1,20 @@
 """Rows that raise and rows that kill: found by halving, at a bounded price, and never at the price of a good row."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from models.criterion import Criterion
+from models.early_exit import EarlyExitModel
+from pipeline.config import EngineConfig
+from pipeline.engine import Engine
 from pipeline.isolation import (
     MAX_DEATHS,
     TELLING,
@@ -19,6 +26,7 @@ from pipeline.isolation import (
     clear_attempts,
     isolate,
 )
+from pipeline.rows import TokenRows
 
 
 def stage_of(work: Callable[[range], list[int]], *, broken: bool = False) -> Stage[list[int]]:
@@ -224,3 +232,22 @@ def test_markers_go_when_all_is_done(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "_attempts" / "classify-shard.json").read_text())["at"] == [0, 4]
     clear_attempts(str(tmp_path))
     assert not list((tmp_path / "_attempts").iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_row_whose_logits_are_no_numbers_costs_itself_and_leaves_nothing_behind(
+    exit_model: EarlyExitModel, dtype: str
+) -> None:
+    rows = [[int(token) % 190 for token in range(start, start + 9 + start % 5)] for start in range(40)]
+    clean = Engine(copy.deepcopy(exit_model), EngineConfig(criterion=Criterion(speed=0.6), dtype=dtype))
+    with torch.no_grad():
+        exit_model.backbone.embeddings.word_embeddings.weight[199] = torch.nan
+    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.6), dtype=dtype))
+    bad = [[*row, 199] if number in (3, 20) else row for number, row in enumerate(rows)]
+    tokens = TokenRows.from_lists(bad)
+    stage = Stage(name="classify", work=lambda part: engine.run(tokens.slice(part)).checked(), harmless=lambda: None)
+    isolated = isolate(stage, len(bad))
+    assert {row: problem.reason for row, problem in isolated.lost.items()} == dict.fromkeys((3, 20), "classify_failed")
+    assert isolated.lost[3].detail == "FloatingPointError: the model's logits are no numbers for 1 of 1 rows"
+    good = TokenRows.from_lists([row for number, row in enumerate(rows) if number not in (3, 20)])
+    np.testing.assert_array_equal(engine.run(good).logits, clean.run(good).logits)
