@@ -17,7 +17,7 @@ from pipeline.chunks import Chunk
 from pipeline.config import TrainingConfig
 from pipeline.errors import UserError
 from pipeline.labelled import Texts, hold_out
-from pipeline.storage import is_remote
+from pipeline.storage import absolute, is_remote
 from pipeline.workers import Work, run_workers
 
 HOLD_OUT = 0.1
@@ -71,7 +71,7 @@ def output_folder(args: argparse.Namespace) -> Path:
         raise UserError(
             f"--output {args.output}: training writes to a folder on disk that all workers see; copy it then"
         )
-    return Path(args.output).expanduser().absolute()
+    return Path(absolute(args.output))
 
 
 def run(
