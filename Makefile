@@ -24,6 +24,7 @@ check: $(READY)  ## format, lint, types, the image's recipe
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/hadolint infra/Dockerfile
 
 $(READY): pyproject.toml constraints.txt

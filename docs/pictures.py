@@ -9,18 +9,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from pipeline.packing import micro_batches, sort_by_length
+from pipeline.engine.packing import micro_batches, sort_by_length
 
 HERE = Path(__file__).parent
 INK, SOFT, PALE = "#1c2430", "#5b6573", "#eef2f6"
-COLOURS = {1: "#9fb4c7", 2: "#56b4e9", 3: "#009e73", 4: "#0072b2"}
+COLORS = {1: "#9fb4c7", 2: "#56b4e9", 3: "#009e73", 4: "#0072b2"}
 """Rows by the layer after which they leave."""
 FONT = 'font-family="system-ui, sans-serif"'
 
 
-def text(x: float, y: float, words: str, *, size: int = 13, colour: str = INK, anchor: str = "start") -> str:
+def text(x: float, y: float, words: str, *, size: int = 13, color: str = INK, anchor: str = "start") -> str:
     return (
-        f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" text-anchor="{anchor}" {FONT}>{escape(words)}</text>'
+        f'<text x="{x}" y="{y}" font-size="{size}" fill="{color}" text-anchor="{anchor}" {FONT}>{escape(words)}</text>'
     )
 
 
@@ -44,11 +44,11 @@ def data_flow() -> str:
     """Files to results: who does what, and what travels between."""
     parts = [
         box(10, 20, 970, 150, "white", "#dfe3e8"),
-        text(20, 40, "Ray Data: one shard (about 16,000 rows) is one block", colour=SOFT),
+        text(20, 40, "Ray Data: one shard (about 16,000 rows) is one block", color=SOFT),
     ]
     stages = [
         ("read", "task, CPU", "rows or rejects"),
-        ("tokenise", "task, CPU", "ragged token ids"),
+        ("tokenize", "task, CPU", "ragged token ids"),
         ("classify", "actor, GPU or cores", "model + engine"),
         ("write", "task, CPU", "one part a shard"),
     ]
@@ -56,24 +56,24 @@ def data_flow() -> str:
     for place, (name, where, what) in enumerate(stages):
         x = 140 + place * 185
         parts += [box(x, 62, 130, 84), text(x + 65, 86, name, size=16, anchor="middle")]
-        parts += [text(x + 65, 108, where, size=11, colour=SOFT, anchor="middle")]
-        parts += [text(x + 65, 128, what, size=10, colour=SOFT, anchor="middle")]
+        parts += [text(x + 65, 108, where, size=11, color=SOFT, anchor="middle")]
+        parts += [text(x + 65, 128, what, size=10, color=SOFT, anchor="middle")]
         if place:
             parts += [
                 arrow(x - 55, 104, x - 4, 104),
-                text(x - 28, 96, between[place - 1], size=10, colour=SOFT, anchor="middle"),
+                text(x - 28, 96, between[place - 1], size=10, color=SOFT, anchor="middle"),
             ]
-    parts += [text(20, 92, "input files", size=14), text(20, 110, "Parquet JSONL", size=11, colour=SOFT)]
-    parts += [text(20, 125, "CSV TSV text", size=11, colour=SOFT), arrow(104, 104, 136, 104)]
+    parts += [text(20, 92, "input files", size=14), text(20, 110, "Parquet JSONL", size=11, color=SOFT)]
+    parts += [text(20, 125, "CSV TSV text", size=11, color=SOFT), arrow(104, 104, 136, 104)]
     parts += [
         arrow(825, 104, 866, 104),
         text(872, 100, "part-*.parquet", size=12),
         text(872, 118, "_rejects/", size=12),
     ]
-    parts += [arrow(760, 146, 760, 196), text(768, 188, "receipts", size=11, colour=SOFT)]
+    parts += [arrow(760, 146, 760, 196), text(768, 188, "receipts", size=11, color=SOFT)]
     parts += [box(140, 200, 685, 56, "#f7f3e8"), text(155, 224, "driver", size=16)]
     parts += [
-        text(155, 244, "one receipt a shard: counts, exits, FLOPs, seconds. No row comes here.", size=11, colour=SOFT)
+        text(155, 244, "one receipt a shard: counts, exits, FLOPs, seconds. No row comes here.", size=11, color=SOFT)
     ]
     parts += [
         arrow(482, 256, 482, 284),
@@ -100,22 +100,22 @@ def re_packing() -> str:
         text(
             10,
             24,
-            "44 rows, sorted by length, in micro-batches of 64 tokens; a row's colour is the layer after which it leaves",
+            "44 rows, sorted by length, in micro-batches of 64 tokens; a row's color is the layer after which it leaves",
             size=13,
         )
     ]
-    for number, colour in COLOURS.items():
+    for number, color in COLORS.items():
         parts += [
-            f'<rect x="{10 + (number - 1) * 90}" y="36" width="12" height="12" fill="{colour}"/>',
+            f'<rect x="{10 + (number - 1) * 90}" y="36" width="12" height="12" fill="{color}"/>',
             text(27 + (number - 1) * 90, 47, f"layer {number}", size=12),
         ]
     y = 66.0
-    for layer in COLOURS:
+    for layer in COLORS:
         active = leaves >= layer
         here, ends = lengths[active], leaves[active]
         batches = list(micro_batches(here, budget))
         parts.append(text(10, y + 18, f"layer {layer}", size=14))
-        parts.append(text(10, y + 34, f"{len(here)} rows, {int(here.sum())} tokens", size=10, colour=SOFT))
+        parts.append(text(10, y + 34, f"{len(here)} rows, {int(here.sum())} tokens", size=10, color=SOFT))
         for number, batch in enumerate(batches):
             x0 = left + (number % 5) * (budget * scale + 14)
             y0 = y + (number // 5) * 34
@@ -124,7 +124,7 @@ def re_packing() -> str:
             )
             x = x0
             for row in range(batch.row_start, batch.row_stop):
-                width, fill = here[row] * scale, COLOURS[int(ends[row])]
+                width, fill = here[row] * scale, COLORS[int(ends[row])]
                 parts.append(
                     f'<rect x="{x:.1f}" y="{y0}" width="{width:.1f}" height="24" fill="{fill}" stroke="white"/>'
                 )
@@ -136,7 +136,7 @@ def re_packing() -> str:
             y + 6,
             "Without re-packing every layer would run as many batches as the first, ever emptier.",
             size=12,
-            colour=SOFT,
+            color=SOFT,
         )
     )
     return svg(880, int(y) + 20, parts, "Survivors of an exit are packed into full micro-batches")

@@ -30,16 +30,16 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from jobs import command, options
-from models.criterion import Criterion
+from jobs.cli import command, options
 from models.early_exit import HEAD_KINDS, EarlyExitModel, quiet_transformers
-from pipeline.benchmark import System, Timing, matmul_ceiling, measure
-from pipeline.config import DTYPE_NAMES, EngineConfig
-from pipeline.engine import Engine
-from pipeline.errors import UserError
-from pipeline.labelled import read_texts, tokenise_texts
-from pipeline.peers import PEERS, SLOW, MissingPeerError, PeerNeeds
-from pipeline.workload import Workload, make_workload
+from models.exits.criterion import Criterion
+from pipeline.benchmark.measure import System, Timing, matmul_ceiling, measure
+from pipeline.benchmark.peers import PEERS, SLOW, MissingPeerError, PeerNeeds
+from pipeline.benchmark.workload import Workload, make_workload
+from pipeline.corpus.labelled import read_texts, tokenize_texts
+from pipeline.engine.config import DTYPE_NAMES, EngineConfig
+from pipeline.engine.engine import Engine
+from pipeline.errors import InputError
 
 SHAPES = {"bert-base": (12, 768), "bert-large": (24, 1024)}
 FULL, EARLY = "full-depth", "early-exit"
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     print_card(args, engine, work, ceiling, missing)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     timings = measure(systems, args.repetitions, wait, lambda line: print(line, file=sys.stderr, flush=True))
-    result = summarise(timings, systems, model, ceiling) | {"missing": missing, "options": vars(args)}
+    result = summarize(timings, systems, model, ceiling) | {"missing": missing, "options": vars(args)}
     print_table(timings, result)
     if args.output:
         Path(args.output).write_text(json.dumps(result, indent=1) + "\n")
@@ -76,7 +76,7 @@ def load_model(args: argparse.Namespace) -> EarlyExitModel:
         layers, hidden = SHAPES.get(args.shape) or (int(part) for part in args.shape.split("x"))
     except ValueError as error:
         known = ", ".join(SHAPES)
-        raise UserError(f"--shape {args.shape}: is one of {known}, or <layers>x<hidden>, such as 6x384") from error
+        raise InputError("shape", f"{args.shape}: is one of {known}, or <layers>x<hidden>, such as 6x384") from error
     sizes = {"num_attention_heads": 12 if hidden == 384 else hidden // 64, "intermediate_size": 4 * hidden}
     model = EarlyExitModel(BertConfig(num_hidden_layers=layers, hidden_size=hidden, **sizes))
     model.add_exits(args.head)
@@ -97,10 +97,10 @@ def made_work(args: argparse.Namespace, model: EarlyExitModel) -> Workload:
 def real_work(args: argparse.Namespace, model: EarlyExitModel, config: EngineConfig, device: str) -> Workload:
     """Rows of a corpus, and the exits that the model takes for them: the plan of every early-exit system."""
     if not args.model:
-        raise UserError("--input needs --model, whose tokenizer and exits make work of the texts")
-    tokeniser = options.load_tokeniser(args.model, model, args.max_tokens)
+        raise InputError("input", "needs --model, whose tokenizer and exits make work of the texts")
+    tokenizer = options.load_tokenizer(args.model, model, args.max_tokens)
     texts = read_texts(args.input, options.text_columns(args, None), limit=args.rows)
-    rows = tokenise_texts(texts, tokeniser, model.labels).rows
+    rows = tokenize_texts(texts, tokenizer, model.labels).rows
     exits = Engine(copy.deepcopy(model), config, device).run(rows).exit_layers
     return Workload(rows=rows, exit_plan=exits.astype(np.int64))
 
@@ -167,7 +167,7 @@ def add_peers(
     return missing
 
 
-def summarise(
+def summarize(
     timings: dict[str, Timing], systems: dict[str, System], model: EarlyExitModel, ceiling: float
 ) -> dict[str, object]:
     """Work the ratios out: the JSON document."""

@@ -22,32 +22,33 @@ import argparse
 import numpy as np
 import torch
 
-from jobs import command, options
+from jobs.cli import command, options
 from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
-from pipeline import calibrating, report
-from pipeline.benchmark import time_curve
-from pipeline.calibration import LIMITS, Calibration, Scaling, choices
-from pipeline.chunks import Chunk
-from pipeline.config import DTYPE_NAMES
-from pipeline.drift import reference_of
-from pipeline.errors import UserError
-from pipeline.evaluation import record_as_run
-from pipeline.guarantees import CONFIDENCE
-from pipeline.labelled import label_numbers, sample_texts
-from pipeline.plots import promises
-from pipeline.temperature import fit_exits, scale_exits
-from pipeline.thresholds import Sample
+from pipeline.calibration import fit
+from pipeline.calibration.curve import LIMITS, Calibration, Scaling, choices
+from pipeline.calibration.drift import reference_of
+from pipeline.calibration.guarantees import CONFIDENCE
+from pipeline.calibration.temperature import fit_exits, scale_exits
+from pipeline.calibration.thresholds import Sample
+from pipeline.calibration.timing import time_curve
+from pipeline.corpus.chunks import Chunk
+from pipeline.corpus.labelled import label_numbers, sample_texts
+from pipeline.engine.config import DTYPE_NAMES
+from pipeline.errors import InputError
+from pipeline.evaluation.recorded import record_as_run
+from pipeline.reports import evaluation_report
+from pipeline.reports.plots import disagreement_curve
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(args: argparse.Namespace) -> None:
     model = EarlyExitModel.from_pretrained(args.model)
-    criterion = calibrating.criterion_for(model, args.criterion, args.tolerance)
-    tokeniser = options.load_tokeniser(args.model, model, args.max_tokens)
+    criterion = fit.criterion_for(model, args.criterion, args.tolerance)
+    tokenizer = options.load_tokenizer(args.model, model, args.max_tokens)
     texts = sample_texts(args.data, options.text_columns(args, args.label_column), args.rows, args.seed)
-    tokens = tokeniser(texts.texts, texts.pairs)
+    tokens = tokenizer(texts.texts, texts.pairs)
     labels = label_numbers(texts.labels or [None] * len(tokens.rows), model.labels)
     examples = Chunk(rows=tokens.rows, labels=labels)
     print(f"{args.model}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
@@ -56,32 +57,34 @@ def main(args: argparse.Namespace) -> None:
     digest = weights_digest(args.model)
     recorded = record_as_run(model, examples, args.dtype, DEVICE)
     sample = Sample.of(recorded, criterion, tokens.rows.lengths, model.flops)
-    curve = calibrating.curve_of(sample, criterion, args.seed, chose=args.temperature)
+    curve = fit.curve_of(sample, criterion, args.seed, chose=args.temperature)
     calibration = Calibration(
         model=digest,
         precision=args.dtype,
-        max_tokens=tokeniser.spec.max_tokens,
-        data=calibrating.data_of(tokens.rows, texts.rejected, args.seed),
+        max_tokens=tokenizer.spec.max_tokens,
+        data=fit.data_of(tokens.rows, texts.rejected, args.seed),
         curve=curve,
         reference=reference_of(tokens.rows.lengths, tokens.truncated, recorded.uncertainty(criterion)[-1]),
         timing=None if args.no_timing else time_curve(args.model, curve, tokens.rows, args.dtype, DEVICE),
         scalings=scalings,
         choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
     )
-    print(f"\n{report.calibration_table(calibration, args.confidence).markdown()}")
+    print(f"\n{evaluation_report.calibration_table(calibration, args.confidence).markdown()}")
     print(f"\nthe calibration is in {calibration.save(args.model)}")
-    promises(curve, args.confidence).savefig(Path(args.model) / "calibration.png")
+    disagreement_curve(curve, args.confidence).savefig(Path(args.model) / "calibration.png")
 
 
 def scale(args: argparse.Namespace, model: EarlyExitModel, examples: Chunk) -> list[Scaling]:
     """Put a temperature on every exit, in the model directory; fitted on rows that test no promise."""
     if model.regression:
-        raise UserError("--temperature: needs classes, and the model predicts a value")
-    fitting = examples.take(calibrating.finding_rows(len(examples), args.seed))
+        raise InputError("temperature", "needs classes, and the model predicts a value")
+    fitting = examples.take(fit.finding_rows(len(examples), args.seed))
     if args.label_column:
         fitting = fitting.take(np.flatnonzero(~np.isnan(fitting.labels)))
     if not len(fitting):
-        raise UserError(f"--temperature: of {len(examples):,} rows a quarter is used, and none of it can be; give more")
+        raise InputError(
+            "temperature", f"of {len(examples):,} rows a quarter is used, and none of it can be; give more"
+        )
     recorded = record_as_run(model, fitting, args.dtype, DEVICE)
     scalings = fit_exits(recorded, fitting.labels.astype(np.int64) if args.label_column else None)
     fresh = EarlyExitModel.from_pretrained(args.model)
@@ -91,7 +94,7 @@ def scale(args: argparse.Namespace, model: EarlyExitModel, examples: Chunk) -> l
         print(f"its stored {fresh.criterion.describe()} meant the old uncertainties, so it is taken out: choose again")
         fresh.criterion = None
         fresh.save_criterion(args.model)
-    print(f"\n{report.scaling_table(scalings).markdown()}")
+    print(f"\n{evaluation_report.scaling_table(scalings).markdown()}")
     return scalings
 
 
@@ -102,7 +105,7 @@ parser.add_argument(
     "--rows", type=options.positive, default=20_000, metavar="N", help="rows to use at most, drawn at random"
 )
 parser.add_argument(
-    "--criterion", choices=calibrating.CALIBRATED, help="uncertainty that decides (default: the model's, else entropy)"
+    "--criterion", choices=fit.CALIBRATED, help="uncertainty that decides (default: the model's, else entropy)"
 )
 parser.add_argument(
     "--tolerance",

@@ -20,16 +20,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
-from jobs import bulk, command, options, targets
+from jobs.cli import bulk, command, options, targets
 from models.early_exit import EarlyExitModel
-from pipeline.config import EngineConfig
+from pipeline.corpus.tokenize import TokenizerSpec
+from pipeline.engine.config import EngineConfig
 from pipeline.schema import EXIT_LAYER, ID, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
-from pipeline.tokenise import TokeniserSpec
 
 
 def main(args: argparse.Namespace) -> int:
-    def plan(model: EarlyExitModel, tokeniser: TokeniserSpec) -> bulk.Plan:
-        calibration = targets.calibration_for(args, tokeniser)
+    def plan(model: EarlyExitModel, tokenizer: TokenizerSpec) -> bulk.Plan:
+        calibration = targets.calibration_for(args, tokenizer)
         choice = targets.choose(args, calibration)
         criterion = options.criterion(args, model) if choice is None else choice.criterion
         exits = tuple(args.exits) if args.exits else None
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
             engine=engine,
             results=(ID, *answer, EXIT_LAYER, UNCERTAINTY, TRUNCATED),
             audit=targets.audit_spec(args, calibration),
-            promise=targets.promise(args, calibration, choice),
+            guarantee=targets.guarantee(args, calibration, choice),
         )
 
     return bulk.run(parser, args, plan, keep=args.keep)

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from jobs import command, options
+from jobs.cli import command, options
 from models.early_exit import quiet_transformers
-from pipeline.results import open_results
-from pipeline.run_report import REPORT
-from pipeline.synthetic import CLASSES, LEVELS, reviews, vocabulary
+from pipeline.benchmark.synthetic import CLASSES, LEVELS, reviews, vocabulary
+from pipeline.output.results import open_results
+from pipeline.reports.run_report import REPORT
 
 JOBS = Path(__file__).resolve().parent
 TRAIN_ROWS, TEST_ROWS, CORPUS_FILES = 12_000, 2_000, 5

@@ -24,20 +24,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 from functools import partial
 
-from jobs import command, options, training
+from jobs.cli import command, options, training
 from models.early_exit import HEAD_KINDS, EarlyExitModel
-from pipeline.classification import resolve_columns
-from pipeline.cluster import join_or_start
-from pipeline.distillation import DistillSpec, distill
+from pipeline.cluster.connect import join_or_start
+from pipeline.corpus.columns import resolve_columns
+from pipeline.corpus.labelled import read_texts, tokenize_texts
+from pipeline.corpus.listing import list_inputs
+from pipeline.corpus.tokenize import Tokenizer
 from pipeline.errors import UserError
-from pipeline.inputs import list_inputs
-from pipeline.labelled import read_texts, tokenise_texts
-from pipeline.model_files import model_on_disk
-from pipeline.recipes import STRATEGIES
-from pipeline.results import results_as_corpus
+from pipeline.output.results import results_as_corpus
 from pipeline.schema import LOGITS
-from pipeline.stream import StreamSpec
-from pipeline.tokenise import Tokeniser
+from pipeline.storage.model_cache import local_model
+from pipeline.training.distill import DistillSpec, distill
+from pipeline.training.recipes import STRATEGIES
+from pipeline.training.stream import StreamSpec
 
 
 def main(args: argparse.Namespace) -> int:
@@ -48,16 +48,16 @@ def main(args: argparse.Namespace) -> int:
     columns = resolve_columns(
         corpus, text=args.text_column, pair=args.pair_column, id_column=None, keep=keep, results=()
     )
-    address, args.model = args.model, model_on_disk(args.model)
+    address, args.model = args.model, local_model(args.model)
     model = EarlyExitModel.from_pretrained(args.model)
-    tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
+    tokenizer = options.load_tokenizer_spec(args.model, model, args.max_tokens)
     dev = None
     if args.dev:
-        dev = tokenise_texts(read_texts(args.dev, options.text_columns(args, None)), Tokeniser(tokeniser), model.labels)
+        dev = tokenize_texts(read_texts(args.dev, options.text_columns(args, None)), Tokenizer(tokenizer), model.labels)
     stream = StreamSpec(
         corpus=corpus,
         columns=columns,
-        tokeniser=tokeniser,
+        tokenizer=tokenizer,
         classes=model.labels,
         label_column=args.label_column,
         limit=args.limit,

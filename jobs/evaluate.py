@@ -21,45 +21,45 @@ import argparse
 
 import torch
 
-from jobs import command, options
-from models.criterion import CRITERIA, Criterion
+from jobs.cli import command, options
 from models.early_exit import EarlyExitModel
+from models.exits.criterion import CRITERIA, Criterion
 from models.precision import set_precision
-from pipeline import report
-from pipeline.benchmark import time_criteria
-from pipeline.chunks import Chunk
-from pipeline.config import DTYPE_NAMES
-from pipeline.engine import default_token_budget
-from pipeline.errors import UserError
-from pipeline.evaluation import Evaluation, OperatingPoint, cheapest_within
-from pipeline.labelled import read_texts, tokenise_texts
-from pipeline.plots import Picture, figures
-from pipeline.training import TRAINING_LOG
+from pipeline.benchmark.measure import time_criteria
+from pipeline.corpus.chunks import Chunk
+from pipeline.corpus.labelled import read_texts, tokenize_texts
+from pipeline.engine.config import DTYPE_NAMES
+from pipeline.engine.engine import default_token_budget
+from pipeline.errors import InputError
+from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within
+from pipeline.reports import evaluation_report
+from pipeline.reports.plots import Picture, figures
+from pipeline.training.loop import TRAINING_LOG
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.choose is not None and len(EarlyExitModel.outline(args.model).exit_layers) == 1:
-        raise UserError("--choose: the model has no exits to choose from; jobs/distill.py adds them")
+    if args.choose is not None and len(EarlyExitModel.from_config(args.model).exit_layers) == 1:
+        raise InputError("choose", "the model has no exits to choose from; jobs/distill.py adds them")
     evaluation, examples, model = evaluate(args.model, args)
     metric, names = evaluation.metric, evaluation.criteria()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = [f"{args.model} on {args.data}: {len(examples):,} rows, {model.shape.layers} layers, {device}."]
-    tables = [report.quality_table(evaluation)]
+    tables = [evaluation_report.quality_table(evaluation)]
     pictures: list[Picture] = []
     curves = {name: evaluation.curve(name) for name in names}
     if names:
         name = args.criterion or names[0]
         if name not in names:
-            raise UserError(f"--criterion {name}: this model can use {', '.join(names)}")
-        chosen = [cheapest_within(curves[name], drop) for drop in report.DROPS]
+            raise InputError("criterion", f"{name}: this model can use {', '.join(names)}")
+        chosen = [cheapest_within(curves[name], drop) for drop in evaluation_report.DROPS]
         wanted = [Criterion(name=name, speed=speed) for speed in args.speeds or []]
         points = [evaluation.full_depth(), *(evaluation.at(criterion) for criterion in wanted), *chosen]
         points = list({point.criterion: point for point in points}.values())
-        tables += [report.savings_table(curves, metric), report.point_table(points, metric)]
+        tables += [evaluation_report.savings_table(curves, metric), evaluation_report.point_table(points, metric)]
         if not args.no_timing:
             criteria = [point.criterion for point in points]
             timings = time_criteria(args.model, criteria, examples.rows, args.dtype, device)
-            tables.append(report.timing_table(points, timings, len(examples)))
+            tables.append(evaluation_report.timing_table(points, timings, len(examples)))
         others = dict(pair.split("=", 1) if "=" in pair else (Path(pair).name, pair) for pair in args.compare)
         compared = {other: evaluate(path, args)[0] for other, path in others.items()}
         log = Path(args.model) / TRAINING_LOG
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     if args.choose is not None:
         store(args, model, curves)
     if args.output:
-        page = report.write_report(
+        page = evaluation_report.write_report(
             Path(args.output), f"Early exits of {Path(args.model).name}", facts, tables, pictures
         )
         print(f"\nthe report is {page}")
@@ -78,15 +78,12 @@ def main(args: argparse.Namespace) -> None:
 def evaluate(name: str, args: argparse.Namespace) -> tuple[Evaluation, Chunk, EarlyExitModel]:
     """Load a model and let all its exits judge the data."""
     model = EarlyExitModel.from_pretrained(name)
-    tokeniser = options.load_tokeniser(name, model, args.max_tokens)
+    tokenizer = options.load_tokenizer(name, model, args.max_tokens)
     texts = read_texts(args.data, options.text_columns(args, args.label_column))
-    examples = tokenise_texts(texts, tokeniser, model.labels)
+    examples = tokenize_texts(texts, tokenizer, model.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_precision(model, args.dtype, device, default_token_budget(device, model.shape.hidden))
-    try:
-        return Evaluation(model, examples, args.metric), examples, model
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
+    return Evaluation(model, examples, args.metric), examples, model
 
 
 def store(args: argparse.Namespace, model: EarlyExitModel, curves: dict[str, list[OperatingPoint]]) -> None:

@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import argparse
 from functools import partial
 
-from jobs import command, options, training
-from models.early_exit import HEAD_KINDS, VALUE, EarlyExitModel
-from pipeline.errors import UserError
-from pipeline.finetuning import FinetuneSpec, finetune
-from pipeline.labelled import read_texts, tokenise_texts
+from jobs.cli import command, options, training
+from models.early_exit import HEAD_KINDS, EarlyExitModel
+from pipeline.corpus.labelled import read_texts, tokenize_texts
+from pipeline.errors import InputError
+from pipeline.schema import VALUE
+from pipeline.training.finetune import FinetuneSpec, finetune
 
 
 def main(args: argparse.Namespace) -> int:
@@ -35,12 +36,12 @@ def main(args: argparse.Namespace) -> int:
     train_texts = read_texts(args.train, columns, args.limit)
     classes = [VALUE] if args.task == "regression" else training.class_names(train_texts, args.class_names)
     if args.task == "classification" and len(classes) < 2:
-        raise UserError(f"--train {args.train}: all labels are '{classes[0]}'; there is nothing to tell apart")
+        raise InputError("train", f"{args.train}: all labels are '{classes[0]}'; there is nothing to tell apart")
     model = EarlyExitModel.from_pretrained(args.backbone, new_labels=classes)
-    tokeniser = options.load_tokeniser(args.backbone, model, args.max_tokens)
-    train = tokenise_texts(train_texts, tokeniser, classes)
+    tokenizer = options.load_tokenizer(args.backbone, model, args.max_tokens)
+    train = tokenize_texts(train_texts, tokenizer, classes)
     if args.dev:
-        dev = tokenise_texts(read_texts(args.dev, columns), tokeniser, classes)
+        dev = tokenize_texts(read_texts(args.dev, columns), tokenizer, classes)
     else:
         train, dev = training.split_off_dev(train, args.seed)
     spec = FinetuneSpec(

@@ -17,18 +17,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
-from jobs import bulk, command
+from jobs.cli import bulk, command
 from models.early_exit import EarlyExitModel
-from pipeline.config import EngineConfig
+from pipeline.corpus.tokenize import TokenizerSpec
+from pipeline.engine.config import EngineConfig
 from pipeline.schema import ID, LABEL, LOGITS, TRUNCATED, UNCERTAINTY, VALUE
-from pipeline.tokenise import TokeniserSpec
 
 
 def main(args: argparse.Namespace) -> int:
     texts = [] if args.no_text else [name for name in (args.text_column, args.pair_column) if name]
     keep = list(dict.fromkeys([*texts, *args.keep]))
 
-    def plan(model: EarlyExitModel, _tokeniser: TokeniserSpec) -> bulk.Plan:
+    def plan(model: EarlyExitModel, _tokenizer: TokenizerSpec) -> bulk.Plan:
         answer = (VALUE,) if model.regression else (LABEL, UNCERTAINTY)
         return bulk.Plan(engine=EngineConfig(dtype=args.dtype), results=(ID, LOGITS, *answer, TRUNCATED))
 

@@ -26,18 +26,20 @@ import time
 
 from ray.serve import Application
 
-from jobs import command, options
+from jobs.cli import command, options
 from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
-from pipeline import serving
-from pipeline.calibration import FILE as CALIBRATION_FILE
-from pipeline.calibration import Calibration, Curve
-from pipeline.cluster import check_free, join_or_start, plan_actors, plan_when_nodes_come
-from pipeline.config import DTYPE_NAMES, EngineConfig
-from pipeline.engine import check_exits
-from pipeline.errors import UserError
-from pipeline.model_files import model_on_disk
-from pipeline.serving_http import Limits, hash_token
+from pipeline.calibration.curve import FILE as CALIBRATION_FILE
+from pipeline.calibration.curve import Calibration, Curve
+from pipeline.cluster.connect import join_or_start
+from pipeline.cluster.resources import check_free, plan_actors, plan_when_nodes_come
+from pipeline.engine.config import DTYPE_NAMES, EngineConfig
+from pipeline.engine.engine import check_exits
+from pipeline.errors import InputError, UserError
+from pipeline.serving import deployment
+from pipeline.serving.classifier import Limits
+from pipeline.serving.limits import hash_token
+from pipeline.storage.model_cache import local_model
 
 TOKEN_VARIABLE = "OFFRAMP_TOKEN"
 
@@ -45,49 +47,46 @@ TOKEN_VARIABLE = "OFFRAMP_TOKEN"
 def main(args: argparse.Namespace) -> int:
     started = time.monotonic()
     spec = spec_of(args)
-    serving.check_port(args.host, args.port)
+    deployment.check_port(args.host, args.port)
     # Serve kills a proxy that is not there after 5 s, and a busy machine takes longer to start a process.
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
     join_or_start()
     plan = plan_actors(args.replicas)
     check_free(plan)
     try:
-        with serving.running(serving.application(spec, plan), args.host, args.port):
+        with deployment.running(deployment.application(spec, plan), args.host, args.port):
             url = f"http://{args.host}:{args.port}"
             print(
                 f"{args.model}: {spec.engine.criterion.describe()}, {plan.actors} replicas, {plan.threads} threads each"
             )
-            if spec.token_hash is None and not serving.is_loopback(args.host):
+            if spec.token_hash is None and not deployment.is_loopback(args.host):
                 print(f"anybody who reaches {url} may use it: set ${TOKEN_VARIABLE} to ask for a token")
             print(f"ready after {time.monotonic() - started:.0f} s: {url}/classify, page at {url}/docs", flush=True)
-            serving.wait()
+            deployment.wait()
     except RuntimeError as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
     return command.FAILED
 
 
-def spec_of(args: argparse.Namespace) -> serving.ServingSpec:
+def spec_of(args: argparse.Namespace) -> deployment.ServingSpec:
     """Check the options against the model."""
-    address, args.model = args.model, model_on_disk(args.model)
+    address, args.model = args.model, local_model(args.model)
     model = EarlyExitModel.from_pretrained(args.model)
-    try:
-        engine = EngineConfig(criterion=options.criterion(args, model), dtype=args.dtype)
-        check_exits(model, engine)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
+    engine = EngineConfig(criterion=options.criterion(args, model), dtype=args.dtype)
+    check_exits(model, engine)
     token = Path(args.token_file).read_text() if args.token_file else os.environ.get(TOKEN_VARIABLE, "")
     if args.token_file and not token.strip():
-        raise UserError(f"--token-file {args.token_file}: is empty")
-    tokeniser = options.load_tokeniser_spec(args.model, model, args.max_tokens)
-    return serving.ServingSpec(
+        raise InputError("token_file", f"{args.token_file}: is empty")
+    tokenizer = options.load_tokenizer_spec(args.model, model, args.max_tokens)
+    return deployment.ServingSpec(
         model=options.absolute_model(address),
-        tokeniser=tokeniser,
+        tokenizer=tokenizer,
         engine=engine,
         limits=Limits(rows=args.max_rows, answer_seconds=args.timeout),
         batch_tokens=args.batch_tokens,
         queue_tokens=args.queue_tokens,
         token_hash=hash_token(token.strip().encode()) if token.strip() else None,
-        curve=curve_of(args, engine.criterion.name, tokeniser.max_tokens),
+        curve=curve_of(args, engine.criterion.name, tokenizer.max_tokens),
     )
 
 
@@ -109,7 +108,7 @@ def curve_of(args: argparse.Namespace, criterion: str, max_tokens: int) -> Curve
 def application(values: dict[str, str]) -> Application:
     """For Serve config files: `args` are this job's options; replicas, and what each takes, as the cluster has room."""
     args = command.parse(parser, [word for name, value in values.items() for word in (f"--{name}", str(value))])
-    return serving.application(spec_of(args), plan_when_nodes_come(args.replicas))
+    return deployment.application(spec_of(args), plan_when_nodes_come(args.replicas))
 
 
 parser = command.new_parser(__doc__)

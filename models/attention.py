@@ -11,31 +11,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.dropout import dropout as drop
-from models.runs import Run
+from models.layers import dropout as drop
+from models.length_group import LengthGroup
 
-KEY_TILE = 16
+KEY_MULTIPLE = 16
 """Keys are padded, in attention alone, to a multiple of this on CPUs: torch's flash kernel there handles the rest of a row one
 by one. 2 cores with AMX, bf16, 12 heads of 32, 2,048 tokens: 2.67 ms with rows of 31 tokens, 1.07 ms with rows of 32."""
 
 
-def lengths_of(runs: Sequence[Run], device: torch.device) -> Tensor:
+def lengths_of(groups: Sequence[LengthGroup], device: torch.device) -> Tensor:
     """Lengths of all rows: [B] int64."""
-    lengths = np.repeat([run.length for run in runs], [run.rows for run in runs])
+    lengths = np.repeat([group.length for group in groups], [group.rows for group in groups])
     return torch.from_numpy(lengths.astype(np.int64)).to(device, non_blocking=True)
 
 
-def first_tokens(x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
+def first_tokens(x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
     """Gather the first token of every row: [T, H] -> [B, H]."""
-    lengths_B = lengths_of(runs, x_TH.device)
+    lengths_B = lengths_of(groups, x_TH.device)
     return x_TH.index_select(0, lengths_B.cumsum(0) - lengths_B)
 
 
-def attend(qkv_T3H: Tensor, runs: Sequence[Run], heads: int, *, dropout: float = 0.0) -> Tensor:
+def attend(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, *, dropout: float = 0.0) -> Tensor:
     """Multi-head attention inside every row: queries, keys and values side by side [T, 3H] -> [T, H]."""
     if dropout == 0.0 and _takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
-        return _attend_ragged(qkv_T3H, tuple(runs), heads)
-    return _attend_run_by_run(qkv_T3H, runs, heads, dropout)
+        return _attend_ragged(qkv_T3H, tuple(groups), heads)
+    return _attend_run_by_run(qkv_T3H, groups, heads, dropout)
 
 
 def _takes_ragged_rows(x: Tensor, head_width: int) -> bool:
@@ -49,11 +49,11 @@ def _takes_ragged_rows(x: Tensor, head_width: int) -> bool:
     )
 
 
-def _attend_ragged(qkv_T3H: Tensor, runs: tuple[Run, ...], heads: int) -> Tensor:
-    """All rows in one kernel; filler is a row of its own, which nobody reads."""
+def _attend_ragged(qkv_T3H: Tensor, groups: tuple[LengthGroup, ...], heads: int) -> Tensor:
+    """All rows in one kernel; padding is a row of its own, which nobody reads."""
     from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler along: two seconds
 
-    bounds, longest = _row_bounds(runs, len(qkv_T3H), qkv_T3H.device)
+    bounds, longest = _row_bounds(groups, len(qkv_T3H), qkv_T3H.device)
     q_TND, k_TND, v_TND = qkv_T3H.unflatten(1, (3, heads, -1)).unbind(1)
     out_TND = varlen_attn(q_TND, k_TND, v_TND, bounds, bounds, longest, longest)
     assert isinstance(out_TND, Tensor)
@@ -61,111 +61,111 @@ def _attend_ragged(qkv_T3H: Tensor, runs: tuple[Run, ...], heads: int) -> Tensor
 
 
 @lru_cache(maxsize=8)
-def _row_bounds(runs: tuple[Run, ...], tokens: int, device: torch.device) -> tuple[Tensor, int]:
-    """First token of every row, and the end, filler being a row: int32 [B + 1]; and the longest row.
+def _row_bounds(groups: tuple[LengthGroup, ...], tokens: int, device: torch.device) -> tuple[Tensor, int]:
+    """First token of every row, and the end, padding being a row: int32 [B + 1]; and the longest row.
 
     The layers of a block ask for the same ones in turn.
     """
-    lengths = [run.length for run in runs for _ in range(run.rows)]
-    filler = tokens - sum(lengths)
-    lengths += [filler] * (filler > 0)
+    lengths = [group.length for group in groups for _ in range(group.rows)]
+    padding = tokens - sum(lengths)
+    lengths += [padding] * (padding > 0)
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return torch.from_numpy(bounds).to(device, non_blocking=True), max(lengths)
 
 
-def _attend_run_by_run(qkv_T3H: Tensor, runs: Sequence[Run], heads: int, dropout: float) -> Tensor:
+def _attend_run_by_run(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, dropout: float) -> Tensor:
     """Each run as a dense rectangle."""
     if qkv_T3H.device.type == "cpu" and torch.is_grad_enabled():
-        return _attend_in_training(qkv_T3H, runs, heads, dropout)
+        return _attend_in_training(qkv_T3H, groups, heads, dropout)
     hidden = qkv_T3H.shape[1] // 3
     pad = qkv_T3H.device.type == "cpu"
     outputs, token = [], 0
-    for run in runs:
-        span = slice(token, token + run.tokens)
-        q_BLH, kv_BL2H = qkv_T3H[span].view(run.rows, run.length, -1).split((hidden, 2 * hidden), dim=2)
+    for group in groups:
+        span = slice(token, token + group.tokens)
+        q_BLH, kv_BL2H = qkv_T3H[span].view(group.rows, group.length, -1).split((hidden, 2 * hidden), dim=2)
         q_BNLD = q_BLH.unflatten(2, (heads, -1)).transpose(1, 2)
         mask_LL = None
-        filler = -run.length % KEY_TILE if pad else 0
-        if filler:
-            kv_BL2H = F.pad(kv_BL2H, (0, 0, 0, filler))
-            mask_LL = _hide_filler(run.length, filler, qkv_T3H.dtype)
+        padding = -group.length % KEY_MULTIPLE if pad else 0
+        if padding:
+            kv_BL2H = F.pad(kv_BL2H, (0, 0, 0, padding))
+            mask_LL = _hide_padding(group.length, padding, qkv_T3H.dtype)
         k_BNLD, v_BNLD = kv_BL2H.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         out_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=mask_LL, dropout_p=dropout)
-        outputs.append(out_BNLD.transpose(1, 2).reshape(run.tokens, hidden))
-        token += run.tokens
+        outputs.append(out_BNLD.transpose(1, 2).reshape(group.tokens, hidden))
+        token += group.tokens
     if token < len(qkv_T3H):
         outputs.append(qkv_T3H.new_zeros(len(qkv_T3H) - token, hidden))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _attend_in_training(qkv_T3H: Tensor, runs: Sequence[Run], heads: int, p: float) -> Tensor:
+def _attend_in_training(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, p: float) -> Tensor:
     """The same with its gradient, in plain products: torch's flash kernel on CPUs takes twice the time backwards.
 
     Rows are split off all at once: the gradient of a slice is a matrix of its own of the size of the whole.
     """
-    tokens = [run.tokens for run in runs]
-    *parts, filler = qkv_T3H.split([*tokens, len(qkv_T3H) - sum(tokens)])
+    tokens = [group.tokens for group in groups]
+    *parts, padding = qkv_T3H.split([*tokens, len(qkv_T3H) - sum(tokens)])
     outputs = []
-    for run, part in zip(runs, parts, strict=True):
-        q_BNLD, k_BNLD, v_BNLD = part.view(run.rows, run.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    for group, part in zip(groups, parts, strict=True):
+        q_BNLD, k_BNLD, v_BNLD = part.view(group.rows, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         scores_BNLL = (q_BNLD * q_BNLD.shape[-1] ** -0.5) @ k_BNLD.mT
         weights_BNLL = drop(scores_BNLL.softmax(-1, dtype=torch.float32).to(v_BNLD.dtype), p)
-        outputs.append((weights_BNLL @ v_BNLD).transpose(1, 2).reshape(run.tokens, -1))
-    return torch.cat([*outputs, torch.zeros_like(filler[:, : filler.shape[1] // 3])])
+        outputs.append((weights_BNLL @ v_BNLD).transpose(1, 2).reshape(group.tokens, -1))
+    return torch.cat([*outputs, torch.zeros_like(padding[:, : padding.shape[1] // 3])])
 
 
 def attend_from_first(
-    q_BH: Tensor, x_TH: Tensor, runs: Sequence[Run], heads: int, kv_2HH: Tensor, bias_2H: Tensor
+    q_BH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], heads: int, kv_2HH: Tensor, bias_2H: Tensor
 ) -> Tensor:
     """What `attend` gives the first token of every row, without keys and values of the others: [B, H].
 
     With one query a row, q . (K x) is better computed as (K^T q) . x, and sum_l a_l (V x_l) as V (sum_l a_l x_l): two small
     products a row in place of two a token. The keys' bias moves all scores of a query alike, so softmax drops it; the values'
-    bias is added once, since the weights a_l sum to 1. Queries past the last row are filler.
+    bias is added once, since the weights a_l sum to 1. Queries past the last row are padding.
 
     The same re-ordering serves the latent attention of DeepSeek-V2 (Liu et al. 2024, section 2.1.2).
     """
     width = q_BH.shape[1] // heads
     key_NDH, value_NDH = kv_2HH.view(2, heads, width, -1)
     asked_BNH = torch.matmul(q_BH.view(-1, heads, width).transpose(0, 1), key_NDH).transpose(0, 1)
-    row = sum(run.rows for run in runs)
+    row = sum(group.rows for group in groups)
     if x_TH.device.type == "cpu" and torch.is_grad_enabled():
-        mixed = _mix_in_training(asked_BNH, x_TH, runs, width**-0.5)
+        mixed = _mix_in_training(asked_BNH, x_TH, groups, width**-0.5)
     else:
-        mixed = _mix(asked_BNH, x_TH, runs, width**-0.5)
+        mixed = _mix(asked_BNH, x_TH, groups, width**-0.5)
     if row < len(q_BH):
         mixed.append(x_TH.new_zeros(len(q_BH) - row, heads, x_TH.shape[1]))
     mixed_NBH = torch.cat(mixed).transpose(0, 1)
     return torch.matmul(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape) + bias_2H[len(bias_2H) // 2 :]
 
 
-def _mix(asked_BNH: Tensor, x_TH: Tensor, runs: Sequence[Run], scale: float) -> list[Tensor]:
+def _mix(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> list[Tensor]:
     """Mix the tokens of every row by what its queries ask for: [B, N, H], a tensor a run."""
     mixed, row, token = [], 0, 0
-    for run in runs:
-        x_B1LH = x_TH[token : token + run.tokens].view(run.rows, 1, run.length, -1)
-        asked_B1NH = asked_BNH[row : row + run.rows, None]
+    for group in groups:
+        x_B1LH = x_TH[token : token + group.tokens].view(group.rows, 1, group.length, -1)
+        asked_B1NH = asked_BNH[row : row + group.rows, None]
         mixed.append(F.scaled_dot_product_attention(asked_B1NH, x_B1LH, x_B1LH, scale=scale)[:, 0])
-        row, token = row + run.rows, token + run.tokens
+        row, token = row + group.rows, token + group.tokens
     return mixed
 
 
-def _mix_in_training(asked_BNH: Tensor, x_TH: Tensor, runs: Sequence[Run], scale: float) -> list[Tensor]:
+def _mix_in_training(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> list[Tensor]:
     """The same with its gradient, for the reasons of `_attend_in_training`."""
-    tokens, rows = [run.tokens for run in runs], [run.rows for run in runs]
-    *texts, _filler = x_TH.split([*tokens, len(x_TH) - sum(tokens)])
-    *queries, _filler = (asked_BNH * scale).split([*rows, len(asked_BNH) - sum(rows)])
+    tokens, rows = [group.tokens for group in groups], [group.rows for group in groups]
+    *texts, _padding = x_TH.split([*tokens, len(x_TH) - sum(tokens)])
+    *queries, _padding = (asked_BNH * scale).split([*rows, len(asked_BNH) - sum(rows)])
     mixed = []
-    for run, text, query_BNH in zip(runs, texts, queries, strict=True):
-        x_BLH = text.view(run.rows, run.length, -1)
+    for group, text, query_BNH in zip(groups, texts, queries, strict=True):
+        x_BLH = text.view(group.rows, group.length, -1)
         weights_BNL = (query_BNH @ x_BLH.mT).softmax(-1, dtype=torch.float32).to(x_BLH.dtype)
         mixed.append(weights_BNL @ x_BLH)
     return mixed
 
 
 @lru_cache(maxsize=2048)
-def _hide_filler(length: int, filler: int, dtype: torch.dtype) -> Tensor:
-    """Mask [length, length + filler] that lets queries see the real keys only."""
-    mask = torch.zeros(1, length + filler, dtype=dtype)
+def _hide_padding(length: int, padding: int, dtype: torch.dtype) -> Tensor:
+    """Mask [length, length + padding] that lets queries see the real keys only."""
+    mask = torch.zeros(1, length + padding, dtype=dtype)
     mask[:, length:] = -torch.inf
     return mask

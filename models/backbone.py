@@ -15,29 +15,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.activations import activation
 from models.attention import attend, attend_from_first, first_tokens, lengths_of
-from models.dropout import Dropout
 from models.families import Shape
-from models.runs import Run
+from models.layers import Dropout, activation
+from models.length_group import LengthGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedTokens:
     """A batch of rows without padding inside.
 
-    Tokens past the last run are filler, which lets the caller keep to a few matrix sizes: no row reads them.
+    Tokens past the last run are padding, which lets the caller keep to a few matrix sizes: no row reads them.
     """
 
     token_ids: Tensor
     """[T] int64."""
     segments: Tensor
     """[B] int64: the position in its row at which the second text of a pair starts; the row's length if there is none."""
-    runs: Sequence[Run]
+    groups: Sequence[LengthGroup]
 
     @property
     def rows(self) -> int:
-        return sum(run.rows for run in self.runs)
+        return sum(group.rows for group in self.groups)
 
 
 class Embeddings(nn.Module):
@@ -67,11 +66,11 @@ class Embeddings(nn.Module):
         return x_TH
 
     def _positions_and_types(self, packed: PackedTokens) -> tuple[Tensor, Tensor]:
-        """Number every token inside its row, and tell first texts from second: [T], [T]; filler gets zeros."""
+        """Number every token inside its row, and tell first texts from second: [T], [T]; padding gets zeros."""
         ids_T = packed.token_ids
-        lengths_B = lengths_of(packed.runs, ids_T.device)
+        lengths_B = lengths_of(packed.groups, ids_T.device)
         starts_B = lengths_B.cumsum(0) - lengths_B
-        tokens = sum(run.tokens for run in packed.runs)
+        tokens = sum(group.tokens for group in packed.groups)
         starts_T = starts_B.repeat_interleave(lengths_B, output_size=tokens)
         offsets_T = torch.arange(tokens, device=ids_T.device) - starts_T
         types_T = (offsets_T >= packed.segments.repeat_interleave(lengths_B, output_size=tokens)).long()
@@ -82,8 +81,8 @@ class Embeddings(nn.Module):
             counted_T = real_T.cumsum(0)
             before_T = (counted_T - real_T.long()).index_select(0, starts_T)
             positions_T = torch.where(real_T, counted_T - before_T + self.shape.first_position - 1, self.shape.pad_id)
-        filler = (0, len(ids_T) - tokens)
-        return F.pad(positions_T, filler), F.pad(types_T, filler).clamp_(max=max(self.shape.token_types - 1, 0))
+        padding = (0, len(ids_T) - tokens)
+        return F.pad(positions_T, padding), F.pad(types_T, padding).clamp_(max=max(self.shape.token_types - 1, 0))
 
 
 class ResidualLinear(nn.Linear):
@@ -124,16 +123,16 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(shape)
         self.ffn_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps)
 
-    def forward(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
+    def forward(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
         dropout = self.attention_dropout if self.training else 0.0
-        mixed_TH = attend(self.query_key_value(x_TH), runs, self.heads, dropout=dropout)
+        mixed_TH = attend(self.query_key_value(x_TH), groups, self.heads, dropout=dropout)
         return self._after_attention(x_TH, mixed_TH)
 
-    def first_tokens_only(self, x_TH: Tensor, runs: Sequence[Run], filler: int = 0) -> Tensor:
-        """What `forward` gives the first token of every row, at a small part of the cost: [B + filler, H]."""
-        first_BH = F.pad(first_tokens(x_TH, runs), (0, 0, 0, filler))
+    def first_tokens_only(self, x_TH: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
+        """What `forward` gives the first token of every row, at a small part of the cost: [B + padding, H]."""
+        first_BH = F.pad(first_tokens(x_TH, groups), (0, 0, 0, padding))
         query, key_value = self._query_and_key_value()
-        mixed_BH = attend_from_first(F.linear(first_BH, *query), x_TH, runs, self.heads, *key_value)
+        mixed_BH = attend_from_first(F.linear(first_BH, *query), x_TH, groups, self.heads, *key_value)
         return self._after_attention(first_BH, mixed_BH)
 
     def _query_and_key_value(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

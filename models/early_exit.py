@@ -26,17 +26,16 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from models.backbone import Backbone, PackedTokens
-from models.criterion import Criterion
-from models.families import UnsupportedModelError, family_of, from_hugging_face, shape_of, to_hugging_face
-from models.flops import FlopCounter
+from models.errors import UnsupportedModelError
+from models.exits.criterion import Criterion
+from models.exits.flops import FlopCounter
+from models.families import family_of, from_hugging_face, shape_of, to_hugging_face
 from models.heads import AttentionHead, PooledHead
 
 HEAD_KINDS = ("pooled", "attention")
-VALUE = "value"
-"""Name of the one class of a regression model."""
 
 
-class Answer(NamedTuple):
+class ExitOutput(NamedTuple):
     """What an exit says of B rows."""
 
     logits: Tensor
@@ -104,28 +103,28 @@ class EarlyExitModel(nn.Module):
         assert isinstance(found, PooledHead | AttentionHead)
         return found
 
-    def answer(self, layer: int, features_BW: Tensor) -> Answer:
+    def exit_output(self, layer: int, features_BW: Tensor) -> ExitOutput:
         """Say what an exit makes of its features."""
         with_lte = self.lte is not None and layer != self.shape.layers
         lte_B = self.lte(features_BW)[:, 0] if with_lte and self.lte is not None else None
-        return Answer(self.head(layer).out(features_BW), lte_B)
+        return ExitOutput(self.head(layer).out(features_BW), lte_B)
 
-    def forward(self, packed: PackedTokens) -> dict[int, Answer]:
+    def forward(self, packed: PackedTokens) -> dict[int, ExitOutput]:
         """Run every layer and every head: exit layer -> answer. For training, and the oracle of the tests."""
         x_TH = self.backbone.embeddings(packed)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, ExitOutput] = {}
         for number, layer in enumerate(self.backbone.layers, start=1):
-            x_TH = layer(x_TH, packed.runs)
+            x_TH = layer(x_TH, packed.groups)
             if str(number) in self.exits:
-                answers[number] = self.answer(number, self.head(number).features(x_TH, packed.runs))
+                answers[number] = self.exit_output(number, self.head(number).features(x_TH, packed.groups))
         return answers
 
-    def last_answer(self, packed: PackedTokens) -> Answer:
+    def last_output(self, packed: PackedTokens) -> ExitOutput:
         """Run every layer, and the last head alone."""
         x_TH = self.backbone.embeddings(packed)
         for layer in self.backbone.layers:
-            x_TH = layer(x_TH, packed.runs)
-        return self.answer(self.shape.layers, self.head(self.shape.layers).features(x_TH, packed.runs))
+            x_TH = layer(x_TH, packed.groups)
+        return self.exit_output(self.shape.layers, self.head(self.shape.layers).features(x_TH, packed.groups))
 
     @classmethod
     def from_pretrained(
@@ -155,7 +154,7 @@ class EarlyExitModel(nn.Module):
         return model.eval()
 
     @classmethod
-    def outline(cls, name: str | os.PathLike[str]) -> Self:
+    def from_config(cls, name: str | os.PathLike[str]) -> Self:
         """Build what `from_pretrained` would, but without weights: for questions about shape, exits, labels and criterion."""
         config = _load_config(name)
         _check_task(name, config)
@@ -233,7 +232,7 @@ class EarlyExitModel(nn.Module):
         elif not fresh_head:
             state |= self._branch_weights(name)
         for key, buffer in self.named_buffers():
-            state.setdefault(key, buffer)  # of models made before pooled heads were standardised: as they were
+            state.setdefault(key, buffer)  # of models made before pooled heads were standardized: as they were
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
             raise UnsupportedModelError(f"{name}: config.json tells of exits, but the weights have no '{missing[0]}'")
@@ -261,7 +260,7 @@ class EarlyExitModel(nn.Module):
         hidden, classes, dropout = self.shape.hidden, self.shape.classes, self._head_dropout()
         if kind == "attention":
             return AttentionHead(hidden, classes, dropout=dropout)
-        return PooledHead(hidden, classes, dropout=dropout, standardised=True)
+        return PooledHead(hidden, classes, dropout=dropout, standardized=True)
 
     def _head_dropout(self) -> float:
         value: Any = getattr(self.config, "seq_classif_dropout", getattr(self.config, "classifier_dropout", None))

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-
-class UnsupportedModelError(ValueError):
-    """The checkpoint is of a family, or has a shape, that offramp cannot run."""
+from models.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.activations import activation as activation_of
 from models.attention import attend_from_first, first_tokens
-from models.dropout import Dropout
-from models.runs import Run
+from models.layers import Dropout
+from models.layers import activation as activation_of
+from models.length_group import LengthGroup
 
 ATTENTION_HEAD_WIDTH = 128
 """FastBERT, section 4.1 and the released code: classifiers work in 128 dimensions with 2 attention heads."""
@@ -24,7 +24,7 @@ LEAST_VARIANCE = 1e-6
 class PooledHead(nn.Module):
     """First token -> dense -> activation -> classes: BERT's pooler and classifier; DeeBERT's off-ramp (Xin et al. 2020).
 
-    A branch head reads its first token standardised, with fixed mean and deviation: in lower layers it may be nearly the same
+    A branch head reads its first token standardized, with fixed mean and deviation: in lower layers it may be nearly the same
     for all texts, and gradient steps of the usual size do not find what differs (docs/results/papers.md).
     """
 
@@ -33,11 +33,11 @@ class PooledHead(nn.Module):
     deviation: Tensor | None
 
     def __init__(
-        self, hidden: int, classes: int, *, activation: str = "tanh", dropout: float = 0.1, standardised: bool = False
+        self, hidden: int, classes: int, *, activation: str = "tanh", dropout: float = 0.1, standardized: bool = False
     ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(hidden) if standardised else None)
-        self.register_buffer("deviation", torch.ones(hidden) if standardised else None)
+        self.register_buffer("mean", torch.zeros(hidden) if standardized else None)
+        self.register_buffer("deviation", torch.ones(hidden) if standardized else None)
         self.dense = nn.Linear(hidden, hidden)
         self.activation = activation_of(activation)
         self.dropout = Dropout(dropout)
@@ -48,9 +48,9 @@ class PooledHead(nn.Module):
         """Of the features."""
         return self.dense.out_features
 
-    def features(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
+    def features(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
         """What the last linear layer, `out`, reads: [T, H] -> [B, H]."""
-        return self.features_of_first(first_tokens(x_TH, runs))
+        return self.features_of_first(first_tokens(x_TH, groups))
 
     def features_of_first(self, first_BH: Tensor) -> Tensor:
         """The same from first tokens: [B, H] -> [B, H]."""
@@ -59,7 +59,7 @@ class PooledHead(nn.Module):
         features_BH: Tensor = self.dropout(self.activation(self.dense(first_BH)))
         return features_BH
 
-    def standardise(self, first_BH: Tensor) -> None:
+    def standardize(self, first_BH: Tensor) -> None:
         """Take mean and deviation from the first tokens of some rows; do nothing if this is not a branch head."""
         if self.mean is not None and self.deviation is not None:
             variance_H, mean_H = torch.var_mean(first_BH.float(), dim=0, correction=0)
@@ -90,17 +90,17 @@ class AttentionHead(nn.Module):
         """Of the features."""
         return self.dense.out_features
 
-    def features(self, x_TH: Tensor, runs: Sequence[Run]) -> Tensor:
+    def features(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
         """What the last linear layer, `out`, reads: [T, H] -> [B, W]."""
-        return self.features_of_narrowed(self.narrowed(x_TH), runs)
+        return self.features_of_narrowed(self.narrowed(x_TH), groups)
 
     def narrowed(self, x_TH: Tensor) -> Tensor:
         """Do the part that is done for every token: [T, H] -> [T, W]."""
         return torch.tanh(self.narrow(x_TH))
 
-    def features_of_narrowed(self, narrow_TW: Tensor, runs: Sequence[Run], filler: int = 0) -> Tensor:
-        """Do the part that is done for every row: [T, W] -> [B + filler, W]."""
-        query_BW = self.query(F.pad(first_tokens(narrow_TW, runs), (0, 0, 0, filler)))
+    def features_of_narrowed(self, narrow_TW: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
+        """Do the part that is done for every row: [T, W] -> [B + padding, W]."""
+        query_BW = self.query(F.pad(first_tokens(narrow_TW, groups), (0, 0, 0, padding)))
         weight, bias = self.key_value.weight, self.key_value.bias
-        mixed_BW = attend_from_first(query_BW, narrow_TW, runs, ATTENTION_HEAD_HEADS, weight, bias)
+        mixed_BW = attend_from_first(query_BW, narrow_TW, groups, ATTENTION_HEAD_HEADS, weight, bias)
         return torch.tanh(self.dense(self.dropout(self.attention_out(mixed_BW))))

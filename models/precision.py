@@ -2,15 +2,12 @@
 
 import torch
 
+from models.cpu.int8 import can_use_int8, use_int8
 from models.early_exit import EarlyExitModel
-from models.int8 import can_use_int8, use_int8
+from models.errors import UnsupportedPrecisionError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
 """What hidden states are held in."""
-
-
-class UnsupportedPrecisionError(ValueError):
-    """The device cannot compute in the precision that is asked for."""
 
 
 def best_dtype(device: torch.device) -> str:

@@ -1,1 +1,1 @@
-"""Shards -> tokenise -> classify -> write -> receipts. The engine and all it needs run without Ray."""
+"""Shards -> tokenize -> classify -> write -> receipts. The engine and all it needs run without Ray."""

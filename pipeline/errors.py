@@ -1,13 +1,22 @@
-"""The two exceptions that jobs turn into one line: the command is wrong, or the storage failed."""
+"""The exceptions that jobs turn into one line.
 
+    UserError, InputError(field, message)   see models.errors; exit code 2
+    StorageError                            a disk or an object store failed; exit code 1
+    └── RefusedError                        it works and says no, so trying again does not help; exit code 2
 
-class UserError(Exception):
-    """Wrong command or input. Jobs print the message as one line, without a traceback, and end with exit code 2."""
+Beside them, each where it arises: `corpus.formats.FileFormatError` (a file cannot be read further; becomes a reject),
+`bulk.quarantine.BrokenStageError` (a stage fails on every row; exit code 1), `cluster.resources.DoesNotFitError` (the cluster
+is too small; exit code 1), `serving.queue.QueueFullError` (status 429), `benchmark.peers.MissingPeerError` (not installed).
+"""
+
+from models.errors import InputError, UserError
+
+__all__ = ["InputError", "RefusedError", "StorageError", "UserError"]
 
 
 class StorageError(Exception):
-    """A disk or an object store failed. The message names path and cause; jobs print it and end with exit code 1."""
+    """Raise when a disk or an object store fails; the message names path and cause."""
 
 
 class RefusedError(StorageError):
-    """The storage works, and says no: permission denied, no such bucket. Trying again does not help."""
+    """Raise when the storage works and says no: permission denied, no such bucket."""

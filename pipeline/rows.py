@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
 Thresholds = npt.NDArray[np.float32]
 """[B, L]: the uncertainty up to which a row may leave after each layer; 0 where it may not."""
 
@@ -87,8 +88,8 @@ class Predictions:
     """[B] in [0, 1], at that exit."""
     layer_tokens: int
     """Sum over rows of tokens x layers: the work that the exits left over."""
-    filler_tokens: int
-    """The same unit: work on filler that rounds matrices up to their tile."""
+    padding_tokens: int
+    """The same unit: work on padding that rounds matrices up to their tile."""
 
     @classmethod
     def join(cls, parts: list[Self]) -> Self:
@@ -100,7 +101,7 @@ class Predictions:
             exit_layers=np.concatenate([part.exit_layers for part in parts]),
             uncertainty=np.concatenate([part.uncertainty for part in parts]),
             layer_tokens=sum(part.layer_tokens for part in parts),
-            filler_tokens=sum(part.filler_tokens for part in parts),
+            padding_tokens=sum(part.padding_tokens for part in parts),
         )
 
     def checked(self) -> Self:

@@ -43,7 +43,7 @@ RECEIPTS = pa.schema(
         pa.field("shard", pa.string(), nullable=False),
         pa.field("file", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
-        pa.field("mark", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
         pa.field("start", pa.int64(), nullable=False),
         pa.field("last", pa.bool_(), nullable=False),
         pa.field("input_bytes", pa.float64(), nullable=False),
@@ -58,7 +58,7 @@ RECEIPTS = pa.schema(
             for name in ("exits", "uncertainty_histogram", "length_histogram")
         ),
         pa.field("layer_tokens", pa.int64(), nullable=False),
-        pa.field("filler_tokens", pa.int64(), nullable=False),
+        pa.field("padding_tokens", pa.int64(), nullable=False),
         pa.field("flops", pa.float64(), nullable=False),
         pa.field("flops_full_depth", pa.float64(), nullable=False),
         *(
@@ -88,7 +88,7 @@ def read_schema(keep: pa.Schema, *, pairs: bool) -> pa.Schema:
 
 
 def token_schema(keep: pa.Schema) -> pa.Schema:
-    """Rows as they leave the tokeniser: ragged ids in place of text."""
+    """Rows as they leave the tokenizer: ragged ids in place of text."""
     fields = [(ID, pa.string()), (ROW, pa.int64()), (TOKENS, pa.list_(pa.int32())), (SEGMENT, pa.int32())]
     fields += [(TRUNCATED, pa.bool_()), (REASON, pa.string()), (DETAIL, pa.string())]
     return pa.schema([*fields, *travelling(keep)])

@@ -18,16 +18,16 @@ import numpy as np
 import pandas as pd
 from transformers import AutoTokenizer, BertConfig
 
-from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
+from models.exits.flops import FlopCounter
 from models.families import shape_of
-from models.flops import FlopCounter
-from pipeline.calibrating import curve_of
-from pipeline.chunks import Chunk
-from pipeline.evaluation import AllExits, record_as_run
-from pipeline.guarantees import rows_needed
-from pipeline.thresholds import Sample, cheapest_path, single_path
-from pipeline.tokenise import Tokenised, Tokeniser, TokeniserSpec
+from pipeline.calibration.fit import curve_of
+from pipeline.calibration.guarantees import rows_needed
+from pipeline.calibration.thresholds import Sample, cheapest_path, single_path
+from pipeline.corpus.chunks import Chunk
+from pipeline.corpus.tokenize import Tokenized, Tokenizer, TokenizerSpec
+from pipeline.evaluation.recorded import AllExits, record_as_run
 
 SETS = {
     "ag_news": (["train", "dev", "test"], 6_000, 12_000, 40_000),
@@ -74,7 +74,7 @@ def record(args: argparse.Namespace) -> None:
             continue
         started, model = time.monotonic(), EarlyExitModel.from_pretrained(directory)
         pool = pd.concat([pd.read_parquet(file) for file in files])
-        tokens = tokenise(directory, model, pool)
+        tokens = tokenize(directory, model, pool)
         examples = Chunk(rows=tokens.rows, labels=pool.label.to_numpy(np.float32))
         recorded = record_as_run(model, examples, "auto", "cpu")
         np.savez(args.work / f"{name}.npz", logits=recorded.logits, lengths=tokens.rows.lengths, labels=pool.label)
@@ -90,11 +90,11 @@ def places(args: argparse.Namespace) -> dict[str, tuple[Path, list[Path]]]:
     return {name: place for name, place in found.items() if not args.sets or name in args.sets}
 
 
-def tokenise(directory: Path, model: EarlyExitModel, pool: pd.DataFrame) -> Tokenised:
+def tokenize(directory: Path, model: EarlyExitModel, pool: pd.DataFrame) -> Tokenized:
     """Turn a pool's texts into tokens."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     pairs = pool.text_pair.tolist() if "text_pair" in pool else None
-    return Tokeniser(TokeniserSpec.from_hugging_face(tokenizer, model.shape.max_tokens))(pool.text.tolist(), pairs)
+    return Tokenizer(TokenizerSpec.from_hugging_face(tokenizer, model.shape.max_tokens))(pool.text.tolist(), pairs)
 
 
 def load(recording: Path, directory: Path) -> Sample:

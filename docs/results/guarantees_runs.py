@@ -19,21 +19,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import pandas as pd
 import torch
-from guarantees import CONFIDENCE, CRITERION, Step, head, main, pools, synthetic, tokenise
+from guarantees import CONFIDENCE, CRITERION, Step, head, main, pools, synthetic, tokenize
 from transformers import BertConfig
 
-from models.criterion import Criterion
 from models.early_exit import EarlyExitModel
-from pipeline.audit import Promise, audit, findings
-from pipeline.benchmark import TIMED_ROUNDS, System, hardware, measure, time_criteria, time_curve
-from pipeline.calibrating import curve_of
-from pipeline.calibration import Calibration, Curve, WallClock
-from pipeline.config import AuditSpec, EngineConfig
-from pipeline.engine import Engine
-from pipeline.receipts import Totals
+from models.exits.criterion import Criterion
+from pipeline.benchmark.measure import System, hardware, measure, time_criteria
+from pipeline.benchmark.workload import Workload
+from pipeline.calibration.audit import AuditSpec, Guarantee, audit, judge
+from pipeline.calibration.curve import Calibration, Curve, WallClock
+from pipeline.calibration.fit import curve_of
+from pipeline.calibration.thresholds import Sample
+from pipeline.calibration.timing import TIMED_ROUNDS, time_curve
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.engine import Engine
+from pipeline.output.totals import Totals
 from pipeline.rows import TokenRows
-from pipeline.thresholds import Sample
-from pipeline.workload import Workload
 
 SIGNALS = ("exits", "length", "truncation", "uncertainty")
 
@@ -45,7 +46,7 @@ def wall(args: argparse.Namespace) -> None:
         model, directory = EarlyExitModel.from_pretrained(args.work / name), args.work / name
         pool = pd.read_parquet(args.work / "data" / f"{name}-pool.parquet")
         curve = curve_of(sample.take(np.arange(len(sample) // 2)), CRITERION)
-        first, second = (tokenise(directory, model, pool[start : start + 3000]).rows for start in (0, len(pool) // 2))
+        first, second = (tokenize(directory, model, pool[start : start + 3000]).rows for start in (0, len(pool) // 2))
         clock = time_curve(str(directory), curve, first, "auto", "cpu")
         reached = [asked for asked in (1.5, 2.0, 3.0) if asked <= max(clock.time_speedups)]
         criteria = [curve.at_speedup(clock.flops_of(asked)).criterion for asked in reached]
@@ -61,7 +62,7 @@ def wall(args: argparse.Namespace) -> None:
 def exit_plan(sample: Sample, criterion: Criterion) -> np.ndarray:
     """Where rows leave: [B]."""
     speeds = np.array([criterion.speed_at(layer) for layer in sample.layers])
-    leaves = np.vstack([sample.leaves(speeds), np.ones((1, len(sample)), np.bool_)])
+    leaves = np.vstack([sample.exits_at(speeds), np.ones((1, len(sample)), np.bool_)])
     return np.array([*sample.layers, sample.depth])[leaves.argmax(0)]
 
 
@@ -131,16 +132,16 @@ def drift(args: argparse.Namespace) -> None:
     model = EarlyExitModel.from_pretrained(directory)
     engine = Engine(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=choice.criterion))
     spec = AuditSpec(share=0.25, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
-    promise = Promise(limit=0.02, exits=tuple(choice.exits), reference=calibration.reference)
+    guarantee = Guarantee(limit=0.02, exits=tuple(choice.exits), reference=calibration.reference)
     head("night", "audited", "differ", "bounds", "verdict", *(f"PSI {name}" for name in SIGNALS), "alarms")
     nights = [(f"movie {night}", texts["movie"][8000 + 1500 * night :][:1500]) for night in range(10)]
     for name, night in [*nights, ("newswire", texts["news"][:1500])]:
-        tokens = tokenise(directory, model, night)
+        tokens = tokenize(directory, model, night)
         answers = engine.run(tokens.rows)
         sums = audit(engine, spec, name, tokens.rows, answers)
         totals = Totals(rows_out=len(night), truncated=int(tokens.truncated.sum()), sums=sums)
         totals.exits = np.bincount(answers.exit_layers, minlength=model.shape.layers + 1)[1:].tolist()
-        found = findings(totals, promise)
+        found = judge(totals, guarantee)
         told = {signal.name: signal.psi for signal in found.signals}
         cells = [
             name,

@@ -20,16 +20,16 @@ import time
 
 import pyarrow as pa
 
-from pipeline.inputs import InputFile, list_inputs
-from pipeline.journal import SEGMENT_RECEIPTS
-from pipeline.ledger import Ledger
-from pipeline.output import Output, parquet_bytes, prepare_folder
-from pipeline.receipts import Receipt, receipts_table
-from pipeline.results import open_results, published
+from pipeline.corpus.listing import InputFile, list_inputs
+from pipeline.output.ledger import Ledger
+from pipeline.output.parts import Output, parquet_bytes, prepare_folder
+from pipeline.output.receipt_log import SEGMENT_RECEIPTS
+from pipeline.output.receipts import Receipt, receipts_table
+from pipeline.output.results import open_results, published
 
 FINGERPRINT = {"model": "made up"}
 SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False)])
-STAGES = ("read", "tokenise", "classify", "write")
+STAGES = ("read", "tokenize", "classify", "write")
 STEPS = ("plan", "resume", "jobs", "publish", "again", "read")
 
 
@@ -62,7 +62,7 @@ def receipt(file: InputFile, shard: int, *, last: bool) -> Receipt:
         shard=file.shard_id(shard * 16_384),
         file=file.path,
         size=file.size,
-        mark=file.mark,
+        version=file.version,
         start=shard * 16_384,
         last=last,
         input_bytes=1e6 + shard / 7,
@@ -115,15 +115,15 @@ def step(name: str, folder: Path) -> str:
 
 def plan_jobs(files: list[InputFile], left: dict[str, tuple[int, ...]]) -> str:
     """Hand every file to Ray Data as a job, as if none were done."""
-    from pipeline.cluster import join_or_start
-    from pipeline.source import Columns
-    from pipeline.stages import tokenised_shards
-    from pipeline.tokenise import TokeniserSpec
+    from pipeline.bulk.stages import tokenized_shards
+    from pipeline.cluster.connect import join_or_start
+    from pipeline.corpus.columns import Columns
+    from pipeline.corpus.tokenize import TokenizerSpec
 
     join_or_start()
     started = time.monotonic()
-    tokenised_shards(
-        files, left, Columns(text="text"), TokeniserSpec(tokenizer_json="{}", max_tokens=8, segments=False)
+    tokenized_shards(
+        files, left, Columns(text="text"), TokenizerSpec(tokenizer_json="{}", max_tokens=8, segments=False)
     )
     return f"{len(files):,} jobs in {time.monotonic() - started:.1f} s of it"
 
@@ -145,7 +145,7 @@ parser.add_argument("--folder", type=Path, help="keep the made-up corpus here, a
 def main() -> None:
     args = parser.parse_args()
     if args.step:
-        import pipeline.cluster  # noqa: F401 - its memory is not of the state
+        import pipeline.cluster.connect  # noqa: F401 - its memory is not of the state
 
         before, started, worked = peak_mb(), time.monotonic(), time.process_time()
         seen = step(args.step, args.folder)

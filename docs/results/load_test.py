@@ -29,16 +29,17 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from jobs import options
-from models.criterion import Criterion
+from jobs.cli import options
 from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
 from pipeline import serving
-from pipeline.cluster import ActorPlan, join_or_start
-from pipeline.config import EngineConfig
-from pipeline.engine import Engine
-from pipeline.serving_http import Limits
-from pipeline.synthetic import reviews
-from pipeline.tokenise import Tokeniser
+from pipeline.benchmark.synthetic import reviews
+from pipeline.cluster.connect import join_or_start
+from pipeline.cluster.resources import ActorPlan
+from pipeline.corpus.tokenize import Tokenizer
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.engine import Engine
+from pipeline.serving.classifier import Limits
 
 PORT, MARGIN = 8765, 0.02
 OVERLOAD_SECONDS = 40
@@ -52,7 +53,7 @@ class FixedRows:
     def __init__(self, spec: serving.ServingSpec, rows: int, wait: float) -> None:
         torch.set_num_threads(CORES)
         self.engine = Engine(EarlyExitModel.from_pretrained(spec.model), spec.engine)
-        self.tokeniser, self.thread = Tokeniser(spec.tokeniser), ThreadPoolExecutor(1)
+        self.tokenizer, self.thread = Tokenizer(spec.tokenizer), ThreadPoolExecutor(1)
         self.batch.set_max_batch_size(rows)
         self.batch.set_batch_wait_timeout_s(wait)
 
@@ -61,7 +62,7 @@ class FixedRows:
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._run, texts)
 
     def _run(self, texts: list[str]) -> list[dict[str, Any]]:
-        answers = self.engine.run(self.tokeniser(texts).rows)
+        answers = self.engine.run(self.tokenizer(texts).rows)
         pairs = zip(answers.label_ids.tolist(), answers.exit_layers.tolist(), strict=True)
         return [{"label_id": label, "exit_layer": layer} for label, layer in pairs]
 
@@ -129,12 +130,12 @@ def main() -> None:
     engine = EngineConfig(criterion=criterion, dtype=args.dtype)
     spec = serving.ServingSpec(
         model=options.absolute_model(args.model),
-        tokeniser=options.load_tokeniser_spec(args.model, model, None),
+        tokenizer=options.load_tokenizer_spec(args.model, model, None),
         engine=engine,
         limits=Limits(),
     )
     texts = texts_of(args.texts, seed=1)
-    rows = Tokeniser(spec.tokeniser)(texts).rows
+    rows = Tokenizer(spec.tokenizer)(texts).rows
     whole = Engine(model, engine).run(rows)
     clear = np.flatnonzero(np.abs(whole.uncertainty - args.speed) > MARGIN)
     texts = [texts[i] for i in clear]

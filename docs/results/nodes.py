@@ -2,7 +2,7 @@
 """See where the stages run on a cluster of unlike nodes, and what dividing the work between them costs on one machine.
 
 Starts three Ray nodes here, a head without a core and two of one core each, and runs jobs/classify.py on them: once with the
-two nodes alike, once with one that offers the custom resource `classify` and one that offers `tokenise`. Every 50 ms it looks
+two nodes alike, once with one that offers the custom resource `classify` and one that offers `tokenize`. Every 50 ms it looks
 which stages are at work under which node.
 
     python docs/results/nodes.py --model MODEL --rows 40000
@@ -27,11 +27,11 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.synthetic import reviews
+from pipeline.benchmark.synthetic import reviews
 
 SECONDS = 0.05
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "classify.py"
-STAGE = re.compile(r"\((?:MapBatches\()?_?(read|tokenise|ClassifyActor|write)")
+STAGE = re.compile(r"\((?:MapBatches\()?_?(read|tokenize|ClassifyActor|write)")
 
 
 def run(model: str, corpus: Path, output: Path, resources: list[dict[str, float]]) -> None:
@@ -93,7 +93,7 @@ def main() -> None:
             pq.write_table(pa.table({"text": texts[number::8]}), corpus / f"{number}.parquet")
         for title, resources in (
             ("alike", [{}, {}]),
-            ("divided", [{"tokenise": 1.0}, {"classify": 1.0}]),
+            ("divided", [{"tokenize": 1.0}, {"classify": 1.0}]),
         ):
             if args.only not in (None, title):
                 continue

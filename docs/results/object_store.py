@@ -18,15 +18,15 @@ import ray
 import torch
 from transformers import BertConfig
 
-from models.criterion import Criterion
+from models.cpu.fused import fuse
 from models.early_exit import EarlyExitModel
-from models.fused import fuse
-from pipeline.cluster import join_or_start
-from pipeline.config import EngineConfig
-from pipeline.engine import Engine, default_token_budget
-from pipeline.lane import pack
-from pipeline.packing import micro_batches, sort_by_length
-from pipeline.workload import Workload, make_workload
+from models.exits.criterion import Criterion
+from pipeline.benchmark.workload import Workload, make_workload
+from pipeline.cluster.connect import join_or_start
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.engine import Engine, default_token_budget
+from pipeline.engine.pack import pack
+from pipeline.engine.packing import micro_batches, sort_by_length
 
 BLOCKS = ((1, 4), (5, 8), (9, 12))
 SHARDS, ROWS, ROUNDS = 8, 500, 3
@@ -57,10 +57,10 @@ class Block:
             for batch in micro_batches(work.rows.lengths, self.budget):
                 members = work.rows.take(np.arange(batch.row_start, batch.row_stop))
                 if hidden is None:
-                    x_TH = self.model.backbone.embeddings(pack(members, batch.runs, batch.filler, torch.device("cpu")))
+                    x_TH = self.model.backbone.embeddings(pack(members, batch.runs, batch.padding, torch.device("cpu")))
                 else:
                     words = hidden[token : token + batch.num_tokens]
-                    x_TH = torch.from_numpy(np.pad(words, ((0, batch.filler), (0, 0)))).view(torch.bfloat16)
+                    x_TH = torch.from_numpy(np.pad(words, ((0, batch.padding), (0, 0)))).view(torch.bfloat16)
                 for number in range(self.first, self.last + 1):
                     x_TH = self.model.backbone.layer(number)(x_TH, batch.runs)
                 self.model.exits[str(self.last)](x_TH, batch.runs)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from jobs import options
-from models.criterion import Criterion
+from jobs.cli import options
 from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
 from models.precision import set_precision
-from pipeline.evaluation import Evaluation, OperatingPoint, cheapest_within, luha
-from pipeline.labelled import TextColumns, read_texts, tokenise_texts
+from pipeline.corpus.labelled import TextColumns, read_texts, tokenize_texts
+from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within, luha
 
 SETS = ("sst2", "ag_news", "trec", "subj", "qnli", "chnsenticorp", "stsb")
 PAIRS = ("qnli", "stsb")
@@ -60,11 +60,11 @@ class Work:
     def evaluation(self, name: str, model: str, split: str) -> Evaluation:
         directory = str(self.folder / name / model)
         loaded = EarlyExitModel.from_pretrained(directory)
-        tokeniser = options.load_tokeniser(directory, loaded, None)
+        tokenizer = options.load_tokenizer(directory, loaded, None)
         columns = TextColumns(pair="text_pair" if name in PAIRS else None)
         texts = read_texts(str(self.folder / "data" / f"{name}-{split}.parquet"), columns)
         set_precision(loaded, "auto", torch.device("cpu"), 2048)
-        return Evaluation(loaded, tokenise_texts(texts, tokeniser, loaded.labels))
+        return Evaluation(loaded, tokenize_texts(texts, tokenizer, loaded.labels))
 
     def chosen(self, name: str, model: str, criterion: str, drop: float) -> tuple[OperatingPoint, float]:
         """The point that dev rows choose, on test rows; and the quality of full depth there."""

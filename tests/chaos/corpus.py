@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.synthetic import reviews
+from pipeline.benchmark.synthetic import reviews
 
 KINDS = ("parquet", "jsonl", "jsonl.gz", "csv", "txt")
 BAD_EVERY = 97

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from pipeline.synthetic import reviews
+from pipeline.benchmark.synthetic import reviews
 from tests.chaos.auditor import Audit, audit, listed_parts
 from tests.chaos.corpus import make_corpus
 from tests.chaos.kills import Kill, Watch, plan_of
@@ -129,7 +129,7 @@ def classify(options: list[str], log: str, environment: dict[str, str]) -> None:
     import ray
 
     from jobs import classify as job
-    from jobs import command
+    from jobs.cli import command
 
     try:
         command.run(job.main, job.parser)
@@ -139,7 +139,10 @@ def classify(options: list[str], log: str, environment: dict[str, str]) -> None:
 
 def make_model(folder: Path) -> Path:
     """Save a tiny model with random weights and its tokenizer."""
-    from tests.conftest import save_tiny_model, wordpiece_tokenizer  # torch, which the rounds themselves do without
+    from tests.support.models import (
+        save_tiny_model,
+        wordpiece_tokenizer,
+    )  # torch, which the rounds themselves do without
 
     folder.mkdir()
     return save_tiny_model(folder, wordpiece_tokenizer([review.text for review in reviews(500, seed=0)]))

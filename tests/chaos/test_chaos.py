@@ -14,7 +14,7 @@ import pytest
 from tests.chaos.auditor import audit
 from tests.chaos.corpus import make_corpus
 from tests.chaos.kills import VICTIMS, plan_of
-from tests.conftest import REPOSITORY
+from tests.support.jobs import REPOSITORY
 
 
 def test_rounds_of_chaos_lose_nothing_and_repeat_nothing() -> None:

@@ -1,0 +1,34 @@
+"""Errors that are the caller's to mend: the command, a file or a model is wrong.
+
+UserError                        one line that names what is wrong; jobs print it and end with exit code 2
+├── InputError(field, message)   one argument or setting has a wrong value; jobs write `--field message`
+├── UnsupportedModelError        a checkpoint of a family, or with a shape, that offramp cannot run
+└── UnsupportedPrecisionError    the device cannot compute in the precision that is asked for
+"""
+
+
+class UserError(Exception):
+    """Raise for a wrong command, file or model; the message is one line that names it and says what to do."""
+
+
+class InputError(UserError, ValueError):
+    """Raise for a wrong value of one argument or setting.
+
+    `field` is its name in Python, and the message goes on from there: `InputError("speed", "must be in [0, 1], not 2.0")`, or
+    `InputError("output", "/data/out: cannot be written")`.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(field, message)
+        self.field, self.message = field, message
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.message}"
+
+
+class UnsupportedModelError(UserError, ValueError):
+    """Raise for a checkpoint that offramp cannot run."""
+
+
+class UnsupportedPrecisionError(UserError, ValueError):
+    """Raise where the device cannot compute in the precision that is asked for."""

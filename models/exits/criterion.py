@@ -1,0 +1,72 @@
+"""Criterion: when a row may leave. Plain values, so that workers without a model need not load torch."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from models.errors import InputError
+
+CRITERIA = ("entropy", "confidence", "patience", "lte")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """Which uncertainty decides, and how much of it lets a row leave.
+
+    entropy     normalized entropy at most `speed` (FastBERT, DeeBERT)
+    confidence  1 - highest probability at most `speed` (BERxiT)
+    lte         1 - certainty that a learned head predicts at most `speed` (BERxiT's learning to exit); also for regression
+    patience    `patience` exits in a row say the same as the one before, or move by less than `tolerance` (PABEE)
+    """
+
+    name: str = "entropy"
+    speed: float = 0.0
+    """Threshold in [0, 1] of the first three: 0 runs everything at full depth, 1 lets every row leave at the first exit."""
+    speeds: tuple[tuple[int, float], ...] = ()
+    """A threshold of its own for every exit, as (layer, threshold), in place of `speed`; exits that are not named, or whose
+    threshold is 0, are not looked at."""
+    patience: int = 1
+    tolerance: float = 0.1
+    """For regression, in units of the value."""
+
+    def __post_init__(self) -> None:
+        # JSON has lists in place of tuples; six digits are what `describe`, and so the fingerprint of a run, can tell apart.
+        pairs = sorted((int(layer), float(f"{speed:.6g}")) for layer, speed in self.speeds)
+        object.__setattr__(self, "speeds", tuple(pair for pair in pairs if pair[1] != 0.0))
+        if pairs:
+            object.__setattr__(self, "speed", 0.0)
+        if self.name not in CRITERIA:
+            raise InputError("criterion", f"must be one of {', '.join(CRITERIA)}, not '{self.name}'")
+        for speed in (self.speed, *(speed for _, speed in pairs)):
+            if not 0.0 <= speed <= 1.0:
+                raise InputError("speed", f"must be in [0, 1], not {speed}")
+        if len({layer for layer, _ in pairs}) != len(pairs) or (self.speeds and self.name == "patience"):
+            raise InputError("speeds", f"must name a layer once, and patience knows none: {self.speeds}")
+        if self.patience < 1:
+            raise InputError("patience", f"must be at least 1, not {self.patience}")
+        if self.tolerance < 0:
+            raise InputError("tolerance", f"must be at least 0, not {self.tolerance}")
+
+    @property
+    def full_depth(self) -> bool:
+        """Whether no row leaves before the last layer, so that no exit needs to be looked at."""
+        return self.name != "patience" and self.speed == 0.0 and not self.speeds
+
+    def at_full_depth(self) -> Self:
+        """Return what tells the same uncertainty and lets no row leave early; for patience, which tells none then, entropy."""
+        return type(self)(name="entropy" if self.name == "patience" else self.name, tolerance=self.tolerance)
+
+    def speed_at(self, layer: int) -> float:
+        """Return the threshold of the exit after a layer; 0 lets no row leave."""
+        return dict(self.speeds).get(layer, 0.0) if self.speeds else self.speed
+
+    def uses_exit(self, layer: int) -> bool:
+        """Whether a row may leave after this layer, so that its exit is worth looking at."""
+        return self.name == "patience" or self.speed_at(layer) > 0.0
+
+    def describe(self) -> str:
+        """Name the criterion with its threshold."""
+        if self.name == "patience":
+            return f"patience {self.patience}, tolerance {self.tolerance:g}"
+        if self.speeds:
+            return f"{self.name} {' '.join(f'{layer}:{speed:g}' for layer, speed in self.speeds)}"
+        return f"{self.name} {self.speed:g}"

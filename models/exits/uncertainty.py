@@ -1,0 +1,74 @@
+"""When may a row leave? Pure functions from what an exit says to uncertainty in [0, 1], and the rule that follows from it.
+
+One rule for all criteria: a row leaves at the first exit whose uncertainty is at most the criterion's threshold there.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from models.exits.criterion import Criterion
+
+
+def uncertainty_of(
+    criterion: Criterion, logits_BC: Tensor, lte_B: Tensor | None = None, streak_B: Tensor | None = None
+) -> Tensor:
+    """Return the uncertainty of rows at an exit: [B] float32 in [0, 1].
+
+    `lte_B` is what the learned head says, before its sigmoid; `streak_B` how often in a row an exit agreed with the one before
+    (see `extend_streak`). Each is needed by its own criterion only. The last exit has no learned head: there the entropy is
+    told in its place.
+    """
+    if criterion.name == "patience":
+        assert streak_B is not None
+        return (1.0 - streak_B.float() / criterion.patience).clamp(min=0.0)
+    if criterion.name == "confidence":
+        return 1.0 - torch.softmax(logits_BC.float(), dim=-1).amax(-1)
+    if criterion.name == "lte" and lte_B is not None:
+        return 1.0 - torch.sigmoid(lte_B.float())
+    return normalized_entropy(logits_BC)
+
+
+def exits_at(criterion: Criterion, layer: int, uncertainty_B: Tensor) -> Tensor:
+    """Say which rows leave at the exit after this layer: [B] bool."""
+    return (
+        uncertainty_B <= 0.0 if criterion.name == "patience" else should_exit(uncertainty_B, criterion.speed_at(layer))
+    )
+
+
+def normalized_entropy(logits_BC: Tensor) -> Tensor:
+    """Return the entropy of softmax(logits) over its maximum, log C: [B, C] -> [B] float32 in [0, 1].
+
+    FastBERT (Liu et al. 2020), eq. 6: sum_i p_i log p_i / log(1/C). With one class there is nothing to be uncertain of: 0.
+    """
+    classes = logits_BC.shape[-1]
+    if classes == 1:
+        return torch.zeros(logits_BC.shape[:-1], device=logits_BC.device)
+    log_p = torch.log_softmax(logits_BC.float(), dim=-1)
+    return (-(log_p.exp() * log_p).sum(-1) / math.log(classes)).clamp(0.0, 1.0)
+
+
+def extend_streak(streak_B: Tensor, before_BC: Tensor, logits_BC: Tensor, tolerance: float) -> Tensor:
+    """Count on: one more where two neighbouring exits agree, 0 where they do not: [B] int64 -> [B] int64.
+
+    PABEE (Zhou et al. 2020), eq. 4 and 5: the same class, or for regression (C = 1) values less than `tolerance` apart.
+    """
+    if logits_BC.shape[-1] == 1:
+        same_B = (logits_BC.float() - before_BC.float()).abs()[..., 0] < tolerance
+    else:
+        same_B = logits_BC.argmax(-1) == before_BC.argmax(-1)
+    return (streak_B + 1) * same_B
+
+
+def should_exit(uncertainty_B: Tensor, speed: float | Tensor) -> Tensor:
+    """Say which rows leave at this exit: those whose uncertainty is at most `speed` (FastBERT's released code).
+
+    `speed` is one for all rows, or [B], one a row. The two ends hold exactly: speed 1 lets every row leave, speed 0 lets none,
+    however certain.
+    """
+    if isinstance(speed, Tensor):
+        return (uncertainty_B <= speed) & (speed > 0.0)
+    if speed <= 0.0:
+        return torch.zeros_like(uncertainty_B, dtype=torch.bool)
+    return uncertainty_B <= speed

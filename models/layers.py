@@ -1,0 +1,42 @@
+"""Activations by the names that Hugging Face gives them."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+USUAL: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the function of this name: torch's own, or else what transformers has; raise KeyError if neither has it."""
+    if name in USUAL:
+        return USUAL[name]
+    from transformers.activations import ACT2FN  # takes seconds to import
+
+    found: Callable[[Tensor], Tensor] = ACT2FN[name]
+    return found
+
+
+class Dropout(nn.Module):
+    """Takes the place of nn.Dropout (Srivastava et al. 2014); on CPUs the probability is rounded to a 256th."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p if self.training else 0.0)
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Zero a share `p` of the elements at random and scale the others so that the mean stays."""
+    if p == 0.0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    dropped = round(p * 256)
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+    return x * kept.to(x.dtype).mul_(256 / (256 - dropped))

@@ -1,0 +1,35 @@
+"""Settings of the engine, of the audit and of the training loop."""
+
+from dataclasses import dataclass, field
+
+from models.exits.criterion import Criterion
+from pipeline.errors import InputError
+
+DTYPE_NAMES = ("auto", "fp32", "bf16", "int8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How a corpus is run through a model."""
+
+    criterion: Criterion = field(default_factory=Criterion)
+    """When a row may leave; the default runs everything at full depth."""
+    exits: tuple[int, ...] | None = None
+    """Layers after which rows are looked at, beside the last; None is every layer with an exit head."""
+    token_budget: int | None = None
+    """Tokens in a micro-batch; None is `default_token_budget` of the device."""
+    resident_tokens: int = 1 << 20
+    """Tokens whose hidden states are held at once: 1.6 GB at hidden 768 in bf16."""
+    first_token_first: bool = True
+    """With pooled heads, decide before the layer is finished. Off only to measure what it is worth."""
+    dtype: str = "auto"
+    """'fp32', 'bf16', 'int8' (CPUs only: products in int8, the rest in bf16), or 'auto': bf16 where the hardware multiplies it,
+    else fp32."""
+
+    def __post_init__(self) -> None:
+        for name in ("token_budget", "resident_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(name, f"must be at least 1, not {value}")
+        if self.dtype not in DTYPE_NAMES:
+            raise InputError("dtype", f"must be one of {', '.join(DTYPE_NAMES)}, not '{self.dtype}'")

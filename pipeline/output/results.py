@@ -1,0 +1,84 @@
+"""Read what a run has published: the manifest first, and then only the parts that it lists.
+
+    dataset = open_results("s3://bucket/out")           # a pyarrow.dataset.Dataset, over as many parts as there are
+    dataset.to_table(filter=pc.field("score") < 0.6)
+    open_rejects("out").to_table().to_pandas()
+
+A folder holds more than its results while a run adds to them or replaces them, and after one that was stopped; the manifest is
+written last and at once. So whoever reads this way never sees half a run.
+"""
+
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipeline.corpus.listing import Corpus, list_inputs, of_entries
+from pipeline.errors import UserError
+from pipeline.output.manifest import Manifest, read_manifest
+from pipeline.output.parts import MANIFEST, RECEIPTS_FOLDER
+from pipeline.schema import PART, REJECTS, REJECTS_PART
+from pipeline.storage.base import S3_SCHEME, absolute, is_remote
+from pipeline.storage.locate import storage_of
+
+
+def open_results(folder: str | Path) -> ds.Dataset:
+    """Open the results in an output folder, local or s3://; raise UserError if none have been published yet."""
+    manifest = published(folder)
+    return _dataset(manifest, PART, manifest.schema)
+
+
+def open_rejects(folder: str | Path) -> ds.Dataset:
+    """Open the rejected rows in an output folder, by `schema.REJECTS`; raise UserError if nothing has been published yet."""
+    return _dataset(published(folder), REJECTS_PART, REJECTS)
+
+
+def published(folder: str | Path) -> Manifest:
+    """Read the manifest of an output folder; raise UserError if there is none."""
+    location = absolute(str(folder))
+    manifest = read_manifest(location)
+    if manifest is None:
+        ended = "the run that writes there has not ended; the same command goes on"
+        what = ended if _begun(location) else "no results are there"
+        raise UserError(f"{folder}: no {MANIFEST}: {what}")
+    return manifest
+
+
+def shards(manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
+    """Read the published shards, all columns of `schema.SHARDS` or some: file, rows, counts and part of each."""
+    return pq.read_table(BytesIO(manifest.read_shards()), columns=columns)
+
+
+def results_as_corpus(folder: str) -> Corpus:
+    """List the parts of published results as input files, for a job that reads what another one wrote.
+
+    A file, or a folder that no run has written to, is listed as it is.
+    """
+    location = absolute(folder)
+    if read_manifest(location) is None and not _begun(location):
+        return list_inputs(folder)
+    manifest = published(folder)
+    parts = set(shards(manifest, [PART])[PART].to_pylist())
+    root = f"{manifest.folder}/"
+    entries = (entry for entry in storage_of(root).walk(manifest.folder) if entry.path.removeprefix(root) in parts)
+    return of_entries(manifest.folder, sorted(entries, key=lambda entry: entry.path))
+
+
+def _begun(location: str) -> bool:
+    return next(iter(storage_of(location).walk(f"{location}/{RECEIPTS_FOLDER}")), None) is not None
+
+
+def _dataset(manifest: Manifest, column: str, schema: pa.Schema) -> ds.Dataset:
+    paths = [f"{manifest.folder}/{name}" for name in shards(manifest, [column])[column].drop_null().to_pylist()]
+    form = ds.ParquetFileFormat()
+    if is_remote(manifest.folder):
+        from pipeline.storage.s3 import arrow_filesystem
+
+        files: fs.FileSystem = arrow_filesystem(manifest.folder)
+        paths = [path.removeprefix(S3_SCHEME) for path in paths]
+    else:
+        files = fs.LocalFileSystem()
+    return ds.FileSystemDataset.from_paths(paths, schema=schema, format=form, filesystem=files)

@@ -1,0 +1,71 @@
+"""What goes over the wire: requests and answers of the server, and its OpenAPI page."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.calibration.guarantees import CONFIDENCE
+
+
+class ClassifyRequest(BaseModel):
+    """One text, a pair of texts, or a list of either."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"text": "the room was clean", "speed": 0.3}, {"text": ["one", "two"]}]},
+    )
+
+    # fail_fast: a list of a million numbers is one mistake and not a million.
+    text: str | Annotated[list[str], Field(min_length=1, fail_fast=True)] = Field(
+        description="a text, or a list of texts"
+    )
+    pair: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="second texts, for pairs: as many as there are texts"
+    )
+    speed: float | None = Field(
+        None, ge=0, le=1, description="leave when the uncertainty is at most this: 0 full depth, 1 fastest"
+    )
+    target_speedup: float | None = Field(
+        None,
+        ge=1,
+        description="in place of speed: save so many FLOPs, 2 is half of full depth's; of a calibrated model",
+    )
+    max_disagreement: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="in place of speed: the fastest with at most this share of answers other than at full depth, "
+        f"with confidence {CONFIDENCE:g}; of a calibrated model",
+    )
+    probabilities: bool = Field(False, description="tell the probabilities of all classes too")
+
+    def asked(self) -> dict[str, float]:
+        """Return which of the ways to say how fast it should be are used."""
+        values = {name: getattr(self, name) for name in ("speed", "target_speedup", "max_disagreement")}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Result(BaseModel):
+    """What the model says of one text. `value` takes the place of label, label_id and score where it predicts a number."""
+
+    label: str | None = None
+    label_id: int | None = None
+    score: float | None = Field(None, description="probability of the predicted class")
+    value: float | None = None
+    probabilities: list[float] | None = None
+    exit_layer: int = Field(description="layers that the text went through")
+    uncertainty: float = Field(description="at that exit, in [0, 1]")
+    truncated: bool = Field(description="the text was longer than the model reads")
+
+
+class ClassifyResponse(BaseModel):
+    """One result a text, in order."""
+
+    results: list[Result]
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str

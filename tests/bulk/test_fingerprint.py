@@ -1,0 +1,107 @@
+"""What decides the answers decides the fingerprint, and nothing else does."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from models.digest import weights_digest
+from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
+from pipeline.bulk.fingerprint import fingerprint_of
+from pipeline.corpus.columns import columns_of
+from pipeline.corpus.listing import Corpus
+from pipeline.corpus.tokenize import TokenizerSpec
+from pipeline.engine.config import EngineConfig
+from pipeline.errors import StorageError
+from pipeline.output.manifest import Fingerprint, difference
+from pipeline.storage.model_cache import checked_model
+
+TOKENIZER = TokenizerSpec(tokenizer_json="{}", max_tokens=64, segments=True)
+
+
+def fingerprint(
+    directory: Path,
+    engine: EngineConfig | None = None,
+    tokenizer: TokenizerSpec = TOKENIZER,
+    text: str = "text",
+    schema: Sequence[str] = ("id", "label"),
+) -> Fingerprint:
+    model = EarlyExitModel.from_config(directory)
+    columns = {"text": text, "pair": None}
+    return fingerprint_of(
+        model, weights_digest(directory), engine or EngineConfig(), tokenizer, columns=columns, schema=schema
+    )
+
+
+def test_an_outline_answers_all_questions_but_those_for_weights(model_directory: Path) -> None:
+    from_config, whole = EarlyExitModel.from_config(model_directory), EarlyExitModel.from_pretrained(model_directory)
+    for name in ("shape", "labels", "exit_layers", "regression", "branch_head", "last_head", "criterion"):
+        assert getattr(from_config, name) == getattr(whole, name)
+    assert all(parameter.is_meta for parameter in from_config.parameters())
+
+
+def test_a_copy_is_the_same_model_and_other_weights_are_not(model_directory: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / "under another name"
+    shutil.copytree(model_directory, copy)
+    assert fingerprint(copy) == fingerprint(model_directory)
+    model = EarlyExitModel.from_pretrained(copy)
+    model.head(1).out.bias.data += 1e-3
+    model.save_pretrained(copy)
+    assert difference(fingerprint(model_directory), fingerprint(copy)).startswith("model was ")
+
+
+def test_a_checkpoint_in_pieces_is_read_whole(bert_directory: Path, tmp_path: Path) -> None:
+    theirs = AutoModelForSequenceClassification.from_pretrained(bert_directory)
+    theirs.save_pretrained(tmp_path, max_shard_size="30KB")
+    pieces = sorted(tmp_path.glob("*.safetensors"))
+    assert len(pieces) > 2
+    before = weights_digest(tmp_path)
+    data = bytearray(pieces[-1].read_bytes())
+    data[-1] ^= 1
+    pieces[-1].write_bytes(data)
+    assert weights_digest(tmp_path) != before
+
+
+def test_no_weights_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights there; looked for model\.safetensors, "):
+        weights_digest(tmp_path)
+
+
+def test_every_choice_that_changes_answers_changes_the_fingerprint(model_directory: Path) -> None:
+    plain = fingerprint(model_directory)
+    changes = {
+        "criterion": fingerprint(model_directory, EngineConfig(criterion=Criterion(speed=0.5))),
+        "exits": fingerprint(model_directory, EngineConfig(exits=(2, 4))),
+        "dtype": fingerprint(model_directory, EngineConfig(dtype="bf16")),
+        "tokenizer": fingerprint(model_directory, tokenizer=replace(TOKENIZER, tokenizer_json="[]", cut_left=True)),
+        "columns": fingerprint(model_directory, text="body"),
+        "schema": fingerprint(model_directory, schema=("id", "value")),
+    }
+    for name, other in changes.items():
+        assert difference(plain, other) == f"{name} was {plain[name]}, is {other[name]}"
+
+
+def test_columns_that_are_recorded_need_no_file() -> None:
+    recorded = pa.schema([("id", pa.string()), ("label", pa.string()), ("n", pa.int64())])
+    columns = columns_of(
+        Corpus([], []), recorded, text="text", pair=None, id_column="n", keep=["n"], results=("id", "label")
+    )
+    assert columns.keep == pa.schema([("n", pa.int64())])
+    assert columns.names == ["text", "n"]
+
+
+def test_a_machine_with_other_weights_refuses(model_directory: Path, tmp_path: Path) -> None:
+    weights = weights_digest(model_directory)
+    assert checked_model(str(model_directory), weights) == str(model_directory)
+    shutil.copytree(model_directory, tmp_path, dirs_exist_ok=True)
+    assert checked_model(str(tmp_path), weights) == str(tmp_path)
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    with pytest.raises(StorageError, match=f"{tmp_path}: other weights on .+ than the run began with"):
+        checked_model(str(tmp_path), weights)

@@ -1,0 +1,228 @@
+"""Calibration: what is asked for is what comes out on other rows; files, refusals, temperatures, drift."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
+from pipeline.calibration.curve import SPLIT_ROWS, Calibration, Curve, WallClock, choices
+from pipeline.calibration.drift import ALARM, WATCH, bin_counts, compare, length_counts, reference_of, stability_index
+from pipeline.calibration.fit import curve_of, finding_rows
+from pipeline.calibration.guarantees import upper_bound
+from pipeline.calibration.temperature import calibration_error, fit_exits, fit_temperature, scale_exits
+from pipeline.calibration.thresholds import Sample
+from pipeline.corpus.labelled import TextColumns, sample_texts
+from pipeline.errors import UserError
+from pipeline.evaluation.recorded import AllExits
+from tests.support.samples import made_up
+
+CALIBRATIONS = 60
+"""Of the statistical test."""
+
+
+def curve_from(sample: Sample, seed: int = 0) -> Curve:
+    return curve_of(sample, Criterion(speed=1.0), seed)
+
+
+def outcome(sample: Sample, criterion: Criterion) -> tuple[float, float]:
+    """FLOPs speed-up and share of differing answers of a criterion on rows."""
+    speeds = np.array([criterion.speed_at(layer) for layer in sample.layers])
+    share, differing, _ = sample.outcome(speeds)
+    return 1 / share, differing / len(sample)
+
+
+@pytest.mark.parametrize("rows", [1500, 8000])
+def test_a_wanted_speedup_comes_out_on_other_rows(rows: int) -> None:
+    curve, other = curve_from(made_up(rows, 0)), made_up(20_000, 99)
+    for speedup in (1.0, 1.2, 1.5, 2.0, 2.5, 3.0):
+        choice = curve.at_speedup(speedup)
+        assert choice.flops_speedup == pytest.approx(speedup, rel=1e-6)
+        assert outcome(other, choice.criterion)[0] == pytest.approx(speedup, rel=0.05)
+        assert sum(choice.exits) == pytest.approx(rows)
+    with pytest.raises(ValueError, match="9 cannot be reached"):
+        curve.at_speedup(9)
+    with pytest.raises(ValueError, match="at least 1"):
+        curve.at_speedup(0.5)
+
+
+def test_rows_that_are_equally_certain_leave_together_so_it_may_be_faster() -> None:
+    sample = made_up(5000, 0)
+    coarse = replace(sample, uncertainty=np.maximum(sample.uncertainty, 0.2).astype(np.float32))
+    choice = curve_from(coarse).at_speedup(1.2)
+    assert choice.flops_speedup > 1.25
+    assert outcome(coarse, choice.criterion)[0] == pytest.approx(choice.flops_speedup, rel=1e-3)
+
+
+@given(first=st.floats(1, 3), second=st.floats(1, 3))
+def test_faster_targets_never_have_lower_thresholds(first: float, second: float) -> None:
+    curve = CURVE
+    slow, fast = (curve.at_speedup(speedup).criterion for speedup in sorted((first, second)))
+    assert all(slow.speed_at(layer) <= fast.speed_at(layer) for layer in (1, 2, 3))
+
+
+CURVE = curve_from(made_up(5000, 3))
+
+
+@pytest.mark.parametrize("rows", [1200, SPLIT_ROWS])
+def test_promises_break_as_rarely_as_stated(rows: int) -> None:
+    """60 calibrations at 90 %: 6 may break it; 13 or more would happen by chance once in 300."""
+    truth, broken, speedups = made_up(200_000, 12345), 0, []
+    for seed in range(CALIBRATIONS):
+        choice = curve_from(made_up(rows, seed), seed).within(0.02, 0.9)
+        speedup, differing = outcome(truth, choice.criterion)
+        broken += differing > 0.02
+        speedups.append(speedup)
+    assert broken <= 12
+    assert np.mean(speedups) > 1.3
+
+
+def test_more_confidence_or_a_lower_limit_is_never_faster() -> None:
+    speedups = [CURVE.within(0.02, confidence).flops_speedup for confidence in (0.5, 0.9, 0.99, 0.9999)]
+    assert speedups == sorted(speedups, reverse=True)
+    speedups = [CURVE.within(limit, 0.95).flops_speedup for limit in (0.05, 0.02, 0.01, 0.005)]
+    assert speedups == sorted(speedups, reverse=True)
+    assert speedups[0] > speedups[-1]
+    best = CURVE.within(0.02, 0.95)
+    assert best.differing is not None
+    assert upper_bound(best.differing, CURVE.tested, 0.95) <= 0.02
+
+
+def test_too_few_rows_promise_full_depth_and_say_how_many_are_missing() -> None:
+    curve = curve_from(made_up(100, 0))
+    assert curve.within(0.01, 0.95).criterion.full_depth
+    assert "about 299 rows or more" in curve.shortage(0.01, 0.95)
+    hopeless = replace(curve, differing=[0, *[5] * (len(curve.differing) - 1)])
+    assert "no number of rows would do" in hopeless.shortage(0.01, 0.95)
+    costly = replace(curve, differing=[0] * len(curve.differing), tested=1000)
+    assert "costs more than it saves" in costly.shortage(0.01, 0.95)
+
+
+def test_rows_that_chose_temperatures_test_nothing() -> None:
+    sample, chose = made_up(1000, 0), finding_rows(1000, 0)
+    curve = curve_of(sample, Criterion(speed=1.0), 0, chose=True)
+    others = sample.take(np.setdiff1d(np.arange(1000), chose))
+    assert curve.tested == len(others) == 750
+    assert curve.differing == [others.outcome(np.array(speeds))[1] for speeds in curve.speeds]
+
+
+def test_a_calibration_survives_its_file_and_knows_its_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not calibrated.*jobs/calibrate.py"):
+        Calibration.load(tmp_path)
+    calibration = Calibration(
+        model="abc",
+        precision="auto",
+        max_tokens=64,
+        data={"rows": 5000},
+        curve=CURVE,
+        reference=reference_of([3, 9, 400], [False, False, True], [0.1, 0.2, 0.3]),
+        timing=WallClock(hardware="a machine", flops_speedups=[1, 2, 3], time_speedups=[1, 1.8, 2.4]),
+        choices=choices(CURVE, 0.95),
+    )
+    calibration.save(tmp_path)
+    again = Calibration.load(tmp_path)
+    assert again == calibration
+    assert again.curve.at_speedup(2) == CURVE.at_speedup(2)
+    again.check("abc", "auto", 64)
+    for wrong in (("other", "auto", 64), ("abc", "fp32", 64), ("abc", "auto", 32)):
+        with pytest.raises(UserError, match=r"run jobs/calibrate\.py again"):
+            again.check(*wrong)
+    values = json.loads((tmp_path / "calibration.json").read_text())
+    (tmp_path / "calibration.json").write_text(json.dumps(values | {"version": 0}))
+    with pytest.raises(UserError, match="another version"):
+        Calibration.load(tmp_path)
+
+
+def test_wall_clock_time_is_read_off_both_ways() -> None:
+    clock = WallClock(hardware="", flops_speedups=[1, 2, 3], time_speedups=[1, 1.8, 2.4])
+    assert clock.time_of(2.5) == pytest.approx(2.1)
+    assert clock.flops_of(2.1) == pytest.approx(2.5)
+    with pytest.raises(ValueError, match=r"the fastest was 2\.40"):
+        clock.flops_of(3)
+
+
+def overconfident(rows: int, seed: int) -> tuple[AllExits, np.ndarray]:
+    """Two exits, of logits twice and half of what they should be, and labels drawn from the right ones."""
+    random = np.random.default_rng(seed)
+    true = random.normal(0, 2, (rows, 3)).astype(np.float32)
+    powers = np.exp(true)
+    labels = (random.random((rows, 1)) > np.cumsum(powers / powers.sum(1, keepdims=True), 1)).sum(1).clip(0, 2)
+    return AllExits(layers=(2, 4), logits=np.stack([2 * true, true / 2]), lte=None), labels
+
+
+def test_temperatures_are_found_again_and_take_the_calibration_error_away() -> None:
+    recorded, labels = overconfident(20_000, 0)
+    first, last = fit_exits(recorded, labels)
+    assert (first["layer"], last["layer"]) == (2, 4)
+    assert first["temperature"] == pytest.approx(2, rel=0.05)
+    assert last["temperature"] == pytest.approx(0.5, rel=0.05)
+    assert first["error_before"] > 0.05 > 0.02 > first["error_after"]
+    assert last["error_before"] > 0.05 > 0.02 > last["error_after"]
+    assert [scaling["layer"] for scaling in fit_exits(recorded, None)] == [2]
+
+
+def test_calibration_error_by_hand() -> None:
+    logits = np.log(np.array([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]], np.float32))
+    assert calibration_error(logits, np.array([0, 1, 1, 1])) == pytest.approx(0.5 * 0.3 + 0.5 * 0.4)
+    assert fit_temperature(logits, np.array([0, 0, 1, 1])) == pytest.approx(
+        0.05, rel=0.01
+    )  # always right: as sure as may be
+
+
+def test_scaled_weights_give_scaled_logits_and_the_same_labels(exit_model: EarlyExitModel, tmp_path: Path) -> None:
+    exit_model.save_pretrained(tmp_path)
+    before = {layer: exit_model.head(layer).out.weight.clone() for layer in exit_model.exit_layers}
+    scale_exits(exit_model, [{"layer": 2, "temperature": 4.0, "error_before": 0.0, "error_after": 0.0}])
+    exit_model.save_weights(tmp_path)
+    again = EarlyExitModel.from_pretrained(tmp_path)
+    for layer, weight in before.items():
+        np.testing.assert_allclose(again.head(layer).out.weight.detach() * (4 if layer == 2 else 1), weight.detach())
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_stability_index_by_hand_and_its_thresholds() -> None:
+    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.3, 0.3, 0.4])
+    expected = float(((q - p) * np.log(q / p)).sum())
+    assert stability_index(p * 1e7, q * 1e7) == pytest.approx(expected, rel=1e-5)
+    assert stability_index([5, 5], [5, 5]) == 0.0
+    large = compare("x", [5000, 3000, 2000], [3000, 3000, 4000])
+    assert (large.watch, large.alarm, large.state) == (WATCH, ALARM, "watch")
+    assert compare("x", [5000, 5000], [500, 9500]).state == "alarm"
+    assert compare("x", [5000, 5000], [1, 4]).state == "ok"  # five rows prove nothing
+    assert compare("x", [5, 0, 5], [4, 0, 6]).psi == compare("x", [5, 5], [4, 6]).psi
+
+
+def test_equal_rows_do_not_alarm_whatever_their_number() -> None:
+    random = np.random.default_rng(0)
+    expected = random.multinomial(5000, [0.1] * 10)
+    for rows in (10, 30, 100, 300, 1000, 10_000):
+        states = [
+            compare("x", expected.tolist(), random.multinomial(rows, [0.1] * 10).tolist()).state for _ in range(100)
+        ]
+        assert states.count("ok") >= 99
+
+
+def test_bins_hold_their_upper_edge() -> None:
+    assert bin_counts([1, 2, 2, 3, 9], [2, 3]) == [3, 1, 1]
+    assert length_counts([1, 8, 9, 256, 257]) == [2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+
+
+def test_a_sample_is_drawn_evenly_from_all_shards(tmp_path: Path) -> None:
+    for file in range(4):
+        texts = [f"text {file} {row}" for row in range(1000)] + [None]
+        pq.write_table(pa.table({"text": texts, "mood": ["good"] * 1001}), tmp_path / f"{file}.parquet")
+    drawn = sample_texts(str(tmp_path), TextColumns(label="mood"), 400, seed=1)
+    assert len(set(drawn.texts)) == len(drawn.texts) == 400
+    assert drawn.labels == ["good"] * 400
+    assert drawn.rejected == 4
+    by_file = np.bincount([int(text.split()[1]) for text in drawn.texts])
+    assert by_file.min() > 70
+    assert drawn.texts == sample_texts(str(tmp_path), TextColumns(label="mood"), 400, seed=1).texts
+    assert len(sample_texts(str(tmp_path), TextColumns(label=None), 9999, seed=1).texts) == 4000

@@ -1,0 +1,142 @@
+"""Our tokens are those of transformers, however long the text and whatever the tokenizer."""
+
+import random
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.benchmark.synthetic import reviews
+from pipeline.corpus.tokenize import WINDOW_CHARACTERS_PER_TOKEN, Tokenizer, TokenizerSpec, longest_first
+from tests.support.models import wordpiece_tokenizer
+
+TEXTS = [review.text for review in reviews(400, seed=3)]
+PIECES = [
+    *"abc",
+    "room ",
+    "the ",
+    "clean",
+    "[SEP]",
+    "[MASK] ",
+    "<s>",
+    "</s> ",
+    "é",
+    "\u0301",
+    "中",
+    "文 ",
+    "😀",
+    ". ",
+    "\n",
+]
+PIECES += ["  ", "\t", "x" * 130, "don't ", "3.14 ", "\u00a0", "\u200b", "ﬁ", "---", "#", "not"]
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """RoBERTa's kind: byte-level BPE, special tokens <s> A </s></s> B </s>."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", model_max_length=64)
+
+
+def unigram_tokenizer() -> PreTrainedTokenizerFast:
+    """XLM-R's kind: SentencePiece unigrams over white-space words."""
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150, special_tokens=["<s>", "<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", model_max_length=64)
+
+
+TOKENIZERS = {
+    "wordpiece": wordpiece_tokenizer(TEXTS),
+    "byte-level": byte_level_tokenizer(),
+    "unigram": unigram_tokenizer(),
+}
+
+
+def assert_equal_to_transformers(
+    name: str, max_tokens: int, texts: list[str], pairs: list[str] | None, side: str = "right"
+) -> int:
+    """Compare ids, segments and truncation; return how many rows were truncated."""
+    theirs = TOKENIZERS[name]
+    theirs.truncation_side = side
+    ours = Tokenizer(TokenizerSpec.from_hugging_face(theirs, max_tokens))(texts, pairs)
+    wanted = theirs(texts, pairs, truncation=True, max_length=max_tokens)
+    whole = theirs(texts, pairs)
+    for row in range(len(texts)):
+        ids = ours.rows.token_ids[ours.rows.offsets[row] : ours.rows.offsets[row + 1]].tolist()
+        assert ids == wanted["input_ids"][row]
+        assert ours.truncated[row] == (len(whole["input_ids"][row]) > max_tokens)
+        if "token_type_ids" in wanted:
+            types = [int(place >= ours.rows.segments[row]) for place in range(len(ids))]
+            assert types == wanted["token_type_ids"][row]
+    theirs.truncation_side = "right"
+    return int(ours.truncated.sum())
+
+
+@pytest.mark.filterwarnings("ignore:.*longer than the specified maximum.*")
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_single_texts_equal_transformers(name: str, side: str) -> None:
+    maker = random.Random(7)
+    texts = ["".join(maker.choices(PIECES, k=maker.choice([1, 5, 30, 400]))) for _ in range(150)]
+    assert assert_equal_to_transformers(name, 24, texts, None, side) > 40
+
+
+# transformers itself builds every combination of a pair's overflowing pieces, so its reference is kept to short texts.
+@pytest.mark.parametrize("max_tokens", [23, 24])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_pairs_equal_transformers(name: str, max_tokens: int) -> None:
+    maker = random.Random(8)
+    texts = ["".join(maker.choices(PIECES, k=maker.choice([1, 4, 9, 60]))) for _ in range(120)]
+    pairs = ["".join(maker.choices(PIECES, k=maker.choice([1, 4, 9, 60]))) for _ in range(120)]
+    assert assert_equal_to_transformers(name, max_tokens, texts, pairs) > 30
+
+
+@given(st.text(max_size=300), st.sampled_from(sorted(TOKENIZERS)))
+def test_any_text_equals_transformers(text: str, name: str) -> None:
+    assert_equal_to_transformers(name, 10, [text], None)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_megabyte_costs_a_window(name: str) -> None:
+    tokenizer = Tokenizer(TokenizerSpec.from_hugging_face(TOKENIZERS[name], 64))
+    text = "the room was clean and the staff was kind . " * 23_000
+    assert len(text) > 1_000_000
+    (window,) = tokenizer._shorten([text])
+    assert len(window) == 64 * WINDOW_CHARACTERS_PER_TOKEN
+    assert tokenizer([text]).truncated.tolist() == [True]
+
+
+def test_a_megabyte_without_a_space_is_still_exact() -> None:
+    texts = ["a" * 1_000_000, "中" * 1_000_000]
+    assert assert_equal_to_transformers("wordpiece", 64, texts, None) == 1  # the first is one unknown word
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(2, 30))
+def test_longest_first_keeps_all_that_fits(first: int, second: int, room: int) -> None:
+    a, b = longest_first(first, second, room)
+    assert a <= first
+    assert b <= second
+    assert a + b == min(first + second, room)
+
+
+def test_a_budget_without_room_for_text_is_refused() -> None:
+    with pytest.raises(ValueError, match="max tokens 3 leaves no room"):
+        TokenizerSpec.from_hugging_face(TOKENIZERS["wordpiece"], 3)

@@ -1,0 +1,111 @@
+"""From a calibration to a nightly run that is held to it, as a user does it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
+from pipeline.benchmark.synthetic import reviews
+from tests.support.jobs import run_job, run_job_here
+
+
+def write(path: Path, rows: int, seed: int) -> str:
+    pq.write_table(pa.table({"text": [review.text for review in reviews(rows, seed=seed)]}), path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def calibrated(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tmp_path_factory.mktemp("calibrated") / "model"
+    shutil.copytree(model_directory, model)
+    chosen = EarlyExitModel.from_pretrained(model)
+    chosen.criterion = Criterion(speed=0.3)
+    chosen.save_criterion(model)
+    sample = write(model.parent / "sample.parquet", 3000, 0)
+    done = run_job("calibrate.py", "--model", str(model), "--data", sample, "--rows", "2000", "--temperature")
+    assert done.returncode == 0, done.stderr
+    assert "2,000 rows" in done.stdout
+    assert "| exit after layer | temperature |" in done.stdout
+    assert "| 2x |" in done.stdout
+    assert "so it is taken out" in done.stdout  # the temperatures have changed what a threshold means
+    assert EarlyExitModel.from_pretrained(model).criterion is None
+    told = json.loads((model / "calibration.json").read_text())
+    assert (told["data"]["rows"], told["curve"]["tested"]) == (2000, 1500)  # the others chose the temperatures
+    assert (model / "calibration.png").stat().st_size > 5000
+    return model
+
+
+def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    write(corpus / "a.parquet", 1500, 5)
+    options = ["--model", str(calibrated), "--input", str(corpus), "--output", str(out), "--audit", "40%"]
+    options += ["--max-disagreement", "0.2", "--audit-fail", "--price-per-hour", "3"]
+    first = run_job("classify.py", *options)
+    assert first.returncode == 0, first.stderr
+    told = json.loads((out / "_manifest.json").read_text())
+    rows = pd.read_parquet(out)
+    assert 0 < told["audit"]["rows"] < len(rows) == 1500
+    assert told["audit"]["verdict"] in ("kept", "open")
+    assert told["audit"]["disagreement"] < 0.3  # the limit, and six deviations of 600 rows drawn by the names of shards
+    assert told["flops_speedup"] > 1.02
+    assert {name: signal["state"] for name, signal in told["drift"].items()} == dict.fromkeys(
+        ["exits", "truncation", "length", "uncertainty"], "ok"
+    )
+    assert told["cost"]["full_depth_device_seconds"] > 0
+    assert "rows differ from full depth" in first.stdout
+    assert "in money" in first.stdout
+
+    before = (out / "_manifest.json").read_bytes()
+    pq.write_table(
+        pa.table({"text": ["the room"] * 1500}), corpus / "b.parquet"
+    )  # another kind of text, all of one length
+    second = run_job("classify.py", *options[:6], "--audit", "0.1%", *options[8:])
+    assert second.returncode == 1
+    assert "not published" in second.stderr
+    assert "drift in" in second.stderr
+    assert "length" in second.stderr
+    assert (out / "_manifest.json").read_bytes() == before
+    again = run_job_here("classify.py", *options[:6], "--audit", "0.1%", *options[8:])
+    assert again.returncode == 1  # nothing is left to classify, and still nothing is published
+    assert (out / "_manifest.json").read_bytes() == before
+    anyway = run_job_here("classify.py", *options[:6], "--audit", "0.1%", "--max-disagreement", "0.2")
+    assert anyway.returncode == 0
+    assert json.loads((out / "_manifest.json").read_text())["totals"]["rows_out"] == 3000
+
+
+@pytest.mark.parametrize(
+    ("options", "culprit"),
+    [
+        (["--target-speedup", "50"], "--target-speedup 50 cannot be reached"),
+        (["--target-speedup", "2", "--speed", "0.1"], "--target-speedup and --speed exclude each other"),
+        (["--target-speedup", "2", "--exits", "1"], "--exits: --target-speedup chooses it"),
+        (["--max-disagreement", "1%", "--dtype", "fp32"], "was calibrated with precision auto, now it is fp32"),
+        (["--max-disagreement", "1%", "--tolerance", "1"], "--tolerance 1: the model was calibrated with 0.1"),
+        (["--max-disagreement", "1%", "--audit-fail"], "--audit-fail needs --audit and --max-disagreement"),
+        (["--max-disagreement", "3"], "argument --max-disagreement: 3 is not between 0 and 1"),
+    ],
+)
+def test_targets_that_cannot_be_met_are_named(
+    options: list[str], culprit: str, calibrated: Path, tmp_path: Path
+) -> None:
+    corpus = write(tmp_path / "a.parquet", 5, 0)
+    done = run_job_here(
+        "classify.py", "--model", str(calibrated), "--input", corpus, "--output", str(tmp_path / "o"), *options
+    )
+    assert done.returncode == 2
+    assert culprit in done.stderr
+
+
+def test_targets_need_a_calibration_and_a_calibration_needs_exits(model_directory: Path, tmp_path: Path) -> None:
+    corpus = write(tmp_path / "a.parquet", 5, 0)
+    options = ["--model", str(model_directory), "--input", corpus, "--output", str(tmp_path / "o")]
+    done = run_job_here("classify.py", *options, "--target-speedup", "2")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"run jobs/calibrate.py --model {model_directory} --data SAMPLE" in done.stderr

@@ -1,0 +1,253 @@
+"""The main job as a user runs it: real Ray, real files, its own process."""
+
+import gzip
+import io
+import json
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.benchmark.synthetic import reviews
+from pipeline.errors import UserError
+from pipeline.output.results import open_results
+from pipeline.storage.locate import storage_of
+from tests.support.jobs import classify, classify_options, run_job, run_job_here, shards_kept, start_job
+from tests.support.s3_server import BUCKET, Fault, S3Server
+
+TEXTS = [review.text for review in reviews(600, seed=9)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Every format, with bad rows and a file cut short among good ones."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": [*TEXTS[:200], None], "source": ["parquet"] * 201}), folder / "a.parquet")
+    lines = [json.dumps({"text": text, "source": "jsonl"}) for text in TEXTS[200:400]]
+    lines += ["{broken", json.dumps({"text": "the room was clean . " * 50_000, "source": "a megabyte"})]
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    csv = "text,source\n" + "".join(f'"{text}",csv\n' for text in TEXTS[400:])
+    (folder / "c.csv").write_bytes(csv.encode() + b"\xff\xfe,csv\n")
+    whole = (folder / "a.parquet").read_bytes()
+    (folder / "d.parquet").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = classify(model_directory, corpus, out, "--keep", "source", "--probabilities")
+    assert first.returncode == 0, first.stderr
+    assert "Traceback" not in first.stderr
+
+    rows, rejects = pd.read_parquet(out), pd.read_parquet(out / "_rejects")
+    manifest = json.loads((out / "_manifest.json").read_text())
+    assert len(rows) == 601
+    assert rows.id.is_unique
+    assert set(rows.source) == {"parquet", "jsonl", "csv", "a megabyte"}
+    assert set(rows.label) <= {"negative", "positive"}
+    assert rows.exit_layer.between(1, 4).all()
+    assert rows.exit_layer.nunique() > 1
+    assert rows.uncertainty.between(0, 1).all()
+    assert (rows.score - rows.probabilities.map(max)).abs().max() < 1e-6
+    assert rows.set_index("id").truncated.loc["b.jsonl.gz:201"]
+    assert sorted(rejects.reason) == ["invalid_json", "invalid_utf8", "null_text", "unreadable_file"]
+    assert rejects.set_index("reason").loc["unreadable_file", "file"] == str(corpus / "d.parquet")
+    assert set(rejects.id) & set(rows.id) == set()
+    totals = manifest["totals"]
+    assert totals["rows_in"] == totals["rows_out"] + totals["rows_rejected"] == 604
+    assert sum(totals["exits"]) == totals["rows_out"] == len(rows)
+    assert "604 rows" in first.stdout
+    assert "d.parquet: " in first.stdout
+
+    before = (out / "_manifest.json").read_bytes()
+    options = classify_options(model_directory, corpus, out, "--keep", "source", "--probabilities")
+    again = run_job_here("classify.py", *options)
+    assert (again.returncode, (out / "_manifest.json").read_bytes()) == (0, before)
+    assert "nothing to do" in again.stdout
+
+    other = run_job_here("classify.py", *options, "--speed", "0.5")
+    assert other.returncode == 2
+    assert "criterion was entropy 0.6, is entropy 0.5" in other.stderr
+
+    moved = tmp_path / "moved"
+    shutil.copytree(model_directory, moved)
+    (corpus / "a.parquet").touch()  # the same bytes, but who could know without reading them all
+    changed = classify(moved, corpus, out, "--keep", "source", "--probabilities")
+    assert changed.returncode == 2
+    assert f"{corpus / 'a.parquet'}: changed since {out} was made from it" in changed.stderr
+    (corpus / "a.parquet").unlink()
+
+    parts = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    (corpus / "e.jsonl").write_text(json.dumps({"text": TEXTS[0], "source": "new"}))
+    nightly = classify(moved, corpus, out, "--keep", "source", "--probabilities", "--strict", "--incremental")
+    assert nightly.returncode == 1  # --strict: the rejects of the night before are still there
+    assert len(pd.read_parquet(out)) == 602
+    assert {path: path.stat().st_mtime_ns for path in parts} == parts
+    assert "1 rows in" in nightly.stdout
+
+
+def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    texts = pa.table({"text": [review.text for review in reviews(3000, seed=1)]})
+    for number in range(24):
+        pq.write_table(texts, corpus / f"{number:02}.parquet")
+    job = start_job(model_directory, corpus, out)
+    deadline = time.monotonic() + 300
+    while shards_kept(out) < 2 and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    stdout, stderr = job.communicate(timeout=200)
+    assert job.returncode == 128 + signal.SIGTERM, stdout + stderr
+    assert "the same command goes on from there" in stdout
+    assert "Traceback" not in stderr
+    assert not (out / "_manifest.json").exists()
+    assert not list(out.glob("_attempts/*"))
+    kept = shards_kept(out)
+    assert 2 <= kept < 24
+
+    resumed = classify(model_directory, corpus, out)
+    assert resumed.returncode == 0, resumed.stderr
+    rows = pd.read_parquet(out)
+    assert len(rows) == 72_000
+    assert rows.id.is_unique
+    assert f"{72_000 - 3000 * kept:,} rows in" in resumed.stdout  # only what was missing
+
+
+def test_a_task_that_fails_is_told_in_one_line(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("\n".join(TEXTS))
+    job = start_job(model_directory, corpus, out)
+    deadline = time.monotonic() + 300
+    while not list(out.glob("_receipts/g1/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    out.rename(tmp_path / "gone")  # Ray has yet to start, so no part is written before
+    _, stderr = job.communicate(timeout=300)
+    assert job.returncode == 1
+    assert re.search(rf"error: {out}/\S+: No such file or directory", stderr)
+    assert "0 rows in 0 shards are kept; the same command goes on from there" in stderr
+    assert stderr.count("\n") == 2
+
+
+def wrong(tmp_path: Path, what: str, model: Path) -> tuple[list[str], str]:
+    """Options that are wrong in one way, and what the error must name."""
+    good = tmp_path / "good.parquet"
+    pq.write_table(pa.table({"text": ["a room"], "stars": [5]}), good)
+    options = {"--model": str(model), "--input": str(good), "--output": str(tmp_path / "out")}
+    if what == "missing column":
+        options["--text-column"], culprit = "body", f"--text-column body: {good} has no such column; it has text, stars"
+    elif what == "wrong type":
+        options["--text-column"], culprit = "stars", f"--text-column stars: in {good} it is of type int64"
+    elif what == "empty folder":
+        (tmp_path / "empty").mkdir()
+        options["--input"], culprit = str(tmp_path / "empty"), f"--input {tmp_path / 'empty'}: no file to read"
+    elif what == "no model":
+        options["--model"], culprit = str(tmp_path / "nowhere"), f"{tmp_path / 'nowhere'}: no model there"
+    elif what == "output is a file":
+        (tmp_path / "file").touch()
+        options["--output"], culprit = str(tmp_path / "file"), f"--output {tmp_path / 'file'}: cannot be written"
+    elif what == "output cannot be made":
+        options["--output"], culprit = "/proc/nowhere", "--output /proc/nowhere: cannot be written"
+    elif what == "speed out of range":
+        options["--speed"], culprit = "2", "--speed must be in [0, 1], not 2.0"
+    elif what == "kept column clashes":
+        options["--keep"], culprit = "label", "--keep label"
+    else:
+        options["--max-tokens"], culprit = "1000", "--max-tokens 1000: the model takes 70 tokens at most"
+    return [part for pair in options.items() for part in pair], culprit
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "missing column",
+        "wrong type",
+        "empty folder",
+        "no model",
+        "output is a file",
+        "output cannot be made",
+        "speed out of range",
+        "kept column clashes",
+        "too many tokens",
+    ],
+)
+def test_a_wrong_command_names_the_culprit_in_one_line(what: str, model_directory: Path, tmp_path: Path) -> None:
+    options, culprit = wrong(tmp_path, what, model_directory)
+    done = run_job_here("classify.py", *options)
+    assert done.returncode == 2
+    assert culprit in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_kept_column_may_have_any_name_that_the_output_leaves_free(model_directory: Path, tmp_path: Path) -> None:
+    names = ["text", "row", "reason", "detail", "tokens", "segment", "receipt"]
+    table = pa.table({name: [f"{name} {number}" for number in range(5)] for name in names})
+    pq.write_table(table, tmp_path / "corpus.parquet")
+    done = classify(model_directory, tmp_path / "corpus.parquet", tmp_path / "out", "--keep", *names)
+    assert done.returncode == 0, done.stderr
+    kept = pq.read_table(next((tmp_path / "out").glob("part-*.parquet")))
+    assert kept.select(names).equals(table)
+
+
+def test_only_unreadable_files_are_named_too(model_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.parquet").write_bytes(b"PAR1 no")
+    done = run_job_here("classify.py", *classify_options(model_directory, tmp_path / "in", tmp_path / "out"))
+    assert done.returncode == 2
+    assert "broken.parquet" in done.stderr
+
+
+def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
+    model_directory: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    storage, place = storage_of("s3://"), f"s3://{BUCKET}/nightly"
+    for number in range(3):
+        data = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[number * 100 : number * 100 + 100])
+        storage.write(f"{place}/in/{number}.jsonl.gz", gzip.compress(data.encode()))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": TEXTS[300:]}), buffer)
+    storage.write(f"{place}/in/deep/3.parquet", buffer.getvalue())
+    for file in model_directory.iterdir():
+        storage.write(f"{place}/model/{file.name}", file.read_bytes())
+    options = ["--model", f"{place}/model", "--input", f"{place}/in", "--output", f"{place}/out", "--speed", "0.6"]
+    endpoint = ["--endpoint-url", s3.url]
+
+    s3.faults += [Fault("PUT", "/out/part-", times=2), Fault("PUT", "/out/part-", "403 Forbidden", times=1)]
+    failed = run_job("classify.py", *options, *endpoint, AWS_ENDPOINT_URL="")
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert re.search(rf"error: {place}/out/part-\w+\.parquet: Forbidden: the test says so", failed.stderr)
+    assert "the same command goes on from there" in failed.stderr
+    assert failed.stderr.count("\n") == 2
+    with pytest.raises(UserError, match="has not ended"):
+        open_results(f"{place}/out")
+
+    done = run_job("classify.py", *options)
+    assert done.returncode == 0, done.stderr
+    ids = open_results(f"{place}/out").to_table()["id"].to_pylist()
+    assert sorted(ids) == sorted([f"{n}.jsonl.gz:{row}" for n in range(3) for row in range(100)] + [
+        f"deep/3.parquet:{row}" for row in range(300)
+    ])  # fmt: skip
+
+    manifest = storage.read(f"{place}/out/_manifest.json")
+    s3.requests.clear()
+    again = run_job("classify.py", *options)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stdout
+    assert storage.read(f"{place}/out/_manifest.json") == manifest
+    assert not [path for method, path in s3.requests if "/in/" in path or "/model/" in path]
+    assert not [method for method, path in s3.requests if "part-" in path]
+
+    written = b"".join((storage.read(entry.path) or (b"", ""))[0] for entry in storage.walk(f"{place}/out"))
+    said = failed.stdout + failed.stderr + done.stdout + done.stderr + again.stdout + again.stderr
+    for secret in ("the-key-id", "a-secret-of-the-test"):
+        assert secret not in said
+        assert secret.encode() not in written

@@ -1,0 +1,86 @@
+"""Soft labels from a plain transformers classifier, as a user makes them: real Ray, real files, its own process."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoTokenizer, BertForSequenceClassification
+
+from pipeline.benchmark.synthetic import reviews
+from tests.support.jobs import REPOSITORY, run_job, shards_kept
+from tests.support.models import CONFIGS
+
+
+def plain_teacher(directory: Path, tokenizer_from: Path) -> Path:
+    """Write a classifier made with transformers alone."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
+    config = CONFIGS["bert"].__class__.from_dict(CONFIGS["bert"].to_dict() | {"vocab_size": len(tokenizer)})
+    model = BertForSequenceClassification(config)
+    with torch.no_grad():
+        model.classifier.weight *= 20
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def label_options(teacher: Path, corpus: Path, out: Path, *more: str) -> list[str]:
+    return ["--model", str(teacher), "--input", str(corpus), "--output", str(out), "--dtype", "fp32", *more]
+
+
+def test_labels_are_the_logits_of_transformers(model_directory: Path, tmp_path: Path) -> None:
+    teacher = plain_teacher(tmp_path / "teacher", model_directory)
+    texts = [review.text for review in reviews(120, seed=4)]
+    corpus = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"text": [*texts, None], "row": range(121)}), corpus)
+    done = run_job("label.py", *label_options(teacher, corpus, tmp_path / "out", "--keep", "row", "--max-tokens", "40"))
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_parquet(tmp_path / "out")
+    assert list(rows.columns) == ["id", "logits", "label", "uncertainty", "truncated", "text", "row"]
+    rows = rows.sort_values("row")
+    assert rows.text.tolist() == texts
+    assert pd.read_parquet(tmp_path / "out" / "_rejects").reason.tolist() == ["null_text"]
+    theirs = BertForSequenceClassification.from_pretrained(teacher).eval()
+    encoded = AutoTokenizer.from_pretrained(teacher)(
+        texts, padding=True, truncation=True, max_length=40, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        wanted = theirs(**encoded).logits.numpy()
+    np.testing.assert_allclose(np.stack(rows.logits.tolist()), wanted, atol=1e-4)
+    assert rows.label.tolist() == [theirs.config.id2label[index] for index in wanted.argmax(1)]
+    assert rows.uncertainty.between(0, 1).all()
+
+
+def test_a_killed_run_goes_on_and_ends_with_every_row_once(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    texts = [f"{review.text} {number}" for number, review in enumerate(reviews(72_000, seed=5))]
+    for number in range(24):
+        pq.write_table(pa.table({"text": texts[number::24]}), corpus / f"{number:02}.parquet")
+    options = label_options(model_directory, corpus, out)
+    job = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "jobs" / "label.py"), *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"RAY_ADDRESS": "local"},
+    )
+    deadline = time.monotonic() + 300
+    while shards_kept(out) < 2 and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.02)
+    job.kill()
+    job.wait(timeout=200)
+    assert 2 <= shards_kept(out) < 24
+    again = run_job("label.py", *options)
+    assert again.returncode == 0, again.stderr
+    rows = pd.read_parquet(out, columns=["id", "text", "logits"])
+    assert sorted(rows.text) == sorted(texts)
+    assert rows.id.is_unique
+    assert json.loads((out / "_manifest.json").read_text())["totals"]["rows_out"] == len(texts)

@@ -1,0 +1,73 @@
+"""The main job on rows that raise and rows that kill its workers (see tests/support/poison): real Ray, real deaths."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerFast
+
+from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
+from pipeline.benchmark.synthetic import reviews
+from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.engine import Engine
+from pipeline.rows import Predictions
+from tests.support.jobs import REPOSITORY, run_job
+from tests.support.poison.sitecustomize import RAISING_TOKENS, UPSETTING_TOKENS
+
+GOOD = [review.text for review in reviews(40, seed=2)]
+
+
+def of_length(tokens: int) -> str:
+    return " ".join(["the"] * (tokens - 2))  # beside [CLS] and [SEP]
+
+
+def test_poison_rows_cost_themselves_and_nothing_else(
+    model_directory: Path, review_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    clean = {"raises.txt": GOOD[:20], "kills.txt": GOOD[20:21], "kills-later.txt": GOOD[22:23]}
+    poison = {
+        "raises.txt": ["RAISE-TOKENIZE", of_length(RAISING_TOKENS)],
+        "kills.txt": ["KILL-TOKENIZE"],
+        "kills-later.txt": [of_length(UPSETTING_TOKENS)],
+    }
+    for name, texts in clean.items():
+        (corpus / name).write_text("\n".join([*texts, *poison[name]]))
+    options = ["--model", str(model_directory), "--speed", "0.6", "--dtype", "fp32", "--input", str(corpus)]
+    path = os.pathsep.join([str(REPOSITORY / "tests" / "support" / "poison"), os.environ.get("PYTHONPATH", "")])
+    done = run_job("classify.py", *options, "--output", str(out), PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    rejects = pd.read_parquet(out / "_rejects").set_index("id").sort_index()
+    assert rejects.reason.to_dict() == {
+        "kills-later.txt:1": "killed_worker",
+        "kills.txt:1": "killed_worker",
+        "raises.txt:20": "tokenize_failed",
+        "raises.txt:21": "classify_failed",
+    }
+    assert rejects.detail["raises.txt:20"] == "ValueError: this text cannot be tokenized"
+    assert rejects.detail["kills.txt:1"].startswith("tokenize: 2 workers died")
+    totals = json.loads((out / "_manifest.json").read_text())["totals"]
+    assert (totals["rows_in"], totals["rows_out"], totals["rows_rejected"]) == (26, 22, 4)
+    assert not list(out.glob("_attempts/*"))
+
+    rows = pd.read_parquet(out).set_index("id")
+    for name, texts in clean.items():  # as if the poison had never been there
+        answer = undisturbed(model_directory, review_tokenizer, texts)
+        there = rows.loc[[f"{name}:{row}" for row in range(len(texts))]]
+        assert there.label_id.tolist() == answer.label_ids.tolist()
+        assert there.exit_layer.tolist() == answer.exit_layers.tolist()
+        np.testing.assert_allclose(there.score, answer.scores, atol=1e-5)
+    assert rows.exit_layer.nunique() > 1
+
+
+def undisturbed(model: Path, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Predictions:
+    """Classify texts here, without Ray."""
+    tokenizer = Tokenizer(TokenizerSpec.from_hugging_face(tokenizer, 64))
+    config = EngineConfig(criterion=Criterion(name="entropy", speed=0.6), dtype="fp32")
+    return Engine(EarlyExitModel.from_pretrained(model), config).run(tokenizer(texts).rows)

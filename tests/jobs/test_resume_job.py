@@ -1,0 +1,69 @@
+"""A run that is killed half way, or fills the disk: the same command does the rest, and only the rest."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.benchmark.synthetic import reviews
+from tests.support.jobs import classify, finished_files, shards_kept, small_disk, start_job
+
+FILES, ROWS = 50, 400
+AGAIN = 0.02
+"""Share of all rows that may be done twice."""
+
+
+def make_corpus(folder: Path) -> None:
+    folder.mkdir()
+    lines = [json.dumps({"text": review.text}) for review in reviews(ROWS, seed=1)]
+    for number in range(FILES):
+        (folder / f"{number:03}.jsonl").write_text("\n".join(lines))
+
+
+def test_a_run_killed_half_way_does_the_rest_and_opens_no_finished_file(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    make_corpus(corpus)
+    job = start_job(model_directory, corpus, out)
+    deadline = time.monotonic() + 300
+    while shards_kept(out) < FILES // 2 and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.01)
+    job.kill()
+    job.communicate(timeout=200)
+    finished = finished_files(out)
+    assert FILES // 2 <= len(finished) < FILES
+
+    for path in finished:  # now of other content, under the same marks: who opens one of them gets rejects
+        versions = os.stat(path)
+        Path(path).write_bytes(b"\xff" * versions.st_size)
+        os.utime(path, ns=(versions.st_atime_ns, versions.st_mtime_ns))
+    resumed = classify(model_directory, corpus, out)
+    assert resumed.returncode == 0, resumed.stderr
+    done = int(re.search(r"^([\d,]+) rows in", resumed.stdout, re.MULTILINE)[1].replace(",", ""))  # type: ignore[index]
+    missing = (FILES - len(finished)) * ROWS
+    assert missing <= done <= missing + AGAIN * FILES * ROWS
+    rows = pd.read_parquet(out)
+    assert len(rows) == FILES * ROWS
+    assert rows.id.is_unique
+    assert not list((out / "_rejects").glob("part-*"))
+
+
+def test_a_run_that_fills_the_disk_goes_on_when_there_is_room(model_directory: Path, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    make_corpus(corpus)
+    out.mkdir()
+    with small_disk(out, "64k"):
+        failed = classify(model_directory, corpus, out)
+        assert failed.returncode == 1, failed.stdout + failed.stderr
+        assert re.search(rf"error: {out}/\S+: No space left on device", failed.stderr)
+        assert "the same command goes on from there" in failed.stderr
+        assert shards_kept(out) < FILES
+        subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
+        done = classify(model_directory, corpus, out)
+        assert done.returncode == 0, done.stderr
+        rows = pd.read_parquet(out)
+        assert len(rows) == FILES * ROWS
+        assert rows.id.is_unique

@@ -1,0 +1,215 @@
+"""The report of a run: what it says, that it stands alone, and that a browser shows it, on a phone too."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.bulk.timeline import Moment, Timeline
+from pipeline.calibration.audit import AuditResult
+from pipeline.calibration.drift import Signal
+from pipeline.corpus.columns import Columns
+from pipeline.corpus.listing import list_inputs
+from pipeline.output.parts import Output
+from pipeline.output.receipts import Receipt, length_histogram, uncertainty_histogram
+from pipeline.output.totals import Totals
+from pipeline.reports.examples import examples
+from pipeline.reports.page import Bars, Facts, Lines, Section, Table, render
+from pipeline.reports.run_report import RunSummary, run_page, sections_of
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VOID = {"meta", "link", "br", "img"}
+
+
+def receipt(number: int) -> Receipt:
+    random = np.random.default_rng(number)
+    lengths, doubt = random.integers(3, 300, 1000), random.random(1000).astype(np.float32)
+    return Receipt(
+        shard=f"{number:016x}",
+        file=f"/corpus/{number}.parquet",
+        size=1_000_000,
+        version="m",
+        start=0,
+        last=True,
+        input_bytes=1e6,
+        read_error="Unexpected end of <file>" if number == 3 else None,
+        rows_in=1010,
+        rows_out=1000,
+        rejected={"null_text": 7, "invalid_utf8": 3},
+        truncated=12,
+        tokens=int(lengths.sum()),
+        exits=[400, 300, 0, 200, 60, 40],
+        uncertainty_histogram=uncertainty_histogram(doubt),
+        length_histogram=length_histogram(lengths),
+        layer_tokens=300_000,
+        padding_tokens=3_000,
+        flops=2e12,
+        flops_full_depth=5e12,
+        seconds={"read": 0.2, "tokenize": 0.5, "classify": 2.0 + number / 10, "write": 0.1},
+        cpu_seconds={"read": 0.1, "tokenize": 0.9, "classify": 4.0, "write": 0.1},
+        peak_mb={"read": 200, "tokenize": 300, "classify": 900, "write": 150},
+    )
+
+
+FOUND = AuditResult(
+    rows=2000, differing=12, limit=0.01, confidence=0.95, signals=[Signal(name="length", psi=0.31, watch=0.1, alarm=0.25)],
+    flops=1e12, flops_full_depth=3e12, audit_flops=4e10, device_seconds=3600.0, audit_seconds=120.0,
+    full_depth_seconds=9000.0, price_per_hour=2.0,
+)  # fmt: skip
+
+
+def example_run(shards: int = 24) -> RunSummary:
+    totals, timeline = Totals(), Timeline()
+    for number in range(shards):
+        totals.add(one := receipt(number))
+        timeline.moments.append(Moment(2.0 + number * 1.5 + number % 3, one.rows_in, one.seconds))
+    return RunSummary(
+        folder="/data/out",
+        fingerprint={"model": "/models/reviews 5e9d01f6a1b2c3d4", "criterion": "entropy 0.3", "dtype": "auto"},
+        files=shards,
+        input_bytes=24_000_000,
+        seconds=41.5,
+        totals=totals,
+        fresh=totals,
+        timeline=timeline,
+        found=FOUND,
+        examples=Table("Examples", ["exit", "text"], [["1", "a <b>bold</b> claim, and much more text than that"]]),
+    )
+
+
+class Reader(HTMLParser):
+    """Collects text and what a page would load; fails on tags that do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.loads += [value or "" for name, value in attributes if name in ("src", "href")]
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        pass  # <polyline .../>
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at line {self.getpos()[0]}"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def test_the_page_tells_all_counts_and_loads_nothing() -> None:
+    reader = read(run_page(example_run()))
+    text = re.sub(r"\s+", " ", " ".join(reader.text))
+    for said in ("24,000 rows answered", "240 rows rejected", "2.50x", "null_text", "168", "layer 1", "9,600 40.0%"):
+        assert said in text, said
+    for said in ("Unexpected end of <file>", "a <b>bold</b> claim", "entropy 0.3", "60.0%", "0.9-1.0", "256-511"):
+        assert said in text, said
+    for said in ("12 (0.600%)", "1.000%: kept", "length 0.310 0.100 0.250 alarm", "2.933 in money, at 2 an hour"):
+        assert said in text, said
+    assert all(load.startswith("data:") for load in reader.loads)
+    assert "<script" not in run_page(example_run())
+
+
+def test_a_run_of_one_shard_has_no_lines_over_time_and_an_empty_one_a_page() -> None:
+    assert "over time" not in run_page(example_run(1))
+    empty = replace(example_run(1), totals=Totals(), fresh=Totals(), timeline=Timeline(), examples=None)
+    assert "Rows" in read(run_page(empty)).text
+
+
+def test_histograms_add_up_and_lie_in_the_right_bins() -> None:
+    assert uncertainty_histogram(np.array([0.0, 0.04, 0.05, 0.999, 1.0], np.float32)) == [2, 1, *[0] * 16, 0, 2]
+    assert length_histogram(np.array([1, 2, 3, 4, 7, 8])) == [1, 2, 2, 1]
+    totals = Totals()
+    totals.add(replace(receipt(0), length_histogram=[1, 2]))
+    totals.add(replace(receipt(1), length_histogram=[1, 2, 3]))
+    assert totals.length_histogram == [2, 4, 3]
+    assert sum(totals.uncertainty_histogram) == 2000
+
+
+def test_rows_over_time_add_up() -> None:
+    run = example_run()
+    lines = [section for section in sections_of(run) if isinstance(section, Lines)]
+    span = run.timeline.moments[-1].at - run.timeline.moments[0].at
+    values = lines[0].values["rows"]
+    assert sum(values) * span / len(values) == pytest.approx(23 * 1010)
+
+
+def test_examples_show_the_texts_of_their_rows(tmp_path: Path) -> None:
+    """Rejects lie between the rows, one layer has more rows than are shown, and a part of another file is not there."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out" / "_rejects").mkdir(parents=True)
+    output, none = Output(str(tmp_path / "out")), pa.table({"id": []})
+    texts = [None if row % 5 == 0 else f"text {row} " + "long " * 100 * (row == 1) for row in range(40)]
+    for name in "ab":
+        pq.write_table(pa.table({"text": texts}), tmp_path / "in" / f"{name}.parquet")
+    files = list_inputs(str(tmp_path / "in")).files
+    rows = [row for row in range(40) if row % 5]
+    part = {
+        "id": [f"a.parquet:{row}" for row in rows],
+        "label": ["yes"] * 32,
+        "score": [0.75] * 32,
+        "exit_layer": pa.array([1 if row < 20 else 3 for row in rows], pa.int16()),
+        "uncertainty": [row / 100 for row in rows],
+    }
+    output.write(files[0].shard_id(0), pa.table(part), none)
+    columns = Columns(text="text", pair=None, id=None, keep=pa.schema([]))
+    table = examples(files, columns, output)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["1"] * 10 + ["3"] * 10
+    assert table.rows[1] == ["1", "yes", "0.750", "0.020", "a.parquet:2", "text 2 "]
+    assert table.rows[10][4:] == ["a.parquet:21", "text 21 "]
+    assert table.rows[0][5].endswith(" ...")
+
+    output.write(files[0].shard_id(0), pa.table(part).drop_columns("exit_layer"), none)
+    assert examples(files, columns, output) is None
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_the_page_without_errors(tmp_path: Path, width: int) -> None:
+    probe = "<script>document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script></body>"
+    page = tmp_path / "page.html"
+    page.write_text(run_page(example_run()).replace("</body>", probe))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += [f"--window-size={width},900", "--enable-logging=stderr", "--virtual-time-budget=2000"]
+    shown = subprocess.run(
+        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in shown.stderr
+    wide, inner = map(int, re.search(r"<title>(\d+) of (\d+)</title>", shown.stdout).groups())  # type: ignore[union-attr]
+    assert wide <= inner  # nothing sticks out to the side
+    image = tmp_path / "page.png"
+    subprocess.run([*command, f"--screenshot={image}", page.as_uri()], capture_output=True, timeout=120, check=True)
+    assert image.stat().st_size > 10_000
+
+
+def test_every_kind_of_section_escapes_its_texts() -> None:
+    bad = "<i>&"
+    sections: list[Section] = [
+        Facts(bad, [(bad, bad)], bad),
+        Bars(bad, [(bad, 1)], bad),
+        Lines(bad, {bad: [1.0, 2.0]}, bad, bad, bad, bad),
+        Table(bad, [bad], [[bad]], bad),
+    ]
+    page = render(bad, bad, [(bad, bad)], sections)
+    assert bad not in page
+    assert "".join(read(page).text).count(bad) == 2 + 2 + 4 + 3 + 6 + 4 + 1

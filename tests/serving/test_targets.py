@@ -1,0 +1,93 @@
+"""Requests that ask for a speed-up or a limit get the thresholds that the model's calibration knows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+from transformers import PreTrainedTokenizerFast
+
+from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
+from pipeline.benchmark.synthetic import reviews
+from pipeline.calibration.curve import Curve
+from pipeline.calibration.fit import curve_of
+from pipeline.calibration.thresholds import Sample
+from pipeline.corpus.chunks import Chunk
+from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
+from pipeline.evaluation.recorded import record_as_run
+from pipeline.serving.app import build_app
+from pipeline.serving.classifier import Classifier
+from pipeline.serving.deployment import engine_criterion
+from pipeline.serving.queue import EngineQueue
+from tests.support.serving import LIMITS, new_engine
+
+CRITERION = Criterion(speed=0.6)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(review_tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    return Tokenizer(TokenizerSpec.from_hugging_face(review_tokenizer, 64))
+
+
+@pytest.fixture(scope="module")
+def curve(model_directory: Path, tokenizer: Tokenizer) -> Curve:
+    model = EarlyExitModel.from_pretrained(model_directory)
+    rows = tokenizer([review.text for review in reviews(2000, seed=8)], None).rows
+    recorded = record_as_run(model, Chunk(rows=rows, labels=np.zeros(len(rows), np.float32)), "fp32", "cpu")
+    return curve_of(Sample.of(recorded, CRITERION, rows.lengths, model.flops), CRITERION)
+
+
+def client_of(directory: Path, tokenizer: Tokenizer, curve: Curve | None) -> TestClient:
+    model = EarlyExitModel.from_pretrained(directory)
+    queue = EngineQueue(new_engine(engine_criterion(CRITERION, model), model), batch_tokens=256, queue_tokens=1 << 20)
+    return TestClient(build_app(Classifier(queue, tokenizer, CRITERION, LIMITS, curve), token_hash=None, version="1"))
+
+
+def test_a_request_asks_for_a_speedup_or_a_limit(model_directory: Path, tokenizer: Tokenizer, curve: Curve) -> None:
+    client = client_of(model_directory, tokenizer, curve)
+    assert client.get("/model").json()["calibrated"] is True
+    texts = [review.text for review in reviews(400, seed=9)]
+
+    def answers(**asked: float) -> tuple[list[int], list[int]]:
+        found = []
+        for start in range(0, len(texts), 50):
+            answer = client.post("/classify", json={"text": texts[start : start + 50], **asked})
+            assert answer.status_code == 200, answer.text
+            found += answer.json()["results"]
+        return [row["label_id"] for row in found], [row["exit_layer"] for row in found]
+
+    full, depths = answers(speed=0)
+    assert set(depths) == {4}
+    for speedup in (1.1, 1.3):
+        expected = np.dot(curve.at_speedup(speedup).exits, np.arange(1, 5)) / 2000
+        assert np.mean(answers(target_speedup=speedup)[1]) == pytest.approx(expected, rel=0.1)
+    labels, exits = answers(max_disagreement=0.2)
+    assert min(exits) < 4
+    assert np.mean(np.array(labels) != full) < 0.3
+    assert answers(max_disagreement=1e-6)[1] == depths  # nothing but full depth can be promised
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ({"target_speedup": 50}, "target_speedup: 50 cannot be reached"),
+        ({"target_speedup": 0.5}, "greater than or equal to 1"),
+        ({"max_disagreement": 1}, "less than 1"),
+        ({"max_disagreement": 0.1, "speed": 0.3}, "speed and max_disagreement exclude each other"),
+    ],
+)
+def test_what_cannot_be_asked_is_told(
+    model_directory: Path, tokenizer: Tokenizer, curve: Curve, asked: dict[str, float], problem: str
+) -> None:
+    answer = client_of(model_directory, tokenizer, curve).post("/classify", json={"text": "a", **asked})
+    assert answer.status_code == 422
+    assert problem in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("asked", ["target_speedup", "max_disagreement"])
+def test_without_a_calibration_there_is_nothing_to_ask(model_directory: Path, tokenizer: Tokenizer, asked: str) -> None:
+    client = client_of(model_directory, tokenizer, None)
+    answer = client.post("/classify", json={"text": "a", asked: 1 if asked == "target_speedup" else 0.1})
+    assert answer.status_code == 422
+    assert f"{asked}: this model is served without a calibration" in answer.json()["detail"]

@@ -1,0 +1,102 @@
+"""Ways to run jobs as users do."""
+
+import io
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+# Two tests run at a time on two cores, and threads that wait for each other would wait for the other test as well.
+torch.set_num_threads(1)
+settings.register_profile("offramp", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("offramp")
+
+
+def run_job(name: str, *options: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a job in a process of its own, as a user does, on a Ray of its own."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "jobs" / name), *options],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"RAY_ADDRESS": "local"} | environment,
+        check=False,
+    )
+
+
+def run_job_here(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a job in this process, which spares the imports: for commands that end before they need Ray."""
+    command = [str(REPOSITORY / "jobs" / name), *options]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setattr(sys, "argv", command)
+        try:
+            runpy.run_path(command[0], run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(command, code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """Mount a file system of this size on an empty folder; skip the test where that is not allowed."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts a small file system")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def shards_kept(out: Path) -> int:
+    """Shards whose receipts the driver has written down: parts appear earlier, and count for nothing before."""
+    return sum(pq.read_metadata(path).num_rows for path in out.glob("_receipts/g*/*.parquet"))
+
+
+def finished_files(out: Path) -> set[str]:
+    """Files that such receipts tell of."""
+    receipts = [pq.read_table(path, columns=["file"]) for path in out.glob("_receipts/g*/*.parquet")]
+    return set(pa.concat_tables(receipts)["file"].to_pylist())
+
+
+def classify_options(model: Path, corpus: Path, out: Path, *more: str) -> list[str]:
+    return ["--model", str(model), "--input", str(corpus), "--output", str(out), "--speed", "0.6", *more]
+
+
+def classify(model: Path, corpus: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return run_job("classify.py", *classify_options(model, corpus, out, *more))
+
+
+def start_job(model: Path, corpus: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, str(REPOSITORY / "jobs" / "classify.py"), *classify_options(model, corpus, out)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"RAY_ADDRESS": "local"}
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,95 @@
+"""A small corpus on either file system, and shards of it finished without a model."""
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.corpus.listing import Corpus, list_inputs
+from pipeline.output.ledger import Ledger
+from pipeline.output.parts import prepare_folder
+from pipeline.output.receipts import Receipt
+from pipeline.output.results import open_rejects, open_results
+from pipeline.schema import REJECTS
+from pipeline.storage.locate import storage_of
+
+FINGERPRINT = {"model": "m 1", "criterion": "entropy 0.1", "tokenizer": "t 1", "schema": "id, label"}
+SCHEMA = pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("label", pa.string(), nullable=False)])
+
+OTHER = FINGERPRINT | {"criterion": "entropy 0.2"}
+ALL_IDS = sorted(f"{name}:{row}" for name in ("a.txt", "b.txt") for row in range(30))
+
+
+def make_corpus(place: str, names: tuple[str, ...] = ("a.txt", "b.txt")) -> Corpus:
+    """Files of thirty rows."""
+    storage = storage_of(place)
+    storage.make_folder(f"{place}/in")
+    for name in names:
+        storage.write(f"{place}/in/{name}", b"x\n" * 30)
+    return list_inputs(f"{place}/in")
+
+
+def make_folder(place: str) -> str:
+    return prepare_folder(f"{place}/out", f"{place}/in")
+
+
+def receipt(corpus: Corpus, file: int, start: int, rows: int, *, last: bool) -> Receipt:
+    """A shard with one reject, and one file that ends in damage."""
+    source = corpus.files[file]
+    return Receipt(
+        shard=source.shard_id(start),
+        file=source.path,
+        size=source.size,
+        version=source.version,
+        start=start,
+        last=last,
+        input_bytes=10.0,
+        rows_in=rows,
+        rows_out=rows - 1,
+        rejected={"null_text": 1},
+        exits=[rows - 1, 0],
+        flops=1.0,
+        flops_full_depth=2.0,
+        seconds={"read": 0.5},
+        peak_mb={"read": 100.0 + file},
+    )
+
+
+def write(ledger: Ledger, done: Receipt, label: str = "good") -> None:
+    """Write the parts of a shard, as the last stage does."""
+    ids = [f"{Path(done.file).name}:{row}" for row in range(done.start, done.start + done.rows_in)]
+    rows = pa.table({"id": ids[1:], "label": [label] * (len(ids) - 1)}, schema=SCHEMA)
+    reject = {"id": ids[0], "file": done.file, "row": done.start, "reason": "null_text", "detail": None}
+    ledger.output.write(done.shard, rows, pa.Table.from_pylist([reject], REJECTS))
+
+
+def finish(ledger: Ledger, done: Receipt, label: str = "good") -> None:
+    write(ledger, done, label)
+    ledger.add(done)
+
+
+def run_all(
+    folder: str, corpus: Corpus, fingerprint: dict[str, str], label: str = "good", **options: bool
+) -> str | None:
+    """Do all that is left and publish, as a run does; None if there was nothing to do."""
+    with Ledger(folder, fingerprint, **options) as ledger:
+        left = ledger.unfinished(corpus.files)
+        if not left and ledger.published():
+            ledger.finish()
+            return None
+        ledger.begin(SCHEMA)
+        for number, file in enumerate(corpus.files):
+            if file.path in left:
+                for start, rows in ((0, 20), (20, 10)):
+                    if start not in left[file.path]:
+                        finish(ledger, receipt(corpus, number, start, rows, last=start == 20), label)
+        return ledger.publish(1.5, {})
+
+
+def files_in(folder: str) -> set[str]:
+    return {entry.path.removeprefix(f"{folder}/") for entry in storage_of(folder).walk(folder)} - {"_lock"}
+
+
+def read_all(folder: str) -> tuple[list[str], set[str]]:
+    """All ids of results and rejects, and all labels, as the reader gives them."""
+    rows, rejects = open_results(folder).to_table(), open_rejects(folder).to_table()
+    return sorted(rows["id"].to_pylist() + rejects["id"].to_pylist()), set(rows["label"].to_pylist())

@@ -1,0 +1,31 @@
+"""Made-up recordings of exits."""
+
+import numpy as np
+
+from models.exits.flops import FlopCounter
+from models.families import shape_of
+from pipeline.calibration.thresholds import Sample
+from tests.support.models import CONFIGS
+
+SHAPE = shape_of(CONFIGS["bert"])
+
+
+def made_up(rows: int, seed: int, *, odd_exit: int | None = None) -> Sample:
+    """Rows whose answers differ the more often the more uncertain they are, less so at later exits; known to be so.
+
+    At the odd exit uncertainty says nothing.
+    """
+    random = np.random.default_rng(seed)
+    hard = random.beta(0.5, 1.5, rows)
+    uncertainty = np.minimum(np.abs(hard + 0.1 * random.normal(size=(3, rows))), 1).astype(np.float32)
+    odds = 0.5 * uncertainty**2 * np.array([[1.0], [0.7], [0.4]])
+    if odd_exit is not None:
+        odds[odd_exit] = 0.4
+    return Sample(
+        layers=(1, 2, 3),
+        depth=4,
+        uncertainty=uncertainty,
+        differs=random.random((3, rows)) < odds,
+        lengths=random.integers(5, 60, rows),
+        flops=FlopCounter(SHAPE, dict.fromkeys((1, 2, 3, 4), "pooled")),
+    )
