@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.support.jobs import REPOSITORY
 
-SCRIPT = REPOSITORY / "docs" / "results" / "nodes.py"
+SCRIPT = REPOSITORY / "docs" / "results" / "nodes" / "run.py"
 LATE_NODE = """
 import time
 from concurrent.futures import ThreadPoolExecutor

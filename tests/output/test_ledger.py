@@ -144,9 +144,7 @@ def test_shards_done_twice_are_listed_once(corpus: Corpus, folder: str) -> None:
 def test_another_fingerprint_is_refused_with_the_difference(name: str, corpus: Corpus, folder: str) -> None:
     run_all(folder, corpus, FINGERPRINT)
     before = files_in(folder)
-    refusal = (
-        f"holds results of another run: {name} was {FINGERPRINT[name]}, is another. Choose another folder, or overwrite it"
-    )
+    refusal = f"holds results of another run: {name} was {FINGERPRINT[name]}, is another. Choose another folder, or overwrite it"
     with pytest.raises(UserError, match=re.escape(refusal)), Ledger(folder, FINGERPRINT | {name: "another"}):
         pass
     assert files_in(folder) == before

@@ -4,13 +4,13 @@
 Files, segments and parts are real, but empty or made up; every step runs in a process of its own, and prints its seconds and
 the memory that it took beyond its imports.
 
-  python docs/results/ledger.py --files 100000 --shards 10
+  python docs/results/ledger/run.py --files 100000 --shards 10
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import argparse
 import re
@@ -108,7 +108,7 @@ def step(name: str, folder: Path) -> str:
                 last = receipt(file, len(left[file.path]), last=True)
                 ledger.output.write(last.shard, SCHEMA.empty_table(), pa.table({}))
                 ledger.add(last)
-        ledger.publish(1.0)
+        ledger.publish(1.0, {})
         size = Path(published(str(folder / "out")).shards_path).stat().st_size
         return f"{ledger.totals().shards:,} shards, a list of {size / 1e6:.0f} MB"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""The measurements of docs/results/guarantees.md that run the engine or a job; after guarantees.py's prepare and record.
+"""The measurements of docs/results/guarantees/README.md that run the engine or a job; after guarantees.py's prepare and record.
 
-python docs/results/guarantees_runs.py wall|forced --work W                speed-ups in time: nothing else should run
-python docs/results/guarantees_runs.py drift|publish --data $DATA --work W   nights of other texts, audited
+python docs/results/guarantees/runs.py wall|forced --work W                speed-ups in time: nothing else should run
+python docs/results/guarantees/runs.py drift|publish --data $DATA --work W   nights of other texts, audited
 """
 
 import argparse
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import numpy as np
 import pandas as pd
 import torch
-from guarantees import CONFIDENCE, CRITERION, Step, head, main, pools, synthetic, tokenize
 from transformers import BertConfig
 
+from docs.results.guarantees.run import CONFIDENCE, CRITERION, Step, head, main, pools, synthetic, tokenize
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.benchmark.measure import System, hardware, measure, time_criteria
@@ -67,7 +67,7 @@ def exit_plan(sample: Sample, criterion: Criterion) -> np.ndarray:
 
 
 def forced(_args: argparse.Namespace) -> None:
-    """The same for the shape of BERT-base with exits by plan: uncertainties are drawn, weights do not matter."""
+    """Measure the shape of BERT-base with exits by plan: uncertainties are drawn, weights do not matter."""
     torch.manual_seed(0)
     model = EarlyExitModel(BertConfig(num_labels=2))
     model.add_exits("pooled")
@@ -157,7 +157,7 @@ def drift(args: argparse.Namespace) -> None:
 
 
 def publish(args: argparse.Namespace) -> None:
-    """The same with classify.py itself: a night of movie sentences, and one of newswire, into one folder; after `drift`."""
+    """Run the two nights by classify.py itself: a night of movie sentences, and one of newswire, into one folder; after `drift`."""
     texts, directory = sentences(args), args.work / "sst2-movie"
     corpus, out = args.work / "nights", args.work / "nights-out"
     for folder in (corpus, out):
@@ -171,7 +171,7 @@ def publish(args: argparse.Namespace) -> None:
 
 def job(name: str, *options: object) -> None:
     """Run a job and show what it says."""
-    command = [sys.executable, str(Path(__file__).resolve().parents[2] / "jobs" / f"{name}.py"), *map(str, options)]
+    command = [sys.executable, str(Path(__file__).resolve().parents[3] / "jobs" / f"{name}.py"), *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True)
     print(
         f"\n{name}.py {' '.join(map(str, options))}: exit code {done.returncode}\n{done.stdout}{done.stderr}",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Load test of the server with wrk, and of token-budget batching against Ray Serve's `max_batch_size`, in one process.
 
-    python docs/results/load_test.py --model MODEL      needs wrk; loopback only, some minutes
+    python docs/results/serving/load_test.py --model MODEL      needs wrk; loopback only, some minutes
 
 All applications run the same engine in replicas on one machine, one under load at a time, in rounds that take turns. Texts
 have log-normal lengths. Every answer is compared with the engine's own for all texts at once, as the batch job runs it; texts
@@ -11,7 +11,7 @@ whose uncertainty lies near the threshold, where rounding may decide, are left o
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import argparse
 import asyncio
@@ -32,13 +32,13 @@ from starlette.responses import JSONResponse
 from jobs.cli import options
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline import serving
 from pipeline.benchmark.synthetic import reviews
 from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import ActorPlan
 from pipeline.corpus.tokenize import Tokenizer
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.serving import deployment
 from pipeline.serving.classifier import Limits
 
 PORT, MARGIN = 8765, 0.02
@@ -50,14 +50,14 @@ CORES = len(os.sched_getaffinity(0))
 class FixedRows:
     """What a user of Ray Serve writes: `@serve.batch` with a number of requests, and the same engine behind it."""
 
-    def __init__(self, spec: serving.ServingSpec, rows: int, wait: float) -> None:
+    def __init__(self, spec: deployment.ServingSpec, rows: int, wait: float) -> None:
         torch.set_num_threads(CORES)
         self.engine = Engine(EarlyExitModel.from_pretrained(spec.model), spec.engine)
         self.tokenizer, self.thread = Tokenizer(spec.tokenizer), ThreadPoolExecutor(1)
         self.batch.set_max_batch_size(rows)
         self.batch.set_batch_wait_timeout_s(wait)
 
-    @serve.batch
+    @serve.batch  # type: ignore[untyped-decorator]
     async def batch(self, texts: list[str]) -> list[dict[str, Any]]:
         return await asyncio.get_running_loop().run_in_executor(self.thread, self._run, texts)
 
@@ -128,7 +128,7 @@ def main() -> None:
     model = EarlyExitModel.from_pretrained(args.model)
     criterion = Criterion(speed=args.speed)
     engine = EngineConfig(criterion=criterion, dtype=args.dtype)
-    spec = serving.ServingSpec(
+    spec = deployment.ServingSpec(
         model=options.absolute_model(args.model),
         tokenizer=options.load_tokenizer_spec(args.model, model, None),
         engine=engine,
@@ -147,7 +147,7 @@ def main() -> None:
     join_or_start()
     serve.start(http_options={"host": "127.0.0.1", "port": PORT}, logging_config={"log_level": "ERROR"})
     plan = ActorPlan(actors=1, most=1, cpus=0.1, gpus=0, threads=CORES)
-    serve.run(serving.application(spec, plan), name="ours", route_prefix="/ours")
+    serve.run(deployment.application(spec, plan), name="ours", route_prefix="/ours")
     systems = {"token budget": "/ours/classify"}
     for size, wait in ((32, 0.01), (128, 0.05)):
         plain = serve.deployment(FixedRows, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=1000)

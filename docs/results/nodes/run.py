@@ -5,13 +5,13 @@ Starts three Ray nodes here, a head without a core and two of one core each, and
 two nodes alike, once with one that offers the custom resource `classify` and one that offers `tokenize`. Every 50 ms it looks
 which stages are at work under which node.
 
-    python docs/results/nodes.py --model MODEL --rows 40000
+    python docs/results/nodes/run.py --model MODEL --rows 40000
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import argparse
 import contextlib
@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from pipeline.benchmark.synthetic import reviews
 
 SECONDS = 0.05
-JOB = Path(__file__).resolve().parents[2] / "jobs" / "classify.py"
+JOB = Path(__file__).resolve().parents[3] / "jobs" / "classify.py"
 STAGE = re.compile(r"\((?:MapBatches\()?_?(read|tokenize|ClassifyActor|write)")
 
 
@@ -91,10 +91,11 @@ def main() -> None:
         texts = [review.text for review in reviews(args.rows, seed=1)]
         for number in range(8):
             pq.write_table(pa.table({"text": texts[number::8]}), corpus / f"{number}.parquet")
-        for title, resources in (
-            ("alike", [{}, {}]),
-            ("divided", [{"tokenize": 1.0}, {"classify": 1.0}]),
-        ):
+        kinds: dict[str, list[dict[str, float]]] = {
+            "alike": [{}, {}],
+            "divided": [{"tokenize": 1.0}, {"classify": 1.0}],
+        }
+        for title, resources in kinds.items():
             if args.only not in (None, title):
                 continue
             print(f"two nodes, {title}:", flush=True)

@@ -1,6 +1,6 @@
 """The other reading of the design, measured once: actors for each block of layers, survivors through Ray's object store.
 
-  python docs/results/object_store.py
+  python docs/results/speed/object_store.py
 
 BERT-base shape, forced exits with mean 4 of 12, looked at after layers 4, 8 and 12. The same rows go through our engine (all
 layers in one process, a lane for each core), and through three actors that hold four layers each and hand the hidden states
@@ -10,8 +10,9 @@ of the rows that stay to the next. Prints rows/s of both, in turns, and the byte
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import numpy as np
 import ray
@@ -57,13 +58,15 @@ class Block:
             for batch in micro_batches(work.rows.lengths, self.budget):
                 members = work.rows.take(np.arange(batch.row_start, batch.row_stop))
                 if hidden is None:
-                    x_TH = self.model.backbone.embeddings(pack(members, batch.runs, batch.padding, torch.device("cpu")))
+                    x_TH = self.model.backbone.embeddings(
+                        pack(members, batch.groups, batch.padding, torch.device("cpu"))
+                    )
                 else:
                     words = hidden[token : token + batch.num_tokens]
                     x_TH = torch.from_numpy(np.pad(words, ((0, batch.padding), (0, 0)))).view(torch.bfloat16)
                 for number in range(self.first, self.last + 1):
-                    x_TH = self.model.backbone.layer(number)(x_TH, batch.runs)
-                self.model.exits[str(self.last)](x_TH, batch.runs)
+                    x_TH = self.model.backbone.layer(number)(x_TH, batch.groups)
+                self.model.exits[str(self.last)](x_TH, batch.groups)
                 outputs.append(x_TH[: batch.num_tokens])
                 token += batch.num_tokens
             stays = work.exit_plan > self.last
@@ -72,7 +75,7 @@ class Block:
         return Workload(rows=work.rows.take(rows), exit_plan=work.exit_plan[rows]), kept.view(torch.int16).numpy()
 
 
-def through_the_object_store(blocks: list, shards: list[Workload]) -> int:
+def through_the_object_store(blocks: list[Any], shards: list[Workload]) -> int:
     """Send all shards through the blocks, all in flight; return the bytes of hidden states that moved."""
     first, second, third = blocks
     moved, ends = [], []
@@ -86,7 +89,14 @@ def through_the_object_store(blocks: list, shards: list[Workload]) -> int:
 
 
 def main() -> None:
-    sizes = {"mean_tokens": 50, "sigma": 0.6, "longest": 512, "layers": 12, "mean_exit": 4, "vocabulary": 30522}
+    sizes: dict[str, Any] = {
+        "mean_tokens": 50,
+        "sigma": 0.6,
+        "longest": 512,
+        "layers": 12,
+        "mean_exit": 4,
+        "vocabulary": 30522,
+    }
     shards = []
     for seed in range(SHARDS):
         work = make_workload(ROWS, **sizes, seed=seed)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Make the tables of papers.md from the models that papers.py trained: thresholds chosen on dev rows, figures from test rows.
+"""Make the tables of README.md from the models that run.py trained: thresholds chosen on dev rows, figures from test rows.
 
-python docs/results/papers_tables.py --work papers > tables.md
+python docs/results/papers/tables.py --work papers > tables.md
 """
 
 import argparse
@@ -10,7 +10,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ class Work:
         return Evaluation(loaded, tokenize_texts(texts, tokenizer, loaded.labels))
 
     def chosen(self, name: str, model: str, criterion: str, drop: float) -> tuple[OperatingPoint, float]:
-        """The point that dev rows choose, on test rows; and the quality of full depth there."""
+        """Return the point that dev rows choose, on test rows, and the quality of full depth there."""
         found = cheapest_within(self.evaluation(name, model, "dev").curve(criterion), drop).criterion
         test = self.evaluation(name, model, "test")
         return test.at(found), test.full_depth().quality
@@ -176,7 +176,7 @@ def own_teacher(work: Work) -> None:
 
 
 def own_teacher_at(work: Work) -> None:
-    """The same with thresholds that dev rows give a speed-up for, labels or not."""
+    """Print own teachers at thresholds that dev rows give a speed-up for, labels or not."""
     print("## Bring your own teacher, at a speed-up\n")
     rows = []
     for name, model in own_models(work):
@@ -188,13 +188,13 @@ def own_teacher_at(work: Work) -> None:
 
 
 def own_models(work: Work) -> list[tuple[str, str]]:
-    """Sets and models that learned from one's own teacher."""
+    """Return sets and models that learned from one's own teacher."""
     models = [(name, model) for name in OWN_SPEEDUPS for model in ("byo-frozen-attention", "byo-along-attention")]
     return [(name, model) for name, model in models if name in work.sets and work.there(name, model)]
 
 
 def own_row(work: Work, name: str, model: str, asked: str, chosen: OperatingPoint) -> list[str]:
-    """What a point that dev rows chose does on test rows, beside the teacher."""
+    """Lay out what a point that dev rows chose does on test rows, beside the teacher."""
     teacher = work.evaluation(name, "byo-teacher", "test").full_depth().quality
     point = work.evaluation(name, model, "test").at(chosen.criterion)
     cells = [f"{point.quality:.4f}", f"{point.quality - teacher:+.4f}", f"{point.flops_speedup:.2f}x"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Train every model of docs/results/papers.md, by the project's own jobs. Models that are there already are left alone.
+"""Train every model of docs/results/papers/README.md, by the project's own jobs. Models that are there already are left alone.
 
-python docs/results/papers.py --data $DATA --backbone all-MiniLM-L6-v2 --work papers
+python docs/results/papers/run.py --data $DATA --backbone all-MiniLM-L6-v2 --work papers
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
+JOBS = Path(__file__).resolve().parents[3] / "jobs"
 NAMES = {
     "sst2": "negative,positive",
     "ag_news": "World,Sports,Business,Sci/Tech",
@@ -81,11 +81,11 @@ def prepare(data: Path, work: Path) -> None:
         pd.read_parquet(work / "data" / f"{name}-train.parquet")[columns].to_parquet(folder / "a.parquet", index=False)
         more = pd.read_parquet(work / "data" / f"{source}.parquet")
         more.to_parquet(folder / "b.parquet", index=False)
-    for name, more in (("sst2", "movie-100k"), ("ag_news", "news-all")):  # the domain for those who bring a teacher
+    for name, domain in (("sst2", "movie-100k"), ("ag_news", "news-all")):  # the domain for those who bring a teacher
         folder = work / "data" / f"{name}-domain"
         folder.mkdir(exist_ok=True)
         pd.read_parquet(work / "data" / f"{name}-full.parquet")[["text"]].to_parquet(folder / "a.parquet", index=False)
-        pd.read_parquet(work / "data" / f"{more}.parquet").to_parquet(folder / "b.parquet", index=False)
+        pd.read_parquet(work / "data" / f"{domain}.parquet").to_parquet(folder / "b.parquet", index=False)
 
 
 def commands(backbone: str, work: Path) -> list[tuple[str, str]]:
@@ -153,7 +153,7 @@ def commands(backbone: str, work: Path) -> list[tuple[str, str]]:
 
 
 def chinese_backbone(work: Path) -> None:
-    """A small BERT with random weights over characters: no pretrained Chinese weights were to be had."""
+    """Write a small BERT with random weights over characters: no pretrained Chinese weights were to be had."""
     import torch
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
@@ -163,7 +163,7 @@ def chinese_backbone(work: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     texts = pd.read_parquet(work / "data" / "chnsenticorp-train.parquet").text
     counts = pd.Series(list("".join(texts))).value_counts()
-    characters = [c for c, n in counts.items() if n >= 3 and not c.isspace()]
+    characters = [str(c) for c, n in counts.items() if n >= 3 and not str(c).isspace()]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     torch.manual_seed(0)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""The measurements of docs/results/guarantees.md on recorded rows, of models trained by the commands there.
+"""The measurements of docs/results/guarantees/README.md on recorded rows, of models trained by the commands there.
 
-python docs/results/guarantees.py prepare --data $DATA --work W     cut the data: text to train on, and a pool never seen
-python docs/results/guarantees.py record --work W [--papers P]      all exits of every row of the pools, once, in bf16
-python docs/results/guarantees.py targets|promised|by-exit|sizes --work W          the tables
+python docs/results/guarantees/run.py prepare --data $DATA --work W     cut the data: text to train on, and a pool never seen
+python docs/results/guarantees/run.py record --work W [--papers P]      all exits of every row of the pools, once, in bf16
+python docs/results/guarantees/run.py targets|promised|by-exit|sizes --work W          the tables
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ PAPERS = {
     "chnsenticorp": "chnsenticorp/labels-attention-0",
     "chnsenticorp, joint": "chnsenticorp/joint",
 }
-"""Models of docs/results/papers.py; their pools are the dev and test rows."""
+"""Models of docs/results/papers/run.py; their pools are the dev and test rows."""
 Step = Callable[[argparse.Namespace], None]
 LIMIT, CONFIDENCE, SPLITS = 0.01, 0.95, 200
 CRITERION = Criterion(speed=1.0)
@@ -235,7 +235,7 @@ def main(doc: str, steps: Mapping[str, Step]) -> None:
     parser.add_argument("what", choices=[*steps])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--papers", type=Path, help="folder of docs/results/papers.py")
+    parser.add_argument("--papers", type=Path, help="folder of docs/results/papers/run.py")
     parser.add_argument("--sets", nargs="+", help="names to be content with")
     args = parser.parse_args()
     steps[args.what](args)
