@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.formats import FileFormatError, RawRows, iter_raw_rows
 from pipeline.corpus.listing import InputFile
-from pipeline.rejects import Reject
+from pipeline.rejects import Reason, Reject
 from pipeline.schema import DETAIL, ID, KEPT, PAIR, REASON, ROW, TEXT, read_schema
 
 SHARD_ROWS = 16_384
@@ -21,7 +21,7 @@ SHARD_ROWS = 16_384
 SHARD_BYTES = 64 << 20
 """Texts of this many bytes end a shard early, so that a folder of books does not become a 16 GB shard."""
 
-UNREADABLE = Reject("not_text", "the value cannot be read")
+UNREADABLE = Reject(Reason.NOT_TEXT, "the value cannot be read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,20 +120,20 @@ def _check_text(value: object, column: str) -> tuple[str | None, Reject | None]:
     if isinstance(value, Reject):
         return None, value
     if value is None:
-        return None, Reject("null_text", f"column '{column}' is null")
+        return None, Reject(Reason.NULL_TEXT, f"column '{column}' is null")
     try:
         if isinstance(value, bytes):
             value = value.decode()
         elif isinstance(value, str) and not value.isascii():
             value.encode()  # a lone surrogate, as in the JSON escape \ud800, is no text either
     except UnicodeDecodeError as error:
-        return None, Reject("invalid_utf8", f"column '{column}': {error}")
+        return None, Reject(Reason.INVALID_UTF8, f"column '{column}': {error}")
     except UnicodeEncodeError:
-        return None, Reject("invalid_utf8", f"column '{column}' holds bytes, or an escape, that is no UTF-8")
+        return None, Reject(Reason.INVALID_UTF8, f"column '{column}' holds bytes, or an escape, that is no UTF-8")
     if not isinstance(value, str):
-        return None, Reject("not_text", f"column '{column}' holds {type(value).__name__}, not text")
+        return None, Reject(Reason.NOT_TEXT, f"column '{column}' holds {type(value).__name__}, not text")
     if not value.strip():
-        return None, Reject("empty_text", f"column '{column}' is empty")
+        return None, Reject(Reason.EMPTY_TEXT, f"column '{column}' is empty")
     return value, None
 
 
@@ -151,7 +151,7 @@ def _typed(values: pa.Array | list[object], kept: pa.Field, problems: list[Rejec
             fitting.append(pa.scalar(_as_text(usable) if pa.types.is_string(kept.type) else usable, kept.type).as_py())
         except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
             fitting.append(None)
-            problems[row] = problems[row] or Reject("bad_kept_value", f"column '{kept.name}': not {kept.type}")
+            problems[row] = problems[row] or Reject(Reason.BAD_KEPT_VALUE, f"column '{kept.name}': not {kept.type}")
     return pa.array(fitting, kept.type)
 
 

@@ -195,7 +195,7 @@ def test_categories_may_grow_from_file_to_file(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"text": many, "k": many.dictionary_encode()}), tmp_path / "b.parquet")
     corpus = list_inputs(str(tmp_path))
-    columns = resolve_columns(corpus, text="text", pair=None, id_column=None, keep=["k"], results=[])
+    columns = resolve_columns(corpus.files, Columns(), keep=["k"])
     shards = [shard for file in corpus.files for shard in read_shards(file, columns)]
     assert [row["keep.k"] for row in rows_of(shards)] == few.to_pylist() + many.to_pylist()
 
@@ -204,7 +204,7 @@ def test_a_column_that_is_null_in_the_first_file_is_text(tmp_path: Path) -> None
     pq.write_table(pa.table({"text": ["a"], "k": pa.nulls(1)}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["b"], "k": [7]}), tmp_path / "b.parquet")
     corpus = list_inputs(str(tmp_path))
-    columns = resolve_columns(corpus, text="text", pair=None, id_column=None, keep=["k"], results=[])
+    columns = resolve_columns(corpus.files, Columns(), keep=["k"])
     shards = [shard for file in corpus.files for shard in read_shards(file, columns)]
     assert [row["keep.k"] for row in rows_of(shards)] == [None, "7"]
 

@@ -1,4 +1,4 @@
-"""Local paths and s3:// behave alike: whole files, listings with marks, conditions, errors that name path and cause."""
+"""Local paths and s3:// behave alike: whole files, listings with versions, conditions, errors that name path and cause."""
 
 import errno
 import io
@@ -33,7 +33,7 @@ def fill(place: str, files: dict[str, bytes]) -> None:
         storage_of(place).write(f"{place}/{name}", data)
 
 
-def test_what_is_written_is_read_and_listed_with_its_mark(place: str) -> None:
+def test_what_is_written_is_read_and_listed_with_its_version(place: str) -> None:
     fill(place, {"a": b"one", "sub/b": b"", "sub/deep/c": b"three"})
     storage = storage_of(place)
     found = {entry.path.removeprefix(f"{place}/"): entry for entry in storage.walk(place)}
@@ -75,7 +75,7 @@ def test_a_write_with_a_condition_happens_only_if_it_holds(place: str) -> None:
 
 
 def test_listings_and_deletions_have_more_than_one_page(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.s3.AT_ONCE", 3)
+    monkeypatch.setattr("pipeline.storage.s3.PAGE_KEYS", 3)
     fill("s3://bucket/pages", {f"{number}.txt": b"x" for number in range(7)})
     assert len(list_inputs("s3://bucket/pages").files) == 7
     storage_of("s3://").delete(f"s3://bucket/pages/{number}.txt" for number in range(7))
