@@ -7,6 +7,7 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns, resolve_columns
@@ -90,7 +91,7 @@ def _texts_by_shard(path: str, columns: Columns) -> Iterator[Texts]:
         for shard in read_shards(file, resolve_columns([file], columns)):
             if shard.read_error is not None:
                 raise UserError(f"{file.path}: {shard.read_error}")
-            good = shard.rows.filter(pa.compute.is_null(shard.rows[REASON]))
+            good = shard.rows.filter(pc.is_null(shard.rows[REASON]))
             usable += len(good)
             yield Texts(
                 texts=good[TEXT].to_pylist(),
