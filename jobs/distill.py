@@ -44,10 +44,8 @@ def main(args: argparse.Namespace) -> int:
     if (args.input is None) == (args.labels is None):
         raise UserError("give either --input, text, or --labels, what jobs/label.py made")
     corpus = results_as_corpus(args.labels) if args.labels else list_inputs(args.input)
-    keep = ([LOGITS] if args.labels else []) + ([args.label_column] if args.label_column else [])
-    columns = resolve_columns(
-        corpus, text=args.text_column, pair=args.pair_column, id_column=None, keep=keep, results=()
-    )
+    names = options.text_columns(args, args.label_column)
+    columns = resolve_columns(corpus.files, names, keep=[LOGITS] if args.labels else [])
     address, args.model = args.model, local_model(args.model)
     model = EarlyExitModel.from_pretrained(args.model)
     tokenizer = options.load_tokenizer_spec(args.model, model, args.max_tokens)

@@ -35,7 +35,7 @@ from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import check_free, plan_actors, plan_when_nodes_come
 from pipeline.engine.config import DTYPE_NAMES, EngineConfig
 from pipeline.engine.engine import check_exits
-from pipeline.errors import InputError, UserError
+from pipeline.errors import InputError, UserError, one_line
 from pipeline.serving import deployment
 from pipeline.serving.classifier import Limits
 from pipeline.serving.limits import hash_token
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"ready after {time.monotonic() - started:.0f} s: {url}/classify, page at {url}/docs", flush=True)
             deployment.wait()
     except RuntimeError as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
     return command.FAILED
 
 

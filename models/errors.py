@@ -1,20 +1,20 @@
-"""Errors that are the caller's to mend: the command, a file or a model is wrong.
+"""Errors that the caller can correct: the command, a file or a model is wrong.
 
-UserError                        one line that names what is wrong; jobs print it and end with exit code 2
-├── InputError(field, message)   one argument or setting has a wrong value; jobs write `--field message`
+UserError                        the message is one line that names what is wrong; jobs print it and exit with code 2
+├── InputError(field, message)   one argument or setting has a wrong value; jobs name the option of that name
 ├── UnsupportedModelError        a checkpoint of a family, or with a shape, that offramp cannot run
-└── UnsupportedPrecisionError    the device cannot compute in the precision that is asked for
+└── UnsupportedPrecisionError    the device cannot compute in the requested precision
 """
 
 
 class UserError(Exception):
-    """Raise for a wrong command, file or model; the message is one line that names it and says what to do."""
+    """Raised for a wrong command, file or model; the message is one line that names it and what to do about it."""
 
 
 class InputError(UserError, ValueError):
-    """Raise for a wrong value of one argument or setting.
+    """Raised for a wrong value of one argument or setting.
 
-    `field` is its name in Python, and the message goes on from there: `InputError("speed", "must be in [0, 1], not 2.0")`, or
+    `field` is its name in Python, and the message continues it: `InputError("speed", "must be in [0, 1], not 2.0")`, or
     `InputError("output", "/data/out: cannot be written")`.
     """
 
@@ -27,8 +27,8 @@ class InputError(UserError, ValueError):
 
 
 class UnsupportedModelError(UserError, ValueError):
-    """Raise for a checkpoint that offramp cannot run."""
+    """Raised for a checkpoint that offramp cannot run."""
 
 
 class UnsupportedPrecisionError(UserError, ValueError):
-    """Raise where the device cannot compute in the precision that is asked for."""
+    """Raised where the device cannot compute in the requested precision."""

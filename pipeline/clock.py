@@ -1,4 +1,4 @@
-"""Time and memory of a process."""
+"""Time and memory that a process has used."""
 
 import re
 import resource
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Clock:
-    """Counts from the moment it is made."""
+    """Counts seconds from the moment it is made."""
 
     def __init__(self) -> None:
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
@@ -18,7 +18,7 @@ class Clock:
 
     @property
     def cpu_seconds(self) -> float:
-        """Of all threads of this process."""
+        """CPU time of all threads of this process since then."""
         return time.process_time() - self._cpu_started
 
 
@@ -28,9 +28,9 @@ def peak_memory_mb() -> float:
     Pages of Ray's object store, which every process maps as it touches them, are left out: they are counted by Ray, bounded by
     its own setting, and shared.
     """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     status = Path("/proc/self/status")
     if status.exists():
         shared = re.search(r"RssShmem:\s+(\d+) kB", status.read_text())
-        peak -= int(shared[1]) if shared else 0
-    return peak / 1024
+        used -= int(shared[1]) if shared else 0
+    return used / 1024

@@ -2,21 +2,31 @@
 
     UserError, InputError(field, message)   see models.errors; exit code 2
     StorageError                            a disk or an object store failed; exit code 1
-    └── RefusedError                        it works and says no, so trying again does not help; exit code 2
+    └── RefusedError                        it works but refuses the request, so that a retry cannot help; exit code 2
 
-Beside them, each where it arises: `corpus.formats.FileFormatError` (a file cannot be read further; becomes a reject),
+Some are defined where they arise: `corpus.formats.FileFormatError` (a file cannot be read further; becomes a reject),
 `bulk.quarantine.BrokenStageError` (a stage fails on every row; exit code 1), `cluster.resources.DoesNotFitError` (the cluster
 is too small; exit code 1), `serving.queue.QueueFullError` (status 429), `benchmark.peers.MissingPeerError` (not installed).
 """
 
 from models.errors import InputError, UserError
 
-__all__ = ["InputError", "RefusedError", "StorageError", "UserError"]
+__all__ = ["InputError", "RefusedError", "StorageError", "UserError", "one_line"]
 
 
 class StorageError(Exception):
-    """Raise when a disk or an object store fails; the message names path and cause."""
+    """Raised when a disk or an object store fails; the message names path and cause."""
 
 
 class RefusedError(StorageError):
-    """Raise when the storage works and says no: permission denied, no such bucket."""
+    """Raised when the storage works but refuses a request: permission denied, no such bucket."""
+
+
+def one_line(error: BaseException, *, with_type: bool = False, limit: int | None = None) -> str:
+    """Write the message of an exception on one line of at most `limit` characters.
+
+    `with_type` puts the name of the exception's class in front; an exception without a message is that name alone.
+    """
+    message, name = " ".join(str(error).split()), type(error).__name__
+    text = f"{name}: {message}" if with_type and message else message or name
+    return text if limit is None or len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,4 +1,4 @@
-"""Every column that offramp reads, sends or writes is named and typed here, and nowhere else."""
+"""Names and types of the columns that stages exchange, and of those in the output."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ PROBABILITIES, LOGITS = "probabilities", "logits"
 EXIT_LAYER, UNCERTAINTY = "exit_layer", "uncertainty"
 
 KEPT = "keep."
-"""Kept columns travel under this prefix, so that a column of the input may have any name that the output leaves free."""
+"""Prefix of kept columns between stages, so that no name of an input column can clash with a column of ours."""
 
 RESULTS = {
     ID: pa.string(),
@@ -26,17 +26,18 @@ RESULTS = {
     UNCERTAINTY: pa.float32(),
     TRUNCATED: pa.bool_(),
 }
-"""What can be said of a row. A part holds some of these columns, none of them ever null."""
+"""Columns of results and their types; a part file holds some of them, without nulls."""
 
 REJECTS = pa.schema(
     [
         pa.field(ID, pa.string(), nullable=False),
         pa.field(FILE, pa.string(), nullable=False),
-        pa.field(ROW, pa.int64()),  # null when a whole file could not be read
+        pa.field(ROW, pa.int64()),  # null where the rest of a file could not be read
         pa.field(REASON, pa.string(), nullable=False),
         pa.field(DETAIL, pa.string()),
     ]
 )
+"""Schema of files in the folder of rejects."""
 
 RECEIPTS = pa.schema(
     [

@@ -17,7 +17,7 @@ from pipeline.bulk.run import Outcome, classify_corpus
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.bulk.stages import abandon
 from pipeline.calibration.audit import AuditResult, AuditSpec, Guarantee, summary
-from pipeline.corpus.columns import columns_of
+from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import DTYPE_NAMES, EngineConfig
@@ -129,7 +129,13 @@ def run(
             print(f"nothing to do: {output} already holds the results of every file")
             return command.DONE
         spec = ClassifySpec(
-            columns=columns_of(corpus, ledger.schema, **columns, keep=keep, results=plan.results),
+            columns=resolve_columns(
+                corpus.files,
+                Columns(text=args.text_column, pair=args.pair_column, id=args.id_column),
+                keep=keep,
+                results=plan.results,
+                recorded=ledger.schema,
+            ),
             tokenizer=tokenizer,
             model=options.absolute_model(address),
             weights=weights,

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from models.early_exit import EarlyExitModel, quiet_transformers
 from models.exits.criterion import CRITERIA, Criterion
-from pipeline.corpus.labelled import TextColumns
+from pipeline.corpus.columns import Columns
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.errors import InputError
 
@@ -79,9 +79,9 @@ def criterion(options: argparse.Namespace, model: EarlyExitModel) -> Criterion:
     return replace(stored, **{name: value for name, value in given.items() if value is not None})
 
 
-def text_columns(options: argparse.Namespace, label: str | None) -> TextColumns:
-    """Where this job finds its texts and, if it needs them, labels."""
-    return TextColumns(text=options.text_column, pair=options.pair_column, label=label)
+def text_columns(options: argparse.Namespace, label: str | None) -> Columns:
+    """Return the columns that hold this job's texts and, if it needs them, labels."""
+    return Columns(text=options.text_column, pair=options.pair_column, label=label)
 
 
 def load_tokenizer(name: str, model: EarlyExitModel, max_tokens: int | None) -> Tokenizer:

@@ -20,9 +20,10 @@ from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
+from pipeline.errors import one_line
 from pipeline.output.parts import ATTEMPTS_FOLDER
 from pipeline.output.receipts import Receipt
-from pipeline.rejects import Reject
+from pipeline.rejects import MAX_DETAIL_CHARACTERS, Reason, Reject
 from pipeline.rows import IntArray
 from pipeline.storage.locate import storage_of
 
@@ -36,7 +37,8 @@ DEATHS_ALONE = 2
 """Processes that a row must have killed by itself."""
 PROBE_ROWS = 16
 """Rows that fail, none having worked, before other rows of the shard are asked whether anything works at all."""
-DETAIL_CHARACTERS = 300
+FAILED = {"tokenize": Reason.TOKENIZE_FAILED, "classify": Reason.CLASSIFY_FAILED}
+"""Reason of a row on which a stage raised, by the name of the stage."""
 
 
 class BrokenStageError(Exception):
@@ -143,12 +145,13 @@ def halves(rows: range) -> tuple[range, range]:
 
 def reject_of(stage: str, error: BaseException) -> Reject:
     """Say why a row is rejected that a stage raised on."""
-    return Reject("out_of_memory" if isinstance(error, MemoryError) else f"{stage}_failed", describe(error))
+    reason = Reason.OUT_OF_MEMORY if isinstance(error, MemoryError) else FAILED[stage]
+    return Reject(reason, describe(error))
 
 
 def describe(error: BaseException) -> str:
-    """Name an exception in one line of bounded length."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:DETAIL_CHARACTERS]
+    """Write an exception's class and message as the detail of a reject: one line of bounded length."""
+    return one_line(error, with_type=True, limit=MAX_DETAIL_CHARACTERS)
 
 
 @dataclass(slots=True)
@@ -185,7 +188,7 @@ class AttemptLog:
                 self.cleared.append(begun)
 
     def verdict(self, stage: str) -> Reject:
-        return Reject("killed_worker", f"{stage}: {DEATHS_ALONE} workers died while they worked on this row alone")
+        return Reject(Reason.KILLED_WORKER, f"{stage}: {DEATHS_ALONE} workers died while they worked on this row alone")
 
     def remove(self) -> None:
         _remove(self.path)

@@ -5,7 +5,7 @@ import os
 import pyarrow as pa
 
 from pipeline.output.receipts import Receipt
-from pipeline.rejects import Reject
+from pipeline.rejects import Reason, Reject
 from pipeline.schema import (
     DETAIL,
     FILE,
@@ -42,7 +42,7 @@ def _rejects(rows: pa.Table, receipt: Receipt) -> pa.Table:
         ID: os.path.basename(receipt.file),
         FILE: receipt.file,
         ROW: None,
-        REASON: "unreadable_file",
+        REASON: Reason.UNREADABLE_FILE,
         DETAIL: f"from row {receipt.start + receipt.rows_in} on: {receipt.read_error}",
     }
     return pa.concat_tables([table, pa.Table.from_pylist([last], REJECTS)])

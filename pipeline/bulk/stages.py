@@ -160,7 +160,7 @@ def _read_shards(file: InputFile, columns: Columns, done: set[int]) -> Iterator[
             version=file.version,
             start=shard.start,
             last=shard.last,
-            input_bytes=shard.share * file.size,
+            input_bytes=shard.fraction * file.size,
             read_error=shard.read_error,
             rows_in=len(shard.rows),
             seconds={"read": clock.seconds},

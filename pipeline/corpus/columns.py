@@ -1,66 +1,85 @@
-"""Which columns of the input mean what, and the checks of them against the first file."""
+"""Columns of the input: what each of them means, and their check against the first file that can be read."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
 from pipeline.corpus.formats import FileFormatError, file_columns, is_text
-from pipeline.corpus.listing import Corpus, InputFile
+from pipeline.corpus.listing import InputFile
 from pipeline.errors import InputError, UserError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """Which columns of the input mean what."""
+    """Names of the input's columns by meaning: `Columns(text="review", id="key", label="stars")`."""
 
-    text: str
+    text: str = "text"
     pair: str | None = None
+    """Column of the second text, for a model of text pairs."""
     id: str | None = None
+    """Column that names the rows; without it a row is named `<file>:<row>`."""
+    label: str | None = None
+    """Column of true labels."""
     keep: pa.Schema = field(default_factory=lambda: pa.schema([]))
-    """Columns to carry through, with the type that every part gives them."""
+    """Columns that travel with their rows, the label's among them, and their types; filled in by `resolve_columns`."""
 
     @property
     def names(self) -> list[str]:
-        """All columns to read."""
+        """All columns to read, each once."""
         return list(dict.fromkeys(name for name in (self.text, self.pair, self.id, *self.keep.names) if name))
 
 
 def resolve_columns(
-    corpus: Corpus, *, text: str, pair: str | None, id_column: str | None, keep: list[str], results: Sequence[str]
+    files: Sequence[InputFile],
+    columns: Columns,
+    *,
+    keep: Sequence[str] = (),
+    results: Collection[str] = (),
+    recorded: pa.Schema | None = None,
 ) -> Columns:
-    """Check the wanted columns against the first readable file; raise UserError naming file, column and type.
+    """Return the columns with the types of those that travel with their rows: the label's and all that `keep` names.
 
-    Later files that differ are no error of the command: they land in the rejects, by name.
+    Raises InputError, naming file, column and type, unless the first readable file has all of them and `results`, the output's
+    own columns, none of `keep`. Later files may differ; their rows become rejects. No file is opened where `recorded`, the
+    schema of parts that are written already, has the types.
     """
+    travelling = list(dict.fromkeys([*keep, *filter(None, [columns.label])]))
+    if recorded is not None:
+        return replace(columns, keep=pa.schema([recorded.field(name) for name in travelling]))
     clash = [name for name in keep if name in results]
     if clash:
         raise InputError("keep", f"{clash[0]}: the output has a column of that name itself")
-    file, there = _first_readable(corpus.files)
-    for column, name in (("text_column", text), ("pair_column", pair), ("id_column", id_column)):
-        if name is None:
-            continue
-        if name not in there:
-            raise InputError(column, f"{name}: {file.path} has no such column; it has {', '.join(there) or 'none'}")
-        kind = there[name]
-        if column != "id_column" and kind is not None and not is_text(kind):
-            raise InputError(column, f"{name}: in {file.path} it is of type {kind}, not text")
-    missing = [name for name in keep if name not in there]
-    if missing:
-        raise InputError("keep", f"{missing[0]}: {file.path} has no such column; it has {', '.join(there)}")
-    return Columns(
-        text=text, pair=pair, id=id_column, keep=pa.schema([(name, _kept_type(there[name])) for name in keep])
-    )
+    file, types = _first_readable(files)
+    _check_columns(columns, keep, file.path, types)
+    return replace(columns, keep=pa.schema([(name, _kept_type(types[name])) for name in travelling]))
+
+
+def _check_columns(columns: Columns, keep: Sequence[str], path: str, types: dict[str, pa.DataType | None]) -> None:
+    """Raise InputError for the first column that a file has not, or that should hold text and does not."""
+    texts = [("text_column", columns.text), ("pair_column", columns.pair)]
+    others = [("id_column", columns.id), ("label_column", columns.label), *(("keep", name) for name in keep)]
+    for argument, name in [*texts, *others]:
+        if name is not None and name not in types:
+            raise InputError(argument, f"{name}: {path} has no such column; it has {', '.join(types) or 'none'}")
+    for argument, name in texts:
+        kind = types[name] if name is not None else None
+        if kind is not None and not is_text(kind):
+            raise InputError(argument, f"{name}: in {path} it is of type {kind}, not text")
 
 
 def _kept_type(kind: pa.DataType | None) -> pa.DataType:
-    """Return a type that all files can give a column: text where the first knows none, and no dictionary: those may grow."""
+    """Return a type that a column can have in all files: text if the first file has no type for it, and no dictionary.
+
+    The dictionary of a later file may be larger than the first one's index type allows.
+    """
     if kind is None or pa.types.is_null(kind):
         return pa.string()
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _first_readable(files: list[InputFile]) -> tuple[InputFile, dict[str, pa.DataType | None]]:
+def _first_readable(files: Sequence[InputFile]) -> tuple[InputFile, dict[str, pa.DataType | None]]:
+    """Return the first file that has columns, or the last one, with its columns; raise UserError if none can be read."""
     for file in files:
         try:
             columns = file_columns(file)
@@ -69,21 +88,4 @@ def _first_readable(files: list[InputFile]) -> tuple[InputFile, dict[str, pa.Dat
             continue
         if columns or file is files[-1]:
             return file, columns
-    raise UserError(f"no input file can be read; the last one: {problem}")
-
-
-def columns_of(
-    corpus: Corpus,
-    recorded: pa.Schema | None,
-    *,
-    text: str,
-    pair: str | None,
-    id_column: str | None,
-    keep: list[str],
-    results: Sequence[str],
-) -> Columns:
-    """Take the columns as the parts that are there have them, and open nothing; or resolve them, where there are none yet."""
-    keep = list(dict.fromkeys(keep))
-    if recorded is None:
-        return resolve_columns(corpus, text=text, pair=pair, id_column=id_column, keep=keep, results=results)
-    return Columns(text=text, pair=pair, id=id_column, keep=pa.schema([recorded.field(name) for name in keep]))
+    raise UserError(f"no input file can be read; the last one: {problem}" if len(files) > 1 else problem)

@@ -1,4 +1,4 @@
-"""Labelled (or, for distillation, unlabelled) text in memory, for training and evaluation: texts in, token rows out."""
+"""Texts in memory, with labels or without, for training and evaluation, and the chunks of token rows made of them."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,44 +7,37 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.corpus.chunks import Chunk
-from pipeline.corpus.columns import Columns
-from pipeline.corpus.formats import FileFormatError, file_columns
+from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.listing import InputFile, list_inputs
 from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer
-from pipeline.errors import UserError
+from pipeline.errors import InputError, UserError
 from pipeline.rows import FloatArray
 from pipeline.schema import KEPT, PAIR, REASON, TEXT, VALUE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TextColumns:
-    """Where texts and labels stand in a training file."""
-
-    text: str = "text"
-    pair: str | None = None
-    label: str | None = "label"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
-    """Texts in memory; `labels` are None where no label column was asked for."""
+    """Texts in memory, such as `Texts(texts=["fine", "dull"], pairs=None, labels=["positive", "negative"], rejected=0)`."""
 
     texts: list[str]
     pairs: list[str] | None
+    """Second texts, one for each row; None for single texts."""
     labels: list[str] | None
+    """Labels as written in the file, one for each row; None if no label column was read."""
     rejected: int
-    """Rows left out because they hold no usable text."""
+    """Number of rows left out because they hold no usable text."""
 
     @classmethod
-    def none(cls, columns: TextColumns) -> Self:
-        """No texts yet, of these columns."""
+    def empty(cls, columns: Columns) -> Self:
+        """Return no rows, but with the lists that these columns fill."""
         return cls(texts=[], pairs=[] if columns.pair else None, labels=[] if columns.label else None, rejected=0)
 
     def joined(self, more: Self) -> Self:
-        """Return these rows and then the others."""
+        """Return these rows followed by others of the same columns."""
         return type(self)(
             texts=self.texts + more.texts,
             pairs=None if self.pairs is None else self.pairs + (more.pairs or []),
@@ -63,14 +56,13 @@ class Texts:
         )
 
     def class_names(self) -> list[str]:
-        """All labels that occur: numbers in order of value, else alphabetical."""
-        found = set(self.labels or ())
-        return sorted(found, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
+        """Return all labels that occur: numbers first, by value, then names in alphabetical order."""
+        return sorted(set(self.labels or ()), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
 
 
-def read_texts(path: str, columns: TextColumns, limit: int | None = None) -> Texts:
-    """Read files, a folder or a glob into memory, at most `limit` rows; raise UserError for missing columns or files."""
-    read = Texts.none(columns)
+def read_texts(path: str, columns: Columns, limit: int | None = None) -> Texts:
+    """Read files, a folder or a glob into memory, at most `limit` rows; raise UserError if files or columns are missing."""
+    read = Texts.empty(columns)
     for texts in _texts_by_shard(path, columns):
         read = read.joined(texts)
         if limit is not None and len(read.texts) >= limit:
@@ -78,50 +70,59 @@ def read_texts(path: str, columns: TextColumns, limit: int | None = None) -> Tex
     return read.take(range(min(limit or len(read.texts), len(read.texts))))
 
 
-def sample_texts(path: str, columns: TextColumns, rows: int, seed: int) -> Texts:
-    """Read files, a folder or a glob, and keep `rows` at random, all being equally likely; or all, if there are no more.
+def sample_texts(path: str, columns: Columns, rows: int, seed: int) -> Texts:
+    """Draw `rows` rows at random from files, a folder or a glob, all equally likely; return all if there are no more.
 
-    Memory holds twice as many at most, however many are read: every row draws a number, and the smallest ones stay.
+    Every row draws a random key and the smallest keys stay, so that memory holds a shard more than the sample at most.
     """
     random = np.random.default_rng(seed)
-    kept, numbers = Texts.none(columns), np.empty(0)
+    sample, keys = Texts.empty(columns), np.empty(0)
     for texts in _texts_by_shard(path, columns):
-        kept, numbers = kept.joined(texts), np.append(numbers, random.random(len(texts.texts)))
-        order = np.sort(np.argsort(numbers)[:rows])
-        kept, numbers = kept.take(order.tolist()), numbers[order]
-    return kept
+        sample, keys = sample.joined(texts), np.append(keys, random.random(len(texts.texts)))
+        smallest = np.sort(np.argsort(keys)[:rows])
+        sample, keys = sample.take(smallest.tolist()), keys[smallest]
+    return sample
 
 
-def _texts_by_shard(path: str, columns: TextColumns) -> Iterator[Texts]:
-    """Yield the usable rows of shard after shard; raise UserError if there is none at all."""
-    found = False
-    for file in list_inputs(path).files:
-        for shard in read_shards(file, _columns_of(file, columns)):
+def _texts_by_shard(path: str, columns: Columns) -> Iterator[Texts]:
+    """Yield the usable rows of shard after shard; raise UserError if no shard has any."""
+    usable = 0
+    for file in _list_files(path):
+        for shard in read_shards(file, resolve_columns([file], columns)):
             if shard.read_error is not None:
                 raise UserError(f"{file.path}: {shard.read_error}")
-            good = shard.rows.filter(pa.compute.is_null(shard.rows[REASON]))
-            found = found or len(good) > 0
+            good = shard.rows.filter(pc.is_null(shard.rows[REASON]))
+            usable += len(good)
             yield Texts(
                 texts=good[TEXT].to_pylist(),
                 pairs=good[PAIR].to_pylist() if columns.pair else None,
                 labels=_labels(file, good, columns.label) if columns.label else None,
                 rejected=len(shard.rows) - len(good),
             )
-    if not found:
+    if not usable:
         raise UserError(f"{path}: no usable text in column '{columns.text}'")
 
 
+def _list_files(path: str) -> list[InputFile]:
+    """List the files of a training set; raise UserError for a wrong path, which is not the argument `input` here."""
+    try:
+        return list_inputs(path).files
+    except InputError as error:
+        raise UserError(error.message) from error
+
+
 def tokenize_texts(texts: Texts, tokenizer: Tokenizer, classes: Sequence[str] = ()) -> Chunk:
-    """Tokenize texts and number their labels by `label_numbers`; without labels they are NaN."""
+    """Tokenize texts and convert their labels with `label_numbers`; without labels these are NaN."""
     rows = tokenizer(texts.texts, texts.pairs).rows
     labels = [None] * len(rows) if texts.labels is None else texts.labels
     return Chunk(rows=rows, labels=label_numbers(labels, classes), global_rows=len(rows))
 
 
 def label_numbers(labels: Sequence[str | None], classes: Sequence[str]) -> FloatArray:
-    """Turn labels, names of `classes` or indices into it, into indices; for regression, into values: [B], NaN for None.
+    """Convert labels to class indices, or for regression to values, as [B] float32; None becomes NaN.
 
-    Raises UserError for what is neither.
+    A label is the name of a class or its index: both `label_numbers(["good", "bad"], ["bad", "good"])` and
+    `label_numbers(["1", "0"], ["bad", "good"])` return `[1.0, 0.0]`. Raises UserError for anything else.
     """
     if list(classes) == [VALUE]:
         return np.array([math.nan if label is None else _value(label) for label in labels], np.float32)
@@ -136,7 +137,7 @@ def label_numbers(labels: Sequence[str | None], classes: Sequence[str]) -> Float
 
 
 def hold_out(whole: Chunk, count: int, seed: int) -> tuple[Chunk, Chunk]:
-    """Split at random, reproducibly, into the rest and `count` rows."""
+    """Split off `count` random rows, the same for the same seed; return the other rows, then these."""
     order = np.random.default_rng(seed).permutation(len(whole))
     return whole.take(np.sort(order[count:])), whole.take(np.sort(order[:count]))
 
@@ -149,18 +150,6 @@ def _value(label: str) -> float:
     if math.isnan(value) or math.isinf(value):
         raise UserError(f"label '{label}' is no number, which regression needs")
     return value
-
-
-def _columns_of(file: InputFile, columns: TextColumns) -> Columns:
-    try:
-        there = file_columns(file)
-    except FileFormatError as error:
-        raise UserError(f"{file.path}: {error}") from error
-    for name in (columns.text, columns.pair, columns.label):
-        if name is not None and name not in there:
-            raise UserError(f"{file.path}: no column '{name}'; it has {', '.join(there) or 'none'}")
-    keep = pa.schema([(columns.label, there[columns.label] or pa.string())]) if columns.label else pa.schema([])
-    return Columns(text=columns.text, pair=columns.pair, keep=keep)
 
 
 def _labels(file: InputFile, rows: pa.Table, column: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which files are the corpus: a file, a folder or a glob, local or on S3 -> InputFile records. Nothing is opened here."""
+"""The files of a corpus: a file, a folder or a glob, local or on S3, as InputFile records. No file is opened here."""
 
 import glob
 import hashlib
@@ -25,58 +25,61 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputFile:
-    """One file of the corpus with its marks: another size or mark means other content."""
+    """A file of the corpus; another size or version means other content."""
 
     path: str
     """Absolute, or an s3:// address."""
     name: str
-    """Path relative to the input folder: the `<file>` of default ids."""
+    """Path relative to the input folder, which rows without an id of their own are named after."""
     size: int
-    """Bytes as stored."""
+    """Stored bytes, compressed if the file is."""
     version: str
     """Time of modification in ns since the epoch, or ETag."""
     format: str
+    """One of "parquet", "jsonl", "csv", "tsv" and "text"."""
     compression: str | None
+    """Either "gzip" or "zstd"; None for a file that is not compressed."""
 
     def shard_id(self, start: int) -> str:
-        """Name the shard that starts at this row: the same on every run while the file is the same."""
+        """Return the id of the shard that starts at this row: the same on every run while the file is the same."""
         key = f"{self.path}\0{self.size}\0{self.version}\0{start}"
         return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The files to read, in name order, and the files of the folder that are no corpus format."""
+    """The files to read, in order of their names."""
 
     files: list[InputFile]
     ignored: list[str]
+    """Names of the other files in the folder, whose formats are unknown."""
 
     @property
     def size(self) -> int:
-        """Bytes as stored of all files."""
+        """Stored bytes of all files."""
         return sum(file.size for file in self.files)
 
 
 def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
-    """List a file, a folder (recursively) or a glob; raise UserError when there is nothing to read.
+    """List a file, a folder (recursively) or a glob; raise UserError if there is nothing to read.
 
-    With `may_be_empty` a folder without files, or a glob without matches, is an empty corpus.
+    With `may_be_empty`, a folder without files and a glob without matches are an empty corpus.
     """
     location = absolute(pattern)
     storage = storage_of(location)
-    # On S3 a name without a known extension is a folder's: who may read only what is in it gets 403 for the name alone.
+    # On S3 a name without a known extension is taken for a folder: credentials for its files alone get a 403 for its own name.
     single = storage.stat(location) if not is_remote(location) or _format_of(location) else None
     if single is not None:
         file = _input_file(single, os.path.basename(location))
         if file is None:
             raise InputError("input", f"{location}: unknown extension; known are {_extensions()}")
         return Corpus([file], [])
-    root, found = _find(location)
+    root, entries = _find(location)
     if root is None:
         if may_be_empty and (glob.has_magic(location) or is_remote(location)):  # S3 has no empty folders
             return Corpus([], [])
         raise InputError("input", f"{pattern}: no such file, folder or match")
-    files, ignored = _sort_out(root, found)
+    files, ignored = _sort_out(root, entries)
     if not files and not may_be_empty:
         also = f" ({len(ignored)} other files there, such as {ignored[0]})" if ignored else ""
         raise InputError("input", f"{pattern}: no file to read{also}; known extensions are {_extensions()}")
@@ -84,36 +87,36 @@ def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
 
 
 def of_entries(root: str, entries: Iterable[Entry]) -> Corpus:
-    """Make a corpus of listed files below a folder."""
+    """Return the corpus of these files, which lie below the folder `root`."""
     files = [_input_file(entry, entry.path.removeprefix(root).lstrip("/")) for entry in entries]
     return Corpus([file for file in files if file is not None], [])
 
 
 def _find(location: str) -> tuple[str | None, list[Entry]]:
-    """List a folder, or the matches of a glob, with the folder that names are relative to; None: nothing is there."""
+    """Return the folder that names are relative to, and the files of a folder or a glob; None and nothing if there are none."""
     storage = storage_of(location)
     if os.path.isdir(location):
         return location, list(storage.walk(location))
     root = _fixed_part(location)
     if is_remote(location):
         wanted = _glob_pattern(location.removeprefix(root).lstrip("/")) if root != location else None
-        found = [
+        entries = [
             e for e in storage.walk(root) if wanted is None or wanted.fullmatch(e.path.removeprefix(root).lstrip("/"))
         ]
     else:
-        matches = dict.fromkeys(glob.glob(location, recursive=True))  # ** may find a file in several ways
-        found = [entry for path in matches if (entry := storage.stat(path)) is not None]
-        if matches and not found:
+        matches = dict.fromkeys(glob.glob(location, recursive=True))  # with ** a file may match more than once
+        entries = [entry for path in matches if (entry := storage.stat(path)) is not None]
+        if matches and not entries:
             raise InputError(
                 "input", f"{location}: matches folders and no file; write {location}/* for the files in them"
             )
-    return (root if found else None), found
+    return (root if entries else None), entries
 
 
-def _sort_out(root: str, found: list[Entry]) -> tuple[list[InputFile], list[str]]:
-    """Sort by name, and leave out hidden files, and the manifests and rejects of earlier runs."""
+def _sort_out(root: str, entries: list[Entry]) -> tuple[list[InputFile], list[str]]:
+    """Return the files to read, by name, and the names of others; leave out hidden files and the outputs of earlier runs."""
     files, ignored = [], []
-    for name, entry in sorted((entry.path.removeprefix(root).lstrip("/"), entry) for entry in found):
+    for name, entry in sorted((entry.path.removeprefix(root).lstrip("/"), entry) for entry in entries):
         if name.startswith(("_", ".")) or "/_" in name or "/." in name:
             continue
         file = _input_file(entry, name)
@@ -122,18 +125,19 @@ def _sort_out(root: str, found: list[Entry]) -> tuple[list[InputFile], list[str]
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Say whether an absolute glob, or the path itself, covers a path."""
+    """Return whether an absolute glob matches a path, or is the path itself."""
     return path == pattern or (glob.has_magic(pattern) and _glob_pattern(pattern).fullmatch(path) is not None)
 
 
 def _fixed_part(location: str) -> str:
+    """Return the folders of a glob before its first wildcard: "/data/in" of "/data/in/*/a.csv"."""
     parts = location.split("/")
     magic = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     return "/".join(parts[:magic])
 
 
 def _glob_pattern(pattern: str) -> re.Pattern[str]:
-    """Translate a glob over keys: * and ? stay within a name, and ** is any number of folders."""
+    """Translate a glob to a regular expression: `*` and `?` stay within a name, and `**` matches any number of folders."""
     meaning = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     pieces = re.split(r"(\*\*/|\*\*$|\*|\?|\[[^\]]+\])", pattern)
     plain = (p.replace("[!", "[^", 1) if p.startswith("[") else re.escape(p) for p in pieces)
@@ -141,7 +145,7 @@ def _glob_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def _format_of(name: str) -> tuple[str, str | None] | None:
-    """Return format and compression of a file by its name; None for what is no corpus file."""
+    """Return format and compression of a file by its name, such as ("jsonl", "gzip"); None for an unknown extension."""
     stem, extension = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(extension)
     kind = FORMATS.get(os.path.splitext(stem)[1] if compression else extension)

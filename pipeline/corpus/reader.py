@@ -1,7 +1,7 @@
-"""Read files into shards of checked rows. Nothing is lost: what cannot be used leaves with a reason.
+"""Read files into shards of checked rows. Nothing is lost: a row that cannot be used becomes a reject with a reason.
 
-A shard is a run of at most SHARD_ROWS rows, or fewer when the texts are huge. A bad row becomes a reject of its own; a file
-that cannot be read, from its start or from some row on, ends its last shard with one reject that names the file.
+A shard holds at most SHARD_ROWS consecutive rows, fewer if their texts are huge. A file that cannot be read, at all or beyond
+some row, ends with a shard whose `read_error` gives the cause.
 """
 
 import json
@@ -13,20 +13,20 @@ import pyarrow as pa
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.formats import FileFormatError, RawRows, iter_raw_rows
 from pipeline.corpus.listing import InputFile
-from pipeline.rejects import Reject
+from pipeline.rejects import Reason, Reject
 from pipeline.schema import DETAIL, ID, KEPT, PAIR, REASON, ROW, TEXT, read_schema
 
 SHARD_ROWS = 16_384
 """About half a minute of BERT-base work on 2 CPU cores at early-exit speed; on a GPU about a second."""
 SHARD_BYTES = 64 << 20
-"""Texts of this many bytes end a shard early, so that a folder of books does not become a 16 GB shard."""
+"""Bytes of text after which a shard ends early, so that a folder of books does not become a 16 GB shard."""
 
-UNREADABLE = Reject("not_text", "the value cannot be read")
+UNREADABLE = Reject(Reason.NOT_TEXT, "the value cannot be read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A run of rows of one file, read and checked."""
+    """Consecutive rows of one file, read and checked."""
 
     id: str
     file: InputFile
@@ -34,15 +34,15 @@ class Shard:
     rows: pa.Table
     """By `schema.read_schema`; rejects among them."""
     read_error: str | None
-    """Why reading stopped here for good, if it did."""
-    share: float
-    """Share of the file's bytes read since the shard before, for progress."""
+    """Cause for which the file cannot be read beyond this shard; None if it can."""
+    fraction: float
+    """Fraction of the file that this shard is, in [0, 1], for progress."""
     last: bool
-    """No shard of this file comes after it."""
+    """Whether it is the last shard of its file."""
 
 
 def read_shards(file: InputFile, columns: Columns) -> Iterator[Shard]:
-    """Read one file as shards, at least one, in row order. Never raises for what is wrong with the file."""
+    """Read one file as shards, at least one, in row order; damage of the file becomes rejects and `read_error`."""
     pending: list[pa.Table] = []
     start = count = size = 0
     position, done_until, error = 0.0, 0.0, None
@@ -58,7 +58,7 @@ def read_shards(file: InputFile, columns: Columns) -> Iterator[Shard]:
             start=start,
             rows=rows.combine_chunks(),
             read_error=error,
-            share=max(until - done_until, 0.0),
+            fraction=max(until - done_until, 0.0),
             last=last,
         )
         pending, start, count, size, done_until = [], start + count, 0, 0, until
@@ -87,7 +87,7 @@ def read_shards(file: InputFile, columns: Columns) -> Iterator[Shard]:
 
 
 def check_rows(file: InputFile, columns: Columns, raw: RawRows, schema: pa.Schema) -> pa.Table:
-    """Turn raw values into a table by `schema`; rows that cannot be used keep id and row and get a reason."""
+    """Convert raw values to a table by `schema`; rows that cannot be used keep their id and row number and get a reason."""
     count = len(raw)
     texts, problems = _check_texts(raw.columns[columns.text], columns.text)
     arrays: dict[str, object] = {ROW: pa.array(range(raw.start, raw.start + count), pa.int64())}
@@ -106,7 +106,7 @@ def check_rows(file: InputFile, columns: Columns, raw: RawRows, schema: pa.Schem
 
 
 def _check_texts(values: pa.Array | list[object], column: str) -> tuple[list[str | None], list[Reject | None]]:
-    """Return usable texts (None where there is none) and what is wrong with the others."""
+    """Return the text of every row, or None, and what is wrong with it, or None."""
     texts: list[str | None] = []
     problems: list[Reject | None] = []
     for value in _plain(values) if isinstance(values, pa.Array) else values:
@@ -120,25 +120,25 @@ def _check_text(value: object, column: str) -> tuple[str | None, Reject | None]:
     if isinstance(value, Reject):
         return None, value
     if value is None:
-        return None, Reject("null_text", f"column '{column}' is null")
+        return None, Reject(Reason.NULL_TEXT, f"column '{column}' is null")
     try:
         if isinstance(value, bytes):
             value = value.decode()
         elif isinstance(value, str) and not value.isascii():
-            value.encode()  # a lone surrogate, as in the JSON escape \ud800, is no text either
+            value.encode()  # raises for a lone surrogate, as in the JSON escape \ud800
     except UnicodeDecodeError as error:
-        return None, Reject("invalid_utf8", f"column '{column}': {error}")
+        return None, Reject(Reason.INVALID_UTF8, f"column '{column}': {error}")
     except UnicodeEncodeError:
-        return None, Reject("invalid_utf8", f"column '{column}' holds bytes, or an escape, that is no UTF-8")
+        return None, Reject(Reason.INVALID_UTF8, f"column '{column}' holds bytes, or an escape, that is no UTF-8")
     if not isinstance(value, str):
-        return None, Reject("not_text", f"column '{column}' holds {type(value).__name__}, not text")
+        return None, Reject(Reason.NOT_TEXT, f"column '{column}' holds {type(value).__name__}, not text")
     if not value.strip():
-        return None, Reject("empty_text", f"column '{column}' is empty")
+        return None, Reject(Reason.EMPTY_TEXT, f"column '{column}' is empty")
     return value, None
 
 
 def _typed(values: pa.Array | list[object], kept: pa.Field, problems: list[Reject | None]) -> pa.Array:
-    """Give a kept column its type; a value that does not fit makes its row a reject."""
+    """Convert a kept column to its type; a value that does not fit makes its row a reject."""
     if isinstance(values, pa.Array):
         try:
             return values.cast(kept.type)
@@ -151,17 +151,17 @@ def _typed(values: pa.Array | list[object], kept: pa.Field, problems: list[Rejec
             fitting.append(pa.scalar(_as_text(usable) if pa.types.is_string(kept.type) else usable, kept.type).as_py())
         except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
             fitting.append(None)
-            problems[row] = problems[row] or Reject("bad_kept_value", f"column '{kept.name}': not {kept.type}")
+            problems[row] = problems[row] or Reject(Reason.BAD_KEPT_VALUE, f"column '{kept.name}': not {kept.type}")
     return pa.array(fitting, kept.type)
 
 
 def _as_text(value: object) -> object:
-    """Write what JSON has beside strings as JSON."""
+    """Write numbers, booleans, lists and objects as JSON, and leave all other values as they are."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | int | float | list | dict) else value
 
 
 def _plain(values: pa.Array) -> list[object]:
-    """Return values as Python's; UNREADABLE for those that Python has no value for, such as a date in the year 30,000."""
+    """Convert to Python values; one that Python cannot hold, such as a date in the year 30,000, becomes UNREADABLE."""
     try:
         return list(values.to_pylist())
     except (pa.ArrowException, ValueError, OverflowError):
@@ -169,7 +169,7 @@ def _plain(values: pa.Array) -> list[object]:
 
 
 def _ids(values: pa.Array | list[object], defaults: list[str]) -> list[str]:
-    """Ids as strings; a row whose id is null, unreadable or nested goes by its place in the file."""
+    """Return ids as strings; a row whose id is null, unreadable or nested is named after its file and number."""
     given = _plain(values) if isinstance(values, pa.Array) else values
     return [_id(value, default) for value, default in zip(given, defaults, strict=True)]
 

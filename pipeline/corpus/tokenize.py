@@ -1,9 +1,9 @@
-"""Text -> ragged token ids. No padding, no torch; the work is done in Rust by `tokenizers`, on all cores.
+"""Convert texts to ragged token ids, without padding and without torch; `tokenizers` does the work in Rust, on all cores.
 
-A long text costs only what is kept of it. It is cut to a window, and the window's tokens are taken when they provably
-equal those of the whole text: tokenizers split a text into words first (left to right, looking a character or two ahead)
-and then handle every word by itself, so all tokens before the window's last few words cannot depend on what was cut off.
-If the kept tokens are not all of that kind, the window grows, in the end to the whole text.
+A long text costs only what is kept of it. It is cut to a window, and the window's tokens are used if they provably equal those
+of the whole text: a tokenizer first splits a text into words (left to right, with a look-ahead of a character or two) and then
+tokenizes every word by itself, so the tokens before the window's last few words cannot depend on what was cut off. If not all
+kept tokens lie before those words, the window grows, if need be to the whole text.
 """
 
 from dataclasses import dataclass
@@ -16,28 +16,31 @@ import tokenizers
 from pipeline.rows import TokenRows
 
 WINDOW_CHARACTERS_PER_TOKEN = 8
-"""First window: English WordPiece has 4 to 5 characters a token; twice that makes a second look rare."""
-WORDS_AT_THE_CUT = 2
-"""Words that may look different in the whole text: the one cut through, and one of white space before it."""
+"""Size of the first window: English WordPiece has 4 to 5 characters a token, so that twice that rarely has to grow."""
+WINDOW_GROWTH = 4
+"""Factor by which a window grows whose tokens do not suffice."""
+UNSETTLED_WORDS = 2
+"""Last words of a window that may differ in the whole text: the one that was cut, and white space before it."""
 PROBE = "a"
+"""Text that shows where a tokenizer puts its special tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSpec:
-    """All that a worker needs to tokenize: plain values, cheap to send and to compare."""
+    """Everything that a worker needs to build a Tokenizer: plain values, cheap to send and to compare."""
 
     tokenizer_json: str
-    """The fast tokenizer, serialized."""
+    """The fast tokenizer, serialized by `tokenizers` to the content of a tokenizer.json."""
     max_tokens: int
-    """Tokens kept of a row, special tokens included; more are cut off and the row is marked as truncated."""
+    """Most tokens of a row, special tokens included; further ones are cut off, and the row counts as truncated."""
     segments: bool
-    """Whether the model is told which text of a pair a token belongs to."""
+    """Whether the model has token types, which distinguish the two texts of a pair."""
     cut_left: bool = False
-    """The tokenizer drops the start of a long text, not its end."""
+    """Whether truncation drops the start of a long text instead of its end."""
 
     @classmethod
     def from_hugging_face(cls, tokenizer: Any, max_tokens: int) -> "TokenizerSpec":
-        """Take a transformers tokenizer; raise ValueError if it is not a fast one or `max_tokens` leaves no room for text."""
+        """Serialize a transformers tokenizer; raise ValueError if it is not fast or `max_tokens` leaves no room for text."""
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer; save the model with a tokenizer.json"
@@ -54,17 +57,25 @@ class TokenizerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenized:
-    """Token rows and which of them lost text."""
+    """Token rows, and which of them are truncated.
+
+    With at most 5 tokens a row, "a fine day in May" and "fine" become
+
+        Tokenized(
+            rows=TokenRows(token_ids=[101, 1037, 2986, 2154, 102, 101, 2986, 102], offsets=[0, 5, 8], segments=[5, 3]),
+            truncated=[True, False],
+        )
+    """
 
     rows: TokenRows
     truncated: npt.NDArray[np.bool_]
-    """[B]."""
+    """Whether text of a row was cut off, as [B] bool."""
 
 
 class Tokenizer:
     """Tokenizes texts or pairs exactly as transformers does with truncation to `max_tokens` and no padding.
 
-    Truncation is done here: that of `tokenizers` also builds every overflowing piece, for pairs every combination of them.
+    Truncation is ours, because `tokenizers` also builds all overflowing pieces, and for pairs all their combinations.
     """
 
     def __init__(self, spec: TokenizerSpec) -> None:
@@ -73,18 +84,18 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         added = self._tokenizer.get_added_tokens_decoder().values()
-        # A special token typed into a text and cut through falls into words too, at most one a character.
-        self._unsettled_words = WORDS_AT_THE_CUT + max((len(token.content) for token in added), default=0)
+        # A special token that occurs in the text itself and is cut splits into further words, at most one a character.
+        self._unsettled_words = UNSETTLED_WORDS + max((len(token.content) for token in added), default=0)
         self._single, self._pair = self._template(None), self._template(PROBE)
 
     def __call__(self, texts: list[str], pairs: list[str] | None = None) -> Tokenized:
-        """Tokenize rows; `pairs` are their second texts."""
+        """Tokenize texts, or pairs of texts whose second ones are `pairs`."""
         firsts = self._encode(texts)
         if pairs is None:
             return self._collect([self._assemble_single(ids) for ids in firsts])
         seconds = self._encode(pairs)
         for row in range(len(texts)):
-            if self._order_unknown(firsts[row], seconds[row]):
+            if self._needs_whole_lengths(firsts[row], seconds[row]):
                 firsts[row], seconds[row] = self._encode_whole([texts[row], pairs[row]])
         return self._collect([self._assemble_pair(a, b) for a, b in zip(firsts, seconds, strict=True)])
 
@@ -102,8 +113,11 @@ class Tokenizer:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [_Ids(encoding.ids, whole=True) for encoding in encodings]
 
-    def _order_unknown(self, first: "_Ids", second: "_Ids") -> bool:
-        """Both overflow and one was cut: which one gets the odd token depends on which is longer as a whole."""
+    def _needs_whole_lengths(self, first: "_Ids", second: "_Ids") -> bool:
+        """Return whether the cut of a pair depends on lengths that are not known: both overflow, and one is but a prefix.
+
+        Each text keeps half of the room then, and the longer one the odd token.
+        """
         limit = self.spec.max_tokens
         return not (first.whole and second.whole) and len(first.ids) > limit and len(second.ids) > limit
 
@@ -119,7 +133,7 @@ class Tokenizer:
         keep_first, keep_second = longest_first(len(first.ids), len(second.ids), room)
         a, b = self._cut(first.ids, keep_first), self._cut(second.ids, keep_second)
         ids = before + a + between + b + after
-        segment = len(a) + self._pair.zeros if self.spec.segments else len(ids)
+        segment = len(a) + self._pair.first_segment if self.spec.segments else len(ids)
         return ids, segment, len(first.ids) + len(second.ids) > room
 
     def _cut(self, ids: list[int], keep: int) -> list[int]:
@@ -130,27 +144,28 @@ class Tokenizer:
         return Tokenized(rows=rows, truncated=np.array([cut for _, _, cut in assembled], np.bool_))
 
     def _shorten(self, texts: list[str]) -> list[str]:
-        """Replace every long text by a prefix that gives the same kept tokens, and one more."""
+        """Replace every long text by a prefix that has the same tokens, as many as are kept and one more."""
         window = self.spec.max_tokens * WINDOW_CHARACTERS_PER_TOKEN
         return [text if len(text) <= window else self._settled_prefix(text, window) for text in texts]
 
     def _settled_prefix(self, text: str, window: int) -> str:
+        """Grow the window until enough of its tokens cannot depend on the rest of the text."""
         while window < len(text):
             prefix = text[:window]
             words = self._tokenizer.encode(prefix, add_special_tokens=False).word_ids
-            # One token more than is ever kept must be settled, so that truncation is seen as well.
+            # One token more than can be kept must be settled, so that truncation is detected as well.
             if len(words) > self.spec.max_tokens:
                 last, kept = words[-1], words[self.spec.max_tokens]
                 if last is not None and kept is not None and kept <= last - self._unsettled_words:
                     return prefix
-            window *= 4
+            window *= WINDOW_GROWTH
         return text
 
     def _template(self, pair: str | None) -> "_Template":
-        """See, on a probe, which special tokens this tokenizer puts before, between and after texts."""
+        """Find out, from a probe, which special tokens the tokenizer puts before, between and after texts."""
         content = self._tokenizer.encode(PROBE, add_special_tokens=False).ids
-        whole = self._tokenizer.encode(PROBE, pair)
-        ids, width = whole.ids, len(content)
+        encoding = self._tokenizer.encode(PROBE, pair)
+        ids, width = encoding.ids, len(content)
         starts = [i for i in range(len(ids) - width + 1) if ids[i : i + width] == content]
         if not starts or len(starts) != 1 + (pair is not None):
             raise ValueError("the tokenizer adds special tokens in a way that offramp does not understand")
@@ -159,12 +174,15 @@ class Tokenizer:
             before=ids[:first],
             between=ids[first + width : last],
             after=ids[last + width :],
-            zeros=whole.type_ids.count(0) - width,
+            first_segment=encoding.type_ids.count(0) - width,
         )
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return how many tokens of a pair's texts stay within `room`: the longer one is cut first, as in `tokenizers`."""
+    """Return how many tokens each text of a pair keeps within `room`, the longer text being cut first, as by `tokenizers`.
+
+    `longest_first(10, 3, 8)` is `(5, 3)`; `longest_first(10, 12, 9)` is `(4, 5)`.
+    """
     if first + second <= room:
         return first, second
     short, swap = min(first, second), first > second
@@ -177,17 +195,19 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Ids:
-    """Tokens of one text without special tokens; if not `whole`, of a settled prefix."""
+    """Tokens of one text, without special tokens."""
 
     ids: list[int]
     whole: bool
+    """Whether these are the tokens of the whole text, and not of a settled prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """Special tokens around texts; `zeros` of them belong to the first segment of a pair."""
+    """Special tokens that a tokenizer puts around texts."""
 
     before: list[int]
     between: list[int]
     after: list[int]
-    zeros: int
+    first_segment: int
+    """How many of them belong to the first segment of a pair."""

@@ -1,7 +1,7 @@
-"""Local paths and s3://bucket/key behind one narrow interface: whole files in and out, and listings with marks.
+"""The interface that disks and S3 share: whole files in and out, and listings with versions.
 
-A location is a string, an absolute path or an s3:// address, and `storage_of` finds who serves it. Objects appear whole or not
-at all: a rename on disks, a single put on S3. What fails is a StorageError that names path and cause.
+A location is a string, an absolute path or an s3:// address, and `storage_of` returns the storage that serves it. Files appear
+whole or not at all: by a rename on disks, by a single put on S3. A failure is a StorageError that names path and cause.
 """
 
 import contextlib
@@ -12,27 +12,28 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from pipeline.errors import RefusedError, StorageError, UserError
+from pipeline.errors import RefusedError, StorageError, UserError, one_line
 
 S3_SCHEME = "s3://"
-REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
-BUFFER_BYTES = {False: 1 << 20, True: 8 << 20}
-"""Read at once, by whether the file is remote: a request to S3 costs some 50 ms however little it brings."""
+REFUSED_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+"""Errors of a disk that works but refuses the request; every other one is the disk's own failure."""
+LOCAL_BUFFER_BYTES, REMOTE_BUFFER_BYTES = 1 << 20, 8 << 20
+"""Bytes to read at once; a request to S3 takes some 50 ms however little it returns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of a listing."""
+    """A file of a listing, such as `Entry("s3://bucket/a.csv", 1024, "9bb58f26192e4ba00f01e2e7b136bbd8")`."""
 
     path: str
     size: int
     """Bytes."""
     version: str
-    """Another mark means other content: time of modification in ns since the epoch, or ETag."""
+    """Time of modification in ns since the epoch, or ETag; another version means other content."""
 
 
-class Bytes(Protocol):
-    """What both kinds of open files can do."""
+class RawFile(Protocol):
+    """An open file of Python or of Arrow."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...
     def seek(self, offset: int, whence: int = 0, /) -> int: ...
@@ -41,9 +42,13 @@ class Bytes(Protocol):
 
 
 class StoredFile(io.RawIOBase):
-    """A file open for reading. Failures to read it are StorageErrors, never OSErrors: those tell of damaged content."""
+    """A file open for reading.
 
-    def __init__(self, entry: Entry, source: Bytes) -> None:
+    A read that fails raises StorageError, never OSError: decoders raise OSError for damaged content, and the two must not be
+    confused, since a damaged file is rejected for good and a failing server is not.
+    """
+
+    def __init__(self, entry: Entry, source: RawFile) -> None:
         self.entry, self.source = entry, source
 
     def readable(self) -> bool:
@@ -53,7 +58,7 @@ class StoredFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override]
-        with naming(self.entry.path):
+        with translate_errors(self.entry.path):
             return self.source.readinto(buffer)
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -69,57 +74,57 @@ class StoredFile(io.RawIOBase):
 
 
 class Storage(Protocol):
-    """What a file system must be able to do."""
+    """What offramp asks of a file system; every method raises StorageError if the storage fails."""
 
     def open(self, path: str) -> StoredFile:
-        """Open a file for reading, with its present size and mark."""
+        """Open a file for reading, with its present size and version."""
         ...
 
     def read(self, path: str) -> tuple[bytes, str] | None:
-        """Read a small file and its mark; None where there is none."""
+        """Return content and version of a small file; None if it does not exist."""
         ...
 
     def stat(self, path: str) -> Entry | None:
-        """Look a file up; None where there is none."""
+        """Return size and version of a file; None if it does not exist."""
         ...
 
     def walk(self, folder: str) -> Iterator[Entry]:
-        """List all files below a folder, in no order."""
+        """List all files below a folder, in any order."""
         ...
 
     def names(self, folder: str, prefix: str = "") -> Iterator[str]:
-        """List the names of the files right in a folder that start so, in no order."""
+        """List the names, beginning with `prefix`, of the files directly in a folder, in any order."""
         ...
 
     def make_folder(self, path: str) -> None:
-        """Make a folder, and those above it, where there are folders."""
+        """Make a folder and its parents, if the storage has folders."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Make or replace a file, whole or not at all."""
+        """Create or replace a file, whole or not at all."""
         ...
 
     def write_if(self, path: str, data: bytes, version: str | None) -> bool:
-        """Write only if the file still has this mark, or, with None, if there is none yet; say whether it was done."""
+        """Write only if the file has this version, or, with None, does not exist yet; return whether it was written."""
         ...
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Delete files, as far as they are there."""
+        """Delete those of these files that exist."""
         ...
 
 
 @contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
+def translate_errors(path: str) -> Iterator[None]:
     """Turn an OSError into a StorageError that names the path and the cause."""
     try:
         yield
     except OSError as error:
-        kind = RefusedError if error.errno in REFUSED else StorageError
-        raise kind(f"{path}: {error.strerror or ' '.join(str(error).split())}") from error
+        kind = RefusedError if error.errno in REFUSED_ERRNOS else StorageError
+        raise kind(f"{path}: {error.strerror or one_line(error)}") from error
 
 
 def is_remote(location: str) -> bool:
-    """Say whether a location is no local path; raise UserError for schemes that nobody serves."""
+    """Return whether a location is on S3; raise UserError for a scheme that is not supported."""
     if location.startswith(S3_SCHEME):
         return True
     if "://" in location:
@@ -128,12 +133,12 @@ def is_remote(location: str) -> bool:
 
 
 def absolute(location: str) -> str:
-    """Write a location so that every process, wherever it works, names it alike: no `..`, and no slash at its end."""
+    """Return the one spelling that all processes use: an absolute path without `..`, and no slash at its end."""
     if is_remote(location):
         return location.rstrip("/")
     return os.path.abspath(os.path.expanduser(location))
 
 
 def buffered(file: StoredFile) -> BinaryIO:
-    """Put a buffer before an open file, as large as its storage likes."""
-    return io.BufferedReader(file, BUFFER_BYTES[is_remote(file.entry.path)])
+    """Buffer an open file, by larger pieces if it is remote."""
+    return io.BufferedReader(file, REMOTE_BUFFER_BYTES if is_remote(file.entry.path) else LOCAL_BUFFER_BYTES)

@@ -1,4 +1,4 @@
-"""From a location to the storage that serves it."""
+"""The storage that serves a location."""
 
 import os
 from pathlib import Path
@@ -10,20 +10,20 @@ _LOCAL = LocalStorage()
 
 
 def storage_of(location: str) -> Storage:
-    """Find who serves a location."""
+    """Return the storage that serves a location; raise UserError for a scheme that is not supported."""
     if not is_remote(location):
         return _LOCAL
-    from pipeline.storage.s3 import S3Storage  # here: boto3 takes a while to load, and most runs are local
+    from pipeline.storage.s3 import S3Storage  # imported here because boto3 loads slowly and most runs are local
 
     return S3Storage()
 
 
 def use_endpoint(url: str | None) -> None:
-    """Send all S3 requests of this process, and of those that it starts, to another server than Amazon's."""
+    """Send all S3 requests of this process and its children to another server than Amazon's; to be called at start-up."""
     if url:
         os.environ["AWS_ENDPOINT_URL"] = url
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a small file whole or not at all."""
+    """Create or replace a small text file, whole or not at all."""
     storage_of(str(path)).write(str(path), text.encode())

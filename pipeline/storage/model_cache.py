@@ -1,4 +1,4 @@
-"""Where a machine finds a model: as its own copy if it lies in an object store, and only the one that a run began with."""
+"""Models in an object store, copied to this machine's disk, and the check that every machine runs the same weights."""
 
 import hashlib
 import os
@@ -9,38 +9,41 @@ from pathlib import Path
 
 from models.digest import weights_digest
 from pipeline.errors import InputError, StorageError
-from pipeline.storage.base import Entry, absolute, buffered, is_remote, naming
+from pipeline.storage.base import Entry, absolute, buffered, is_remote, translate_errors
 from pipeline.storage.locate import storage_of
+
+COPY_BYTES = 8 << 20
+"""Bytes of a model file to copy at once."""
 
 
 def local_model(name: str) -> str:
-    """Return what `from_pretrained` takes: hub ids and directories as they are; of an s3:// address a copy on this disk.
+    """Return what `from_pretrained` takes: a copy on this disk for an s3:// address, a hub id or a directory as it is.
 
-    Each version of the files, told by their ETags, is copied once, to ~/.cache/offramp (or $XDG_CACHE_HOME/offramp) on every
-    machine that asks. Raises UserError if no model is there, StorageError if it cannot be read.
+    A machine copies each version of the files, by their ETags, once: to ~/.cache/offramp, or $XDG_CACHE_HOME/offramp. Raises
+    UserError if there is no model at the address, StorageError if it cannot be read.
     """
     if not is_remote(name):
         return name
-    place = absolute(name)
-    found = {entry.path.removeprefix(f"{place}/"): entry for entry in storage_of(place).walk(place)}
-    files = {file: entry for file, entry in sorted(found.items()) if "/" not in file}
+    address = absolute(name)
+    entries = {entry.path.removeprefix(f"{address}/"): entry for entry in storage_of(address).walk(address)}
+    files = {file: entry for file, entry in sorted(entries.items()) if "/" not in file}
     if "config.json" not in files:
         raise InputError("model", f"{name}: no model there (no config.json below that address)")
-    version = hashlib.sha256("\n".join(f"{file} {entry.version}" for file, entry in files.items()).encode())
-    folder = _cache() / version.hexdigest()[:16]
+    versions = hashlib.sha256("\n".join(f"{file} {entry.version}" for file, entry in files.items()).encode())
+    folder = _cache() / versions.hexdigest()[:16]
     if not folder.is_dir():
         _copy(files, folder)
     return str(folder)
 
 
 def checked_model(name: str, weights: str) -> str:
-    """Do as `model_on_disk`; raise StorageError if the weights are not those with this `models.digest` any more."""
-    place = local_model(name)
-    if weights_digest(place) != weights:
+    """Return what `local_model` does; raise StorageError if the digest of its weights is not `weights`, the run's own."""
+    model = local_model(name)
+    if weights_digest(model) != weights:
         raise StorageError(
             f"{name}: other weights on {platform.node()} than the run began with; bring the same to every node"
         )
-    return place
+    return model
 
 
 def _cache() -> Path:
@@ -48,17 +51,23 @@ def _cache() -> Path:
 
 
 def _copy(files: dict[str, Entry], folder: Path) -> None:
-    """Copy beside the place and rename, so that a folder is whole; who is first wins, the others' copies are the same."""
-    with naming(str(folder)):
+    """Copy into a temporary folder and rename it, so that the folder appears whole.
+
+    Processes of one machine may copy at the same time: the first to rename wins, and the copies of the others are equal.
+    """
+    with translate_errors(str(folder)):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             for name, entry in files.items():
-                with buffered(storage_of(entry.path).open(entry.path)) as source, open(scratch / name, "wb") as target:
-                    shutil.copyfileobj(source, target, 8 << 20)
-            scratch.rename(folder)
+                with (
+                    buffered(storage_of(entry.path).open(entry.path)) as source,
+                    open(temporary / name, "wb") as target,
+                ):
+                    shutil.copyfileobj(source, target, COPY_BYTES)
+            temporary.rename(folder)
         except OSError:
             if not folder.is_dir():
                 raise
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)

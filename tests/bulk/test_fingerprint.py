@@ -13,8 +13,7 @@ from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.bulk.fingerprint import fingerprint_of
-from pipeline.corpus.columns import columns_of
-from pipeline.corpus.listing import Corpus
+from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.errors import StorageError
@@ -88,9 +87,7 @@ def test_every_choice_that_changes_answers_changes_the_fingerprint(model_directo
 
 def test_columns_that_are_recorded_need_no_file() -> None:
     recorded = pa.schema([("id", pa.string()), ("label", pa.string()), ("n", pa.int64())])
-    columns = columns_of(
-        Corpus([], []), recorded, text="text", pair=None, id_column="n", keep=["n"], results=("id", "label")
-    )
+    columns = resolve_columns([], Columns(id="n"), keep=["n"], results=("id", "label"), recorded=recorded)
     assert columns.keep == pa.schema([("n", pa.int64())])
     assert columns.names == ["text", "n"]
 

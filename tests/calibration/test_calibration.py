@@ -19,7 +19,8 @@ from pipeline.calibration.fit import curve_of, finding_rows
 from pipeline.calibration.guarantees import upper_bound
 from pipeline.calibration.temperature import calibration_error, fit_exits, fit_temperature, scale_exits
 from pipeline.calibration.thresholds import Sample
-from pipeline.corpus.labelled import TextColumns, sample_texts
+from pipeline.corpus.columns import Columns
+from pipeline.corpus.labelled import sample_texts
 from pipeline.errors import UserError
 from pipeline.evaluation.recorded import AllExits
 from tests.support.samples import made_up
@@ -218,11 +219,11 @@ def test_a_sample_is_drawn_evenly_from_all_shards(tmp_path: Path) -> None:
     for file in range(4):
         texts = [f"text {file} {row}" for row in range(1000)] + [None]
         pq.write_table(pa.table({"text": texts, "mood": ["good"] * 1001}), tmp_path / f"{file}.parquet")
-    drawn = sample_texts(str(tmp_path), TextColumns(label="mood"), 400, seed=1)
+    drawn = sample_texts(str(tmp_path), Columns(label="mood"), 400, seed=1)
     assert len(set(drawn.texts)) == len(drawn.texts) == 400
     assert drawn.labels == ["good"] * 400
     assert drawn.rejected == 4
     by_file = np.bincount([int(text.split()[1]) for text in drawn.texts])
     assert by_file.min() > 70
-    assert drawn.texts == sample_texts(str(tmp_path), TextColumns(label="mood"), 400, seed=1).texts
-    assert len(sample_texts(str(tmp_path), TextColumns(label=None), 9999, seed=1).texts) == 4000
+    assert drawn.texts == sample_texts(str(tmp_path), Columns(label="mood"), 400, seed=1).texts
+    assert len(sample_texts(str(tmp_path), Columns(), 9999, seed=1).texts) == 4000

@@ -61,7 +61,7 @@ def test_all_formats_give_the_same_rows(name: str, tmp_path: Path) -> None:
     (shard,) = read(path)
     assert shard.rows["text"].to_pylist() == texts
     assert shard.rows["id"].to_pylist() == [f"{name}:{row}" for row in range(3)]
-    assert (shard.start, shard.last, shard.read_error, shard.share) == (0, True, None, 1.0)
+    assert (shard.start, shard.last, shard.read_error, shard.fraction) == (0, True, None, 1.0)
 
 
 def test_bad_jsonl_rows_cost_themselves_only(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_categories_may_grow_from_file_to_file(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"text": many, "k": many.dictionary_encode()}), tmp_path / "b.parquet")
     corpus = list_inputs(str(tmp_path))
-    columns = resolve_columns(corpus, text="text", pair=None, id_column=None, keep=["k"], results=[])
+    columns = resolve_columns(corpus.files, Columns(), keep=["k"])
     shards = [shard for file in corpus.files for shard in read_shards(file, columns)]
     assert [row["keep.k"] for row in rows_of(shards)] == few.to_pylist() + many.to_pylist()
 
@@ -204,13 +204,13 @@ def test_a_column_that_is_null_in_the_first_file_is_text(tmp_path: Path) -> None
     pq.write_table(pa.table({"text": ["a"], "k": pa.nulls(1)}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"text": ["b"], "k": [7]}), tmp_path / "b.parquet")
     corpus = list_inputs(str(tmp_path))
-    columns = resolve_columns(corpus, text="text", pair=None, id_column=None, keep=["k"], results=[])
+    columns = resolve_columns(corpus.files, Columns(), keep=["k"])
     shards = [shard for file in corpus.files for shard in read_shards(file, columns)]
     assert [row["keep.k"] for row in rows_of(shards)] == [None, "7"]
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
+    ("header", "message"),
     [
         (b"text,a,text", "several columns 'text'"),
         ("caf\xe9,a,b".encode("latin-1"), "no column 'text'; it has caf\\udce9"),
@@ -218,15 +218,13 @@ def test_a_column_that_is_null_in_the_first_file_is_text(tmp_path: Path) -> None
         (b"", "no column 'text'; it has no header line"),
     ],
 )
-def test_a_header_that_will_not_do_is_told_of_in_text_that_can_be_stored(
-    header: bytes, said: str, tmp_path: Path
-) -> None:
+def test_an_unusable_header_is_reported_in_text_that_can_be_stored(header: bytes, message: str, tmp_path: Path) -> None:
     (shard,) = read(write_lines(tmp_path / "a.csv", [header, b"1,2,3"]))
-    assert said in str(shard.read_error)
+    assert message in str(shard.read_error)
     assert str(shard.read_error).encode()
 
 
-def test_two_columns_of_one_name_in_parquet_are_told_of(tmp_path: Path) -> None:
+def test_two_columns_of_one_name_in_parquet_are_reported(tmp_path: Path) -> None:
     pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
     (shard,) = read(tmp_path / "a.parquet")
     assert "several columns 'text'" in str(shard.read_error)
@@ -310,7 +308,7 @@ def test_shards_partition_a_file(
     assert [shard.last for shard in shards] == [False] * (len(shards) - 1) + [True]
     assert len({shard.id for shard in shards}) == len(shards)
     assert [shard.id for shard in again] == [shard.id for shard in shards]
-    assert sum(shard.share for shard in shards) == pytest.approx(1.0)
+    assert sum(shard.fraction for shard in shards) == pytest.approx(1.0)
 
 
 def test_a_changed_file_has_other_shard_ids(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def assert_equal_to_transformers(
         assert ids == wanted["input_ids"][row]
         assert ours.truncated[row] == (len(whole["input_ids"][row]) > max_tokens)
         if "token_type_ids" in wanted:
-            types = [int(place >= ours.rows.segments[row]) for place in range(len(ids))]
+            types = [int(index >= ours.rows.segments[row]) for index in range(len(ids))]
             assert types == wanted["token_type_ids"][row]
     theirs.truncation_side = "right"
     return int(ours.truncated.sum())

@@ -1,4 +1,4 @@
-"""Local paths and s3:// behave alike: whole files, listings with marks, conditions, errors that name path and cause."""
+"""Local paths and s3:// behave alike: whole files, listings with versions, conditions, errors that name path and cause."""
 
 import errno
 import io
@@ -27,13 +27,13 @@ from tests.support.jobs import REPOSITORY, small_disk
 from tests.support.s3_server import BUCKET, Fault, S3Server
 
 
-def fill(place: str, files: dict[str, bytes]) -> None:
+def fill(folder: str, files: dict[str, bytes]) -> None:
     for name, data in files.items():
-        storage_of(place).make_folder(os.path.dirname(f"{place}/{name}"))
-        storage_of(place).write(f"{place}/{name}", data)
+        storage_of(folder).make_folder(os.path.dirname(f"{folder}/{name}"))
+        storage_of(folder).write(f"{folder}/{name}", data)
 
 
-def test_what_is_written_is_read_and_listed_with_its_mark(place: str) -> None:
+def test_what_is_written_is_read_and_listed_with_its_version(place: str) -> None:
     fill(place, {"a": b"one", "sub/b": b"", "sub/deep/c": b"three"})
     storage = storage_of(place)
     found = {entry.path.removeprefix(f"{place}/"): entry for entry in storage.walk(place)}
@@ -75,7 +75,7 @@ def test_a_write_with_a_condition_happens_only_if_it_holds(place: str) -> None:
 
 
 def test_listings_and_deletions_have_more_than_one_page(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.s3.AT_ONCE", 3)
+    monkeypatch.setattr("pipeline.storage.s3.PAGE_KEYS", 3)
     fill("s3://bucket/pages", {f"{number}.txt": b"x" for number in range(7)})
     assert len(list_inputs("s3://bucket/pages").files) == 7
     storage_of("s3://").delete(f"s3://bucket/pages/{number}.txt" for number in range(7))
@@ -152,7 +152,7 @@ def test_what_cannot_be_listed_is_not_left_out_in_silence(tmp_path: Path, monkey
         list_inputs(str(tmp_path))
 
 
-def test_a_name_that_is_no_utf8_is_told_of(tmp_path: Path) -> None:
+def test_a_name_that_is_no_utf8_is_reported(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.md")).touch()
     (tmp_path / "a.txt").touch()
     assert len(list_inputs(str(tmp_path)).files) == 1
@@ -250,13 +250,13 @@ def test_a_model_in_a_bucket_is_copied_once_for_each_version(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    storage, place = storage_of("s3://"), f"s3://{BUCKET}/models/reviews"
-    with pytest.raises(UserError, match=f"model {place}: no model there"):
-        local_model(place)
+    storage, address = storage_of("s3://"), f"s3://{BUCKET}/models/reviews"
+    with pytest.raises(UserError, match=f"model {address}: no model there"):
+        local_model(address)
     for name, data in (("config.json", b"{}"), ("model.safetensors", bytes(3 << 20)), ("_checkpoint/step", b"x")):
-        storage.write(f"{place}/{name}", data)
-    storage.write(f"{place}-other/config.json", b"[]")
-    folders = {local_model(place), local_model(f"{place}/")}
+        storage.write(f"{address}/{name}", data)
+    storage.write(f"{address}-other/config.json", b"[]")
+    folders = {local_model(address), local_model(f"{address}/")}
     assert len([path for method, path in s3.requests if method == "GET" and path.endswith(".safetensors")]) == 1
     folder = Path(folders.pop())
     assert not folders
@@ -264,14 +264,14 @@ def test_a_model_in_a_bucket_is_copied_once_for_each_version(
         "config.json": 2,
         "model.safetensors": 3 << 20,
     }
-    storage.write(f"{place}/config.json", b"{ }")
-    assert Path(local_model(place), "config.json").read_bytes() == b"{ }"
+    storage.write(f"{address}/config.json", b"{ }")
+    assert Path(local_model(address), "config.json").read_bytes() == b"{ }"
     assert (folder / "config.json").read_bytes() == b"{}"
     assert len(list(folder.parent.iterdir())) == 2
     s3.faults.append(Fault("GET", "/config.json", "403 Forbidden", times=1))
-    storage.write(f"{place}/config.json", b"{  }")
-    with pytest.raises(StorageError, match=f"{place}/config.json: "):
-        local_model(place)
+    storage.write(f"{address}/config.json", b"{  }")
+    with pytest.raises(StorageError, match=f"{address}/config.json: "):
+        local_model(address)
     assert len(list(folder.parent.iterdir())) == 2
 
 

@@ -1,7 +1,7 @@
-"""An S3 server over HTTP that can be made to fail: on which requests, how often, and with which status.
+"""An S3 server over HTTP that fails on demand: on some requests, some number of times, with some status.
 
-It is moto's; with OFFRAMP_TEST_S3=http://host:port it hands all requests on to that server, of which it must be able to use
-BUCKET with the credentials below.
+The server is moto's. With OFFRAMP_TEST_S3=http://host:port all requests are forwarded to that server instead, where the
+credentials below must give access to BUCKET.
 """
 
 import http.client
@@ -22,7 +22,7 @@ BUCKET = "bucket"
 
 @dataclass
 class Fault:
-    """Answers requests whose method and path contain `method` and `path` with `status`, `times` times."""
+    """A failure of the first `times` requests whose method contains `method` and whose path contains `path`."""
 
     method: str
     path: str
@@ -35,30 +35,30 @@ class Fault:
 
 
 def forward(upstream: str, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-    """Hand a request on as it came: the signature covers the host's name, which stays."""
+    """Forward a request unchanged, with the host's name too, which its signature covers."""
     headers = {key[5:].replace("_", "-"): value for key, value in environ.items() if key.startswith("HTTP_")}
     headers |= {key.replace("_", "-"): environ[key] for key in ("CONTENT_TYPE", "CONTENT_LENGTH") if environ.get(key)}
     headers.pop("CONNECTION", None)
     body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     connection = http.client.HTTPConnection(upstream, timeout=60)
     connection.request(environ["REQUEST_METHOD"], environ["REQUEST_URI"], body, headers)
-    answer = connection.getresponse()
+    response = connection.getresponse()
     hop = ("connection", "transfer-encoding", "keep-alive")
-    kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in hop]
-    data = answer.read()
+    kept = [(name, value) for name, value in response.getheaders() if name.lower() not in hop]
+    data = response.read()
     connection.close()
-    start_response(f"{answer.status} {answer.reason}", kept)
+    start_response(f"{response.status} {response.reason}", kept)
     return [data]
 
 
 class S3Server:
-    """Listens on a free port of this machine until it is closed."""
+    """A server on a free port of this machine, open as long as the block runs."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
-        """Method and path of all requests since the last reset."""
+        """Method and path of every request since the last reset."""
         upstream = os.environ.get("OFFRAMP_TEST_S3", "").removeprefix("http://")
         self._application = partial(forward, upstream) if upstream else DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
@@ -85,7 +85,7 @@ class S3Server:
         self._server.server_close()
 
     def reset(self) -> None:
-        """Forget all objects and faults, and make the bucket."""
+        """Delete all objects, clear all faults, and make the bucket if it is not there."""
         self.faults.clear()
         client = self._client
         if any(bucket["Name"] == BUCKET for bucket in client.list_buckets()["Buckets"]):
@@ -105,5 +105,5 @@ class S3Server:
                 environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
                 start_response(fault.status, [("Content-Type", "application/xml")])
                 return [fault.body()]
-        answer: Iterable[bytes] = self._application(environ, start_response)
-        return answer
+        response: Iterable[bytes] = self._application(environ, start_response)
+        return response

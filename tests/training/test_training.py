@@ -16,7 +16,8 @@ from models.early_exit import EarlyExitModel
 from models.layers import Dropout
 from pipeline.benchmark.synthetic import CLASSES, reviews
 from pipeline.corpus.chunks import Chunk, MemorySource
-from pipeline.corpus.labelled import TextColumns, Texts, hold_out, label_numbers, read_texts, tokenize_texts
+from pipeline.corpus.columns import Columns
+from pipeline.corpus.labelled import Texts, hold_out, label_numbers, read_texts, tokenize_texts
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
@@ -329,7 +330,7 @@ def test_labels_are_names_or_indices_and_anything_else_is_named(
     with pytest.raises(UserError, match="label 'neutral' is none of the model's classes: negative, positive"):
         tokenize_texts(Texts(texts=["a"], pairs=None, labels=["neutral"], rejected=0), tokenizer, CLASSES)
     (tmp_path / "a.csv").write_text("text,label\ngood,10\nbad,9\n,1\n")
-    texts = read_texts(str(tmp_path / "a.csv"), TextColumns())
+    texts = read_texts(str(tmp_path / "a.csv"), Columns(label="label"))
     assert (texts.texts, texts.class_names(), texts.rejected) == (["good", "bad"], ["9", "10"], 1)
     assert label_numbers(["2.5", None], [VALUE]).tolist()[0] == 2.5
     with pytest.raises(UserError, match="label 'high' is no number"):

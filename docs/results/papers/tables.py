@@ -20,7 +20,8 @@ from jobs.cli import options
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from models.precision import set_precision
-from pipeline.corpus.labelled import TextColumns, read_texts, tokenize_texts
+from pipeline.corpus.columns import Columns
+from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within, luha
 
 SETS = ("sst2", "ag_news", "trec", "subj", "qnli", "chnsenticorp", "stsb")
@@ -61,7 +62,7 @@ class Work:
         directory = str(self.folder / name / model)
         loaded = EarlyExitModel.from_pretrained(directory)
         tokenizer = options.load_tokenizer(directory, loaded, None)
-        columns = TextColumns(pair="text_pair" if name in PAIRS else None)
+        columns = Columns(pair="text_pair" if name in PAIRS else None, label="label")
         texts = read_texts(str(self.folder / "data" / f"{name}-{split}.parquet"), columns)
         set_precision(loaded, "auto", torch.device("cpu"), 2048)
         return Evaluation(loaded, tokenize_texts(texts, tokenizer, loaded.labels))
