@@ -34,7 +34,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.reports import evaluation_report
 from pipeline.reports.plots import Picture, figures
-from pipeline.training.loop import TRAINING_LOG
+from pipeline.training.progress import TRAINING_LOG
 
 
 def main(args: argparse.Namespace) -> None:

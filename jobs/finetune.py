@@ -26,24 +26,20 @@ from functools import partial
 from jobs.cli import command, options, training
 from models.early_exit import HEAD_KINDS, EarlyExitModel
 from pipeline.corpus.labelled import read_texts, tokenize_texts
-from pipeline.errors import InputError
-from pipeline.schema import VALUE
-from pipeline.training.finetune import FinetuneSpec, finetune
+from pipeline.training.finetune import FINETUNE_STRATEGIES, FinetuneSpec, finetune, read_labelled, split_off_dev
 
 
 def main(args: argparse.Namespace) -> int:
-    columns = options.text_columns(args, args.label_column)
-    train_texts = read_texts(args.train, columns, args.limit)
-    classes = [VALUE] if args.task == "regression" else training.class_names(train_texts, args.class_names)
-    if args.task == "classification" and len(classes) < 2:
-        raise InputError("train", f"{args.train}: all labels are '{classes[0]}'; there is nothing to tell apart")
+    """Read the labelled text, and fine-tune; return the exit code."""
+    columns, regression = options.text_columns(args, args.label_column), args.task == "regression"
+    texts, classes = read_labelled(args.train, columns, args.limit, regression=regression, class_names=args.class_names)
     model = EarlyExitModel.from_pretrained(args.backbone, new_labels=classes)
     tokenizer = options.load_tokenizer(args.backbone, model, args.max_tokens)
-    train = tokenize_texts(train_texts, tokenizer, classes)
+    train = tokenize_texts(texts, tokenizer, classes)
     if args.dev:
         dev = tokenize_texts(read_texts(args.dev, columns), tokenizer, classes)
     else:
-        train, dev = training.split_off_dev(train, args.seed)
+        train, dev = split_off_dev(train, args.seed)
     spec = FinetuneSpec(
         backbone=options.absolute_model(args.backbone),
         classes=classes,
@@ -56,31 +52,44 @@ def main(args: argparse.Namespace) -> int:
         training=training.config(args, early_stopping=args.early_stopping, head_learning_rate=args.head_learning_rate),
         second_stage=training.config(args, learning_rate=args.head_learning_rate),
     )
-    kind = "one value" if args.task == "regression" else f"{len(classes)} classes"
+    kind = "one value" if regression else f"{len(classes)} classes"
     about = f"{args.backbone}: {model.shape.layers} layers, {kind}; {len(train):,} rows, {len(dev):,} dev"
     del model
-    return training.run(parser, args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)
+    return training.run(args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--backbone", required=True, metavar="MODEL", help="hub id or directory of a pretrained encoder")
-parser.add_argument("--train", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
-parser.add_argument("--dev", metavar="PATH", help="labelled rows to choose the epoch by (default: a tenth of --train)")
-parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the model to")
-parser.add_argument("--label-column", default="label", metavar="NAME", help="column of the label: a name or an index")
-parser.add_argument("--task", choices=["classification", "regression"], default="classification", help="kind of label")
-parser.add_argument("--class-names", metavar="A,B,...|FILE", help="names by index, or a JSON file that lists them")
-parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the heads")
-parser.add_argument("--strategy", choices=["two-stage", "joint", "alternating"], help="train all exits, in this way")
-parser.add_argument(
-    "--exit-weights", choices=["equal", "depth"], default="equal", help="weights of the exits' losses in joint steps"
-)
-parser.add_argument(
-    "--early-stopping", type=options.positive, metavar="N", help="stop after N epochs without a better dev score"
-)
-parser.add_argument("--limit", type=options.positive, metavar="N", help="use the first N rows of --train only")
-options.add_text_options(parser)
-training.add_options(parser, epochs=3, batch=64, rate=1e-4)
+def build_parser() -> argparse.ArgumentParser:
+    """Make the job's parser."""
+    parser = command.new_parser(__doc__)
+    parser.add_argument("--backbone", required=True, metavar="MODEL", help="pretrained encoder: hub id or directory")
+    parser.add_argument("--train", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
+    parser.add_argument(
+        "--dev", metavar="PATH", help="labelled rows to choose the epoch by (default: a tenth of --train)"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the model to")
+    parser.add_argument(
+        "--label-column", default="label", metavar="NAME", help="column of the label: a name or an index"
+    )
+    parser.add_argument(
+        "--task", choices=["classification", "regression"], default="classification", help="kind of label"
+    )
+    parser.add_argument("--class-names", metavar="A,B,...|FILE", help="names by index, or a JSON file that lists them")
+    parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the heads")
+    parser.add_argument("--strategy", choices=FINETUNE_STRATEGIES, help="train all exits, in this way")
+    parser.add_argument(
+        "--exit-weights",
+        choices=["equal", "depth"],
+        default="equal",
+        help="weights of the exits' losses in joint steps",
+    )
+    parser.add_argument(
+        "--early-stopping", type=options.positive, metavar="N", help="stop after N epochs without a better dev score"
+    )
+    parser.add_argument("--limit", type=options.positive, metavar="N", help="use the first N rows of --train only")
+    options.add_text_options(parser)
+    training.add_options(parser, epochs=3, batch=64, rate=1e-4)
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

@@ -1,8 +1,8 @@
-"""What jobs that train share: options, the claim on the output folder, the run itself and how it ends."""
+"""What jobs that train share: options, the claim on the output folder, the training itself and how it ends."""
 
 import argparse
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,14 @@ from transformers import AutoTokenizer
 
 from jobs.cli import command, options
 from models.early_exit import quiet_transformers
-from pipeline.corpus.chunks import Chunk
-from pipeline.corpus.labelled import Texts, hold_out
 from pipeline.errors import InputError
 from pipeline.storage.base import absolute, is_remote
-from pipeline.training.checkpoint import FOLDER, claim, release
+from pipeline.training.checkpoint import claim, release
 from pipeline.training.config import TrainingConfig
 from pipeline.training.workers import Work, run_workers
 
-HOLD_OUT = 0.1
-HOLD_OUT_ROWS = 2000
+INDIFFERENT = ("config", "workers", "output", "checkpoint_seconds")
+"""Options that may change when an unfinished training goes on, since they do not decide its result."""
 
 
 def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rate: float) -> None:
@@ -40,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rat
         type=float,
         default=1e-3,
         metavar="X",
-        help="peak learning rate of the heads, which start anew",
+        help="peak learning rate of the heads, which start from random weights",
     )
     parser.add_argument(
         "--workers", type=options.positive, default=1, metavar="N", help="Ray Train workers; 1 trains in this process"
@@ -56,14 +54,14 @@ def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rat
 
 
 def config(args: argparse.Namespace, **changes: Any) -> TrainingConfig:
-    """Build the training loop's config; raise UserError for values out of range."""
+    """Build the training loop's config; raise InputError for values out of range."""
     values = {"epochs": args.epochs, "batch_rows": args.batch_rows, "learning_rate": args.learning_rate}
     values |= {"seed": args.seed, "checkpoint_seconds": args.checkpoint_seconds}
     return TrainingConfig(**(values | changes))
 
 
 def output_folder(args: argparse.Namespace) -> Path:
-    """Return the folder of --output; raise UserError if it is no local one, which checkpoints need."""
+    """Return the folder of --output; raise InputError if it is not on a disk, where checkpoints must be."""
     if is_remote(args.output):
         raise InputError(
             "output", f"{args.output}: training writes to a folder on disk that all workers see; copy it then"
@@ -71,18 +69,20 @@ def output_folder(args: argparse.Namespace) -> Path:
     return Path(absolute(args.output))
 
 
-def run(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
-) -> int:
-    """Train into --output, or go on with a training that was begun there by the same command; return the exit code."""
+def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str, **resolved: str) -> int:
+    """Train into --output, or go on with a training that the same command began there; return the exit code.
+
+    `resolved` replaces options by what they stand for today, such as the local copy of a model in an object store, which has
+    the version in its name: a training does not go on with another version.
+    """
     output = output_folder(args)
-    claim(output, _command(parser, args))
+    claim(output, _identity(vars(args) | resolved))
     print(about)
     try:
-        run_workers(work, args.workers, output / FOLDER)
+        run_workers(work, args.workers)
     except (RayError, TrainingFailedError) as error:
         go_on = "the same command goes on from the last checkpoint"
-        print(f"{parser.prog}: error: {command.cause_of(error)}\n{go_on}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {command.cause_of(error)}\n{go_on}", file=sys.stderr)
         return command.FAILED
     _save_tokenizer(tokenizer_from, output)
     release(output)
@@ -90,30 +90,9 @@ def run(
     return command.DONE
 
 
-def class_names(texts: Texts, given: str | None) -> list[str]:
-    """Class names in order of index: a JSON file with a list, a comma-separated list, or the labels that occur."""
-    if given is None:
-        return texts.class_names()
-    if not given.endswith(".json"):
-        return given.split(",")
-    try:
-        names = json.loads(Path(given).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError("class_names", f"{given}: {error}") from error
-    if not isinstance(names, list):
-        raise InputError("class_names", f"{given}: holds no JSON list of names")
-    return [str(name) for name in names]
-
-
-def split_off_dev(whole: Chunk, seed: int) -> tuple[Chunk, Chunk]:
-    """Split off the dev rows where the user gave none: a tenth, at most HOLD_OUT_ROWS."""
-    return hold_out(whole, max(1, min(int(len(whole) * HOLD_OUT), HOLD_OUT_ROWS)), seed)
-
-
-def _command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
-    """Tell two trainings apart: all options that decide the result."""
-    silent = ("help", "config", "workers", "output", "checkpoint_seconds")
-    return {action.dest: str(getattr(args, action.dest)) for action in parser._actions if action.dest not in silent}
+def _identity(args: Mapping[str, object]) -> dict[str, object]:
+    """Return the options that decide the result, by which two trainings are told apart."""
+    return {name: value for name, value in args.items() if name not in INDIFFERENT}
 
 
 def _save_tokenizer(tokenizer_from: str, output: Path) -> None:

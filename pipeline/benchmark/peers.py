@@ -78,7 +78,6 @@ def compiled(model: nn.Module) -> Runner:
 
 def one_row_at_a_time(model: EarlyExitModel) -> Runner:
     """Early exit as the papers' published code runs it: batch size 1, every head looked at."""
-
     device = next(model.parameters()).device
 
     def run(work: Workload) -> None:

@@ -1,7 +1,7 @@
-"""Chunk: the unit in which training rows arrive; and the source of chunks that are held in memory."""
+"""Chunks: the unit in which training rows arrive, and the source of chunks for rows that are held in memory."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -11,17 +11,17 @@ from pipeline.rows import FloatArray, IntArray, TokenRows
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """Rows to learn from, B of them, some thousand at once."""
+    """B rows to learn from, usually some thousand."""
 
     rows: TokenRows
     labels: FloatArray
-    """[B]: class index or value; NaN where a row has none."""
+    """Class indices or values as [B]; NaN where a row has no label."""
     logits: FloatArray | None = None
-    """[B, C]: the teacher's, where it has been asked already."""
+    """The teacher's logits as [B, C]; None where it has not been run yet."""
     key: str = ""
-    """Names the chunk within its epoch, the same on every run."""
-    share: float = 1.0
-    """Share of the epoch that this chunk is."""
+    """Name of the chunk within its epoch, the same on every run."""
+    fraction: float = 1.0
+    """Fraction of the epoch that this chunk makes up."""
     global_rows: int = 0
     """Rows of the chunk over all workers."""
 
@@ -35,12 +35,12 @@ class Chunk:
             labels=self.labels[rows],
             logits=None if self.logits is None else self.logits[rows],
             key=self.key,
-            share=self.share,
+            fraction=self.fraction,
             global_rows=self.global_rows,
         )
 
     def targets(self) -> FloatArray:
-        """What an exit should say: the label, else the teacher's class or value: [B], NaN where nobody knows."""
+        """Return what every exit should predict: the label, else the teacher's class or value: [B], NaN without either."""
         if self.logits is None:
             return self.labels
         teacher = self.logits[:, 0] if self.logits.shape[1] == 1 else self.logits.argmax(1).astype(np.float32)
@@ -48,35 +48,33 @@ class Chunk:
 
 
 class Source(Protocol):
-    """Where chunks come from. Every epoch has the same rows, in an order that its seed decides."""
+    """Where chunks come from; every epoch has the same rows, in an order that the seed and the epoch decide."""
 
     def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
-        """Yield this worker's part of the chunks of an epoch, without those whose keys are in `done`."""
+        """Yield this worker's rows of every chunk of an epoch, without the chunks whose keys are in `done`."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySource:
-    """Rows in memory, shuffled anew for every epoch. Each of `workers` takes its own rows of every chunk."""
+    """Rows in memory, shuffled anew for every epoch; each of `world_size` workers takes its own rows of every chunk."""
 
     whole: Chunk
     seed: int
     rank: int = 0
-    workers: int = 1
+    world_size: int = 1
     chunk_rows: int = 16_384
 
     def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
+        """Yield this worker's rows of every chunk; the key of a chunk is the index of its first row in the shuffled order."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.whole))
         for start in range(0, len(order), self.chunk_rows):
-            members = order[start : start + self.chunk_rows]
             if str(start) in done:
                 continue
-            mine = self.whole.take(members[self.rank :: self.workers])
-            yield Chunk(
-                rows=mine.rows,
-                labels=mine.labels,
-                logits=mine.logits,
+            members = order[start : start + self.chunk_rows]
+            yield replace(
+                self.whole.take(members[self.rank :: self.world_size]),
                 key=str(start),
-                share=len(members) / len(order),
+                fraction=len(members) / len(order),
                 global_rows=len(members),
             )

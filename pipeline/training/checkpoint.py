@@ -1,7 +1,14 @@
-"""What a training run is resumed from: trained weights, optimizer, best state so far and position, in one file."""
+"""What a training is resumed from: one file with weights, optimizer, best weights so far and TrainState.
+
+    OUTPUT/_checkpoint/command.txt          the options that decide the result; another command is refused
+    OUTPUT/_checkpoint/[STAGE/]state.pt     replaced as a whole, between two chunks
+
+The folder is removed once the model has been saved.
+"""
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +19,56 @@ from pipeline.errors import InputError
 from pipeline.storage.locate import write_text
 
 FOLDER = "_checkpoint"
-"""Inside the output folder, until the training is done."""
+"""Folder of checkpoints inside the output folder, until the training is done."""
 STATE = "state.pt"
 COMMAND = "command.txt"
 
 
 class Checkpoint:
-    """One file in a folder, replaced whole or not at all."""
+    """The state of a training in one file, which is replaced as a whole or not at all."""
 
     def __init__(self, folder: Path, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         self.path, self.parameters, self.optimizer = folder / STATE, parameters, optimizer
 
     def exists(self) -> bool:
+        """Return whether there is something to go on from."""
         return self.path.exists()
 
-    def save(self, position: dict[str, Any], best: list[Tensor]) -> None:
-        """Write everything down, under a temporary name first."""
+    def save(self, train_state: dict[str, Any], best: list[Tensor]) -> None:
+        """Write weights, optimizer, TrainState and the best epoch's weights.
+
+        They are streamed to a file: `storage.write` takes bytes, which would hold gigabytes twice. The temporary name is always
+        the same, so that what a killed process leaves behind is overwritten by the next one; only rank 0 writes.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "position": position,
+        content = {
+            "train_state": train_state,
             "parameters": [p.detach() for p in self.parameters],
             "optimizer": self.optimizer.state_dict(),
             "best": best,
         }
         temporary = self.path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
 
     def load(self) -> tuple[dict[str, Any], list[Tensor]]:
-        """Put weights and optimizer back; return position and best state."""
+        """Restore weights and optimizer; return the fields of TrainState and the best epoch's weights."""
         device = self.parameters[0].device
-        state = torch.load(self.path, map_location=device, weights_only=True)
+        content = torch.load(self.path, map_location=device, weights_only=True)
         with torch.no_grad():
-            for parameter, value in zip(self.parameters, state["parameters"], strict=True):
+            for parameter, value in zip(self.parameters, content["parameters"], strict=True):
                 parameter.copy_(value)
-        self.optimizer.load_state_dict(state["optimizer"])
-        return state["position"], state["best"]
+        self.optimizer.load_state_dict(content["optimizer"])
+        return content["train_state"], content["best"]
 
 
-def claim(output: Path, command: dict[str, str]) -> bool:
-    """Note in the output folder which command trains into it; say whether it was begun before.
+def claim(output: Path, command: Mapping[str, object]) -> bool:
+    """Record in the output folder which command trains into it; return whether that command began there before.
 
-    Raises UserError if another command was begun there and not finished.
+    Raises InputError if another command began there and did not finish.
     """
     folder = output / FOLDER
     note = folder / COMMAND
@@ -77,5 +89,5 @@ def claim(output: Path, command: dict[str, str]) -> bool:
 
 
 def release(output: Path) -> None:
-    """The training is done and saved: forget how it got there."""
+    """Remove the checkpoints and the claim of a training whose model has been saved."""
     shutil.rmtree(output / FOLDER, ignore_errors=True)

@@ -1,5 +1,6 @@
-"""Make a classifier, or an early-exit model at once, from labelled text."""
+"""Fine-tuning: make a classifier, or an early-exit model at once, from labelled text."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,12 +8,24 @@ import torch
 
 from models.early_exit import EarlyExitModel
 from pipeline.corpus.chunks import Chunk, MemorySource
+from pipeline.corpus.columns import Columns
+from pipeline.corpus.labelled import Texts, hold_out, read_texts
+from pipeline.errors import InputError
+from pipeline.schema import VALUE
 from pipeline.training.checkpoint import FOLDER
 from pipeline.training.config import TrainingConfig
 from pipeline.training.frozen import standardize_heads
-from pipeline.training.loop import TRAINING_LOG, Say, TrainState, train
+from pipeline.training.loop import train
 from pipeline.training.process_group import ProcessGroup
-from pipeline.training.recipes import FrozenHeads, Objective, WholeModel
+from pipeline.training.progress import TRAINING_LOG, Log, TrainState
+from pipeline.training.recipes import FrozenHeads, Objective, Recipe, WholeModel
+
+FINETUNE_STRATEGIES = ("two-stage", "joint", "alternating")
+"""Ways to train all exits from labels; see training.recipes."""
+HOLD_OUT = 0.1
+"""Fraction of the training rows that become dev rows where none are given."""
+HOLD_OUT_ROWS = 2000
+"""Most rows that become dev rows in this way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,50 +34,98 @@ class FinetuneSpec:
 
     backbone: str
     classes: list[str]
+    """Class names by index; [VALUE] for regression."""
     head: str
     """Kind of the heads, the last one included."""
     strategy: str | None
-    """None makes a full-depth classifier; 'two-stage', 'joint' or 'alternating' trains all exits."""
+    """One of FINETUNE_STRATEGIES, which train all exits; None makes a full-depth classifier."""
     exit_weights: str
-    """'equal' (BERxiT) or 'depth' (PABEE: an exit weighs as its layer)."""
+    """Weights of the exits' losses: 'equal' (BERxiT), or 'depth', proportional to the layer (PABEE)."""
     train: Chunk
     dev: Chunk
     output: Path
     training: TrainingConfig
     second_stage: TrainingConfig
-    """Of the branch heads, with 'two-stage'."""
+    """Settings for the branch heads, with 'two-stage'."""
 
 
-def finetune(spec: FinetuneSpec, group: ProcessGroup, device: str, say: Say) -> None:
+def finetune(spec: FinetuneSpec, group: ProcessGroup, device: str, log: Log) -> None:
     """Train, and save the model into `spec.output`."""
+    model = _new_model(spec).to(device)
+    standardize_heads(model, spec.dev.rows)
+    weights = [layer / model.shape.layers if spec.exit_weights == "depth" else 1.0 for layer in model.exit_layers]
+    strategy = "alternating" if spec.strategy == "alternating" else "joint"
+    recipe = WholeModel(model, Objective(soft=False), strategy=strategy, weights=weights)
+    state = _train_stage(spec, recipe, group, log, branches=False)
+    if spec.strategy == "two-stage":
+        score = state.selection_scores(branches_only=False)[-1]
+        if group.is_rank_zero:
+            log(f"dev {score:.4f} at full depth; now the branch heads, on the frozen backbone")
+        torch.manual_seed(spec.training.seed)
+        model.add_exits(spec.head)
+        model.to(device)
+        standardize_heads(model, spec.dev.rows)
+        state = _train_stage(spec, FrozenHeads(model, Objective(soft=False)), group, log, branches=True)
+    if group.is_rank_zero:
+        model.save_pretrained(spec.output)
+        name = "correlation" if model.regression else "accuracy"
+        log(f"dev {name} by exit: " + ", ".join(f"{n}: {score:.4f}" for n, score in state.best_scores.items()))
+
+
+def _new_model(spec: FinetuneSpec) -> EarlyExitModel:
+    """Load the backbone under a new last head, with all exits if they are trained along with it."""
     torch.manual_seed(spec.training.seed)
     last = "attention" if spec.head == "attention" else "classifier"
     model = EarlyExitModel.from_pretrained(spec.backbone, new_labels=spec.classes, new_last_head=last)
     if spec.strategy in ("joint", "alternating"):
         model.add_exits(spec.head)
-    model.to(device)
-    standardize_heads(model, spec.dev.rows)
-    objective = Objective(soft=False)
-    source = MemorySource(whole=spec.train, seed=spec.training.seed, rank=group.rank, workers=group.workers)
+    return model
 
-    def stage(recipe: WholeModel | FrozenHeads, config: TrainingConfig, name: str, branches: bool) -> TrainState:
-        folder, log = spec.output / FOLDER / name, spec.output / TRAINING_LOG
-        return train(
-            recipe, source, spec.dev, config, folder=folder, log=log if name == "last" else None, group=group,
-            branches_only=branches, say=say,
-        )  # fmt: skip
 
-    weights = [layer / model.shape.layers if spec.exit_weights == "depth" else 1.0 for layer in model.exit_layers]
-    strategy = "alternating" if spec.strategy == "alternating" else "joint"
-    position = stage(WholeModel(model, objective, strategy=strategy, weights=weights), spec.training, "last", False)
-    if spec.strategy == "two-stage":
-        say(f"dev {position.mean_scores(False)[-1]:.4f} at full depth; now the branch heads, on the frozen backbone")
-        torch.manual_seed(spec.training.seed)
-        model.add_exits(spec.head)
-        model.to(device)
-        standardize_heads(model, spec.dev.rows)
-        position = stage(FrozenHeads(model, objective), spec.second_stage, "branches", True)
-    if group.first:
-        model.save_pretrained(spec.output)
-        name = "correlation" if model.regression else "accuracy"
-        say(f"dev {name} by exit: " + ", ".join(f"{n}: {score:.4f}" for n, score in position.best_scores.items()))
+def _train_stage(spec: FinetuneSpec, recipe: Recipe, group: ProcessGroup, log: Log, *, branches: bool) -> TrainState:
+    """Train the branch heads, or else the last head with the backbone; each stage has checkpoints of its own."""
+    return train(
+        recipe,
+        MemorySource(whole=spec.train, seed=spec.training.seed, rank=group.rank, world_size=group.world_size),
+        spec.dev,
+        spec.second_stage if branches else spec.training,
+        folder=spec.output / FOLDER / ("branches" if branches else "last"),
+        log_file=None if branches else spec.output / TRAINING_LOG,
+        group=group,
+        branches_only=branches,
+        log=log,
+    )
+
+
+def read_labelled(
+    path: str, columns: Columns, limit: int | None, *, regression: bool, class_names: str | None
+) -> tuple[Texts, list[str]]:
+    """Read labelled texts, at most `limit` rows, and their classes by index, which are [VALUE] for regression.
+
+    Raises UserError for missing columns or files, and InputError where all rows have the same label.
+    """
+    texts = read_texts(path, columns, limit)
+    if regression:
+        return texts, [VALUE]
+    classes = texts.class_names() if class_names is None else parse_class_names(class_names)
+    if len(classes) < 2:
+        raise InputError("train", f"{path}: all labels are '{classes[0]}'; there is nothing to tell apart")
+    return texts, classes
+
+
+def parse_class_names(given: str) -> list[str]:
+    """Return class names by index: `negative,positive` as it is, `classes.json` from that file, which holds a list."""
+    if not given.endswith(".json"):
+        return given.split(",")
+    try:
+        names = json.loads(Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("class_names", f"{given}: {error}") from error
+    if not isinstance(names, list):
+        raise InputError("class_names", f"{given}: holds no JSON list of names")
+    return [str(name) for name in names]
+
+
+def split_off_dev(whole: Chunk, seed: int) -> tuple[Chunk, Chunk]:
+    """Split into training rows and dev rows: a tenth at random, at most HOLD_OUT_ROWS."""
+    return hold_out(whole, max(1, min(int(len(whole) * HOLD_OUT), HOLD_OUT_ROWS)), seed)

@@ -1,4 +1,4 @@
-"""Group: this worker's place among those that train one model together."""
+"""ProcessGroup: which of the processes that train one model together this one is, and the mean of their gradients."""
 
 from dataclasses import dataclass
 
@@ -9,27 +9,27 @@ from torch import nn
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """`workers` processes in step, of which this is number `rank`; a process on its own is a group of one."""
+    """The `world_size` processes that take every step together, of which this one has number `rank`; by default one alone."""
 
     rank: int = 0
-    workers: int = 1
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this worker speaks and writes for all."""
+    def is_rank_zero(self) -> bool:
+        """Whether this process logs and writes on behalf of all."""
         return self.rank == 0
 
     def average_gradients(self, parameters: list[nn.Parameter], rows: int) -> None:
-        """Replace gradients by their mean over all rows of all workers, of which `rows` were this one's.
+        """Replace gradients by their mean over the rows of all workers, `rows` being the number of this worker's rows.
 
-        By hand and not by DistributedDataParallel: heads on a frozen backbone are small, alternating steps leave out the
-        branches, and a worker may have no row left while the others still have one.
+        DistributedDataParallel does not fit: heads on a frozen backbone are small, alternating steps leave out the branches,
+        and a worker may have no row left while the others still have one.
         """
-        if self.workers == 1:
+        if self.world_size == 1:
             return
         flat = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
-        used = torch.tensor([float(p.grad is not None) for p in parameters], device=flat[0].device)
-        total = torch.cat([*flat, used]).mul_(rows)
+        has_gradient = torch.tensor([float(p.grad is not None) for p in parameters], device=flat[0].device)
+        total = torch.cat([*flat, has_gradient]).mul_(rows)
         total = torch.cat([total, total.new_tensor([float(rows)])])
         dist.all_reduce(total)
         mean, used_by = total[: -len(parameters) - 1].div_(total[-1]), total[-len(parameters) - 1 : -1]

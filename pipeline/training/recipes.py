@@ -1,7 +1,7 @@
-"""What is trained, and from what: one class for heads on a frozen backbone, one for whole models.
+"""What is trained, and on what: FrozenHeads for branch heads on a frozen backbone, WholeModel for backbone and exits together.
 
-two-stage     backbone and last exit from labels; then all other heads on the frozen backbone (DeeBERT), or from the
-              teacher's soft labels in place of true ones (FastBERT's self-distillation)
+two-stage     backbone and last exit on labels; then the branch heads on the frozen backbone (DeeBERT), on labels or on the
+              teacher's soft labels (FastBERT's self-distillation)
 joint         backbone and all exits at once, sum of their losses (BERxiT; PABEE with weights by depth)
 alternating   odd steps: backbone and last exit; even steps: joint (BERxiT)
 """
@@ -31,12 +31,14 @@ STRATEGIES = ("joint", "alternating")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What an exit learns from: true labels, the teacher's soft labels, or a mixture."""
+    """What exits are trained on: true labels, the teacher's soft labels, or a mixture."""
 
     soft: bool
+    """Train on the teacher's soft labels; False trains on true labels alone."""
     temperature: float = 1.0
-    label_share: float = 0.0
-    """With soft labels: weight of the true label where a row has one."""
+    """Divides the logits of teacher and exit alike before they are compared."""
+    label_weight: float = 0.0
+    """Weight of the true label where a row has one, with soft labels; the soft label has the rest."""
 
     def loss(self, logits_BC: Tensor, labels_B: Tensor, teacher_BC: Tensor | None) -> Tensor:
         """Return the loss of one exit, a scalar."""
@@ -45,9 +47,9 @@ class Objective:
             return label_losses(logits_BC, labels_B).sum() / known_B.sum().clamp(min=1)  # without labels 0, not NaN
         assert teacher_BC is not None
         losses_B = soft_label_losses(logits_BC, teacher_BC, self.temperature)
-        if self.label_share:
-            share_B = self.label_share * known_B
-            losses_B = (1 - share_B) * losses_B + share_B * label_losses(logits_BC, labels_B)
+        if self.label_weight:
+            weight_B = self.label_weight * known_B
+            losses_B = (1 - weight_B) * losses_B + weight_B * label_losses(logits_BC, labels_B)
         return losses_B.sum() / max(len(losses_B), 1)
 
 
@@ -57,15 +59,15 @@ class Recipe(Protocol):
     model: EarlyExitModel
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """Return the parameters that are trained."""
         ...
 
     def prepare(self, chunk: Chunk) -> Chunk:
-        """Fill in what the teacher says of a chunk, if it is needed and not there."""
+        """Add the teacher's logits to a chunk if they are needed, missing, and not a by-product of the loss."""
         ...
 
     def prefetch(self, batches: Iterable[Chunk]) -> Iterator[tuple[Chunk, States | None]]:
-        """Hand out batches, with what could be computed of them beforehand."""
+        """Yield the batches in order, each with what was computed of it ahead of time."""
         ...
 
     def loss(self, batch: Chunk, step: int, states: States | None = None) -> Tensor:
@@ -74,7 +76,7 @@ class Recipe(Protocol):
 
 
 class WholeModel:
-    """Backbone and exits learn together."""
+    """A recipe that trains backbone and exits together; of a model without branch exits the last one, whatever the strategy."""
 
     def __init__(
         self,
@@ -85,9 +87,9 @@ class WholeModel:
         weights: Sequence[float] | None = None,
         teacher: EarlyExitModel | None = None,
     ) -> None:
-        """`weights` of the exits' losses, ascending by layer, default to 1 each; `teacher` is asked for missing soft labels.
+        """Check the strategy and copy the teacher, which gives soft labels where chunks have none.
 
-        A model without branch exits learns its last one, whatever the strategy.
+        `weights` are those of the exits' losses, lowest layer first (default: 1 each).
         """
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not '{strategy}'")
@@ -112,18 +114,18 @@ class WholeModel:
         last = self.model.shape.layers
         with autocast(self.device):
             if self.strategy == "alternating" and step % 2 == 1:
-                answers = {last: self.model.last_output(packed)}
+                outputs = {last: self.model.last_output(packed)}
             else:
-                answers = self.model(packed)
+                outputs = self.model(packed)
         weights = dict(zip(self.model.exit_layers, self.weights, strict=True))
-        return loss_of(answers, {layer: weights[layer] for layer in answers}, batch, self.objective, self.device)
+        return loss_of(outputs, {layer: weights[layer] for layer in outputs}, batch, self.objective, self.device)
 
 
 class FrozenHeads:
-    """The branch heads learn, side by side, on a backbone that is run without gradients."""
+    """A recipe that trains all branch heads side by side, on a backbone that is run without gradients."""
 
     def __init__(self, model: EarlyExitModel, objective: Objective, *, teacher_known: bool = False) -> None:
-        """`teacher_known` says that chunks come with the teacher's logits, so that the last layer need not be run."""
+        """Copy the backbone; its last layer is run for soft labels, unless chunks bring them (`teacher_known`)."""
         self.model, self.objective = model, objective
         self.device = next(model.parameters()).device
         self.branches = [layer for layer in model.exit_layers if layer != model.shape.layers]
@@ -145,32 +147,32 @@ class FrozenHeads:
         self.model.train()
         states = states or self.backbone.run(batch.rows)
         with autocast(self.device):
-            answers = {
+            outputs = {
                 layer: self.model.exit_output(layer, self.backbone.features(self.model.head(layer), states, layer))
                 for layer in self.branches
             }
         if batch.logits is None and states.teacher is not None:
             batch = replace(batch, logits=states.teacher.float().cpu().numpy())
-        return loss_of(answers, dict.fromkeys(answers, 1.0), batch, self.objective, self.device)
+        return loss_of(outputs, dict.fromkeys(outputs, 1.0), batch, self.objective, self.device)
 
 
 def loss_of(
-    answers: dict[int, ExitOutput], weights: dict[int, float], batch: Chunk, objective: Objective, device: torch.device
+    outputs: dict[int, ExitOutput], weights: dict[int, float], batch: Chunk, objective: Objective, device: torch.device
 ) -> Tensor:
-    """Sum the weighted losses of exits, and what the learned certainty costs."""
+    """Return the weighted sum of the exits' losses, plus the losses of the learning-to-exit (LTE) scores."""
     labels_B = torch.from_numpy(batch.labels).to(device)
     teacher_BC = None if batch.logits is None else torch.from_numpy(batch.logits).to(device)
     targets_B = torch.from_numpy(batch.targets()).to(device) if objective.soft else labels_B
     losses = []
-    for layer, answer in answers.items():
-        losses.append(weights[layer] * objective.loss(answer.logits, labels_B, teacher_BC))
-        if answer.lte is not None:
-            losses.append(lte_loss(answer.lte, answer.logits, targets_B))
+    for layer, output in outputs.items():
+        losses.append(weights[layer] * objective.loss(output.logits, labels_B, teacher_BC))
+        if output.lte is not None:
+            losses.append(lte_loss(output.lte, output.logits, targets_B))
     return torch.stack(losses).sum()
 
 
 def add_teacher_logits(engine: Engine | None, chunk: Chunk) -> Chunk:
-    """Let the teacher say what it thinks of a chunk."""
+    """Return the chunk with the logits of the teacher's last exit."""
     if engine is None:
-        raise ValueError("the rows have no soft labels and there is no teacher to ask")
+        raise ValueError("the rows have no soft labels and there is no teacher to give them")
     return replace(chunk, logits=engine.run(chunk.rows).logits)

@@ -1,19 +1,19 @@
 """A stream of training rows from files of any size: read and tokenized on Ray Data while the model learns.
 
-Chunks are the shards of the main chain. Files come in a seeded order, shards of a file in theirs, and nothing is kept: memory
-does not grow with the corpus. With many workers each of them reads everything and keeps every so many-th row, so that all of
-them take the same number of steps and every row is seen by exactly one.
+Chunks are the shards of the main chain. Files come in a seeded order, the shards of a file in theirs, and nothing is kept, so
+memory does not grow with the corpus. With many workers each of them reads everything and keeps every world_size-th row: all of
+them take the same number of steps, and every row is seen by exactly one.
 """
 
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from ray.data import DataContext
+from ray.data import Dataset
 
 from pipeline.bulk.shard_block import ShardBlock, token_rows
 from pipeline.bulk.stages import blocks_of, tokenized_shards, with_tokens
@@ -24,23 +24,25 @@ from pipeline.corpus.listing import Corpus
 from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.errors import InputError, UserError
+from pipeline.output.receipts import Receipt
 from pipeline.rows import FloatArray
 from pipeline.schema import KEPT, LOGITS, REASON, ROW
 
 HOLD_OUT_EVERY = 8
+"""Rows held out as dev rows: every so-many-th at the start of a file."""
 HOLD_OUT_ROWS = 1000
-"""Rows held out of a stream to see how training goes: every eighth row at its start, some more than this at most."""
+"""Dev rows after which no further file is read; also the most that one file gives."""
 HOLD_OUT_FILES = 64
-"""They may be small: so many are looked into."""
+"""Files that dev rows are taken from at most, since each may be small."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpec:
-    """Where a stream comes from; plain values that travel to every worker."""
+    """Where a stream comes from, as plain values, which travel to every worker."""
 
     corpus: Corpus
     columns: Columns
-    """Kept columns: LOGITS, where soft labels are read, and the label column, where true labels are."""
+    """Its kept columns are LOGITS, where soft labels are read, and the label column, where true labels are."""
     tokenizer: TokenizerSpec
     classes: list[str]
     label_column: str | None = None
@@ -49,56 +51,91 @@ class StreamSpec:
     seed: int = 0
 
 
-class StreamSource:
-    """Chunks of a stream; each of `workers` takes its own rows of every chunk."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Key:
+    """The key of a chunk: `corpus/a.parquet:16384:9000` is 9,000 rows from row 16,384 of that file on."""
 
-    def __init__(self, spec: StreamSpec, rank: int = 0, workers: int = 1, leave_out: Collection[str] = ()) -> None:
-        """`leave_out` names the files whose first rows `held_out` gave."""
-        self.spec, self.rank, self.workers, self.leave_out = spec, rank, workers, leave_out
+    path: str
+    start: int
+    rows: int
+
+    @classmethod
+    def parse(cls, key: str) -> Self:
+        path, start, rows = key.rsplit(":", 2)
+        return cls(path=path, start=int(start), rows=int(rows))
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.start}:{self.rows}"
+
+
+class StreamSource:
+    """Chunks of a stream; each of `world_size` workers takes its own rows of every chunk."""
+
+    def __init__(self, spec: StreamSpec, rank: int = 0, world_size: int = 1, leave_out: Collection[str] = ()) -> None:
+        """Read the stream of `spec`, without the dev rows of the files named in `leave_out`, as `held_out` returned them."""
+        self.spec, self.rank, self.world_size, self.leave_out = spec, rank, world_size, leave_out
 
     def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
-        spec, files = self.spec, self.spec.corpus.files
-        order = np.random.default_rng([spec.seed, epoch]).permutation(len(files))
-        starts: dict[str, set[int]] = {}
-        for key in done:
-            path, start, _rows = key.rsplit(":", 2)
-            starts.setdefault(path, set()).add(int(start))
-        left = None if spec.limit is None else spec.limit - sum(int(key.rsplit(":", 1)[1]) for key in done)
-        DataContext.get_current().execution_options.preserve_order = True  # or a run would not repeat with its seed
-        chain = tokenized_shards(
-            [files[number] for number in order], starts, spec.columns, spec.tokenizer, part=(self.rank, self.workers)
-        )
-        for table in blocks_of(chain) if left is None or left > 0 else ():
+        """Yield this worker's rows of every chunk, whose key is `path:start:rows`, until the files or the limit end."""
+        seen = [_Key.parse(key) for key in done]
+        left = None if self.spec.limit is None else self.spec.limit - sum(key.rows for key in seen)
+        if left is not None and left <= 0:
+            return
+        for table in blocks_of(self._chain(epoch, seen)):
             block = ShardBlock.from_arrow(table)
-            receipt = block.receipt
-            if receipt.read_error is not None and self.rank == 0:
-                print(f"{receipt.file}: {receipt.read_error}; the rest of it is left out", file=sys.stderr)
-            global_rows = receipt.rows_in if left is None else min(receipt.rows_in, left)
-            share = receipt.input_bytes / max(spec.corpus.size, 1)
-            if spec.limit is not None:  # whichever ends first
-                share = max(share, global_rows / spec.limit)
-            rows = block.rows.slice(0, len(range(self.rank, global_rows, self.workers)))
-            if receipt.file in self.leave_out:
-                rows = rows.filter(pc.invert(pa.array(_held_out(rows))))
-            yield replace(
-                _chunk(rows, spec),
-                key=f"{receipt.file}:{receipt.start}:{global_rows}",
-                share=share,
-                global_rows=global_rows,
-            )
+            self._warn(block.receipt)
+            global_rows = block.receipt.rows_in if left is None else min(block.receipt.rows_in, left)
+            yield self._chunk(block, global_rows)
             if left is not None:
                 left -= global_rows
                 if left <= 0:
                     return
 
+    def _chain(self, epoch: int, seen: list[_Key]) -> Dataset:
+        """Build the chain that reads and tokenizes what is left of an epoch, in the order of its seed."""
+        files = self.spec.corpus.files
+        order = np.random.default_rng([self.spec.seed, epoch]).permutation(len(files))
+        starts: dict[str, set[int]] = {}
+        for key in seen:
+            starts.setdefault(key.path, set()).add(key.start)
+        chain = tokenized_shards(
+            [files[number] for number in order],
+            starts,
+            self.spec.columns,
+            self.spec.tokenizer,
+            part=(self.rank, self.world_size),
+        )
+        chain.context.execution_options.preserve_order = True  # or a run would not repeat with its seed
+        return chain
+
+    def _chunk(self, block: ShardBlock, global_rows: int) -> Chunk:
+        """Make the chunk of a shard, of which the first `global_rows` rows (over all workers) are used."""
+        spec, receipt = self.spec, block.receipt
+        fraction = receipt.input_bytes / max(spec.corpus.size, 1)
+        if spec.limit is not None:  # the epoch ends with the files or at the limit, whichever comes first
+            fraction = max(fraction, global_rows / spec.limit)
+        rows = block.rows.slice(0, len(range(self.rank, global_rows, self.world_size)))
+        if receipt.file in self.leave_out:
+            rows = rows.filter(pc.invert(pa.array(_is_held_out(rows))))
+        key = _Key(path=receipt.file, start=receipt.start, rows=global_rows)
+        return replace(_chunk_of(rows, spec), key=str(key), fraction=fraction, global_rows=global_rows)
+
+    def _warn(self, receipt: Receipt) -> None:
+        """Name a file that cannot be read to its end."""
+        if receipt.read_error is not None and self.rank == 0:
+            print(f"{receipt.file}: {receipt.read_error}; the rest of it is left out", file=sys.stderr)
+
 
 def held_out(spec: StreamSpec) -> tuple[Chunk, frozenset[str]]:
-    """Read rows for a stream to leave out, without Ray, and name their files; raise UserError if there is none to use."""
+    """Read the dev rows that a stream leaves out, without Ray, and return them with the paths of their files.
+
+    Raises UserError if none of them is usable.
+    """
     parts: list[pa.Table] = []
     files = spec.corpus.files[:HOLD_OUT_FILES]
     for number, file in enumerate(files):
         shard = next(iter(read_shards(file, spec.columns)))
-        parts.append(shard.rows.filter(pa.array(_held_out(shard.rows))))
+        parts.append(shard.rows.filter(pa.array(_is_held_out(shard.rows))))
         if sum(map(len, parts)) >= HOLD_OUT_ROWS:
             files = files[: number + 1]
             break
@@ -106,17 +143,18 @@ def held_out(spec: StreamSpec) -> tuple[Chunk, frozenset[str]]:
     rows = rows.filter(pc.is_null(rows[REASON])).combine_chunks()
     if len(rows) == 0:
         raise UserError(f"{files[0].path}: no usable row to hold out at its start; give dev rows")
-    held = _chunk(with_tokens(rows, Tokenizer(spec.tokenizer), spec.columns), spec)
+    held = _chunk_of(with_tokens(rows, Tokenizer(spec.tokenizer), spec.columns), spec)
     return held, frozenset(file.path for file in files)
 
 
-def _held_out(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _is_held_out(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Return which rows are dev rows of their file."""
     numbers = rows[ROW].to_numpy()
     return (numbers % HOLD_OUT_EVERY == 0) & (numbers < HOLD_OUT_EVERY * HOLD_OUT_ROWS)
 
 
-def _chunk(rows: pa.Table, spec: StreamSpec) -> Chunk:
-    """Make a chunk of the usable rows of a shard."""
+def _chunk_of(rows: pa.Table, spec: StreamSpec) -> Chunk:
+    """Make a chunk of the usable rows among tokenized ones."""
     rows = rows.filter(pc.is_null(rows[REASON])).combine_chunks()
     labels: list[str | None] = [None] * len(rows)
     if spec.label_column is not None:
@@ -129,7 +167,7 @@ def _chunk(rows: pa.Table, spec: StreamSpec) -> Chunk:
 
 
 def _logits(rows: pa.Table, classes: int) -> FloatArray:
-    """Take the soft labels out of rows: [B, C]."""
+    """Return the soft labels of rows as [B, C]; raise InputError if they are not of this many classes."""
     column = rows[KEPT + LOGITS].combine_chunks()
     if len(rows) == 0:
         return np.zeros((0, classes), np.float32)

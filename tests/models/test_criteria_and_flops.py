@@ -69,7 +69,7 @@ def test_a_true_label_weighs_in_its_own_row_only() -> None:
     labels = torch.tensor([math.nan, 2.0, math.nan, math.nan])
     soft, hard = soft_label_losses(logits, teacher), label_losses(logits, labels)
     expected = (soft[0] + soft[2] + soft[3] + 0.7 * soft[1] + 0.3 * hard[1]) / 4
-    assert float(Objective(soft=True, label_share=0.3).loss(logits, labels, teacher)) == pytest.approx(float(expected))
+    assert float(Objective(soft=True, label_weight=0.3).loss(logits, labels, teacher)) == pytest.approx(float(expected))
 
 
 def test_learned_certainty_aims_at_being_right() -> None:

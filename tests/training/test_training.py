@@ -26,8 +26,10 @@ from pipeline.schema import VALUE
 from pipeline.training.checkpoint import claim, release
 from pipeline.training.config import TrainingConfig
 from pipeline.training.finetune import FinetuneSpec, finetune
-from pipeline.training.loop import TrainState, linear_warmup_decay, mean_score, scores_by_exit, train
+from pipeline.training.loop import scores_by_exit, train
+from pipeline.training.optimizer import linear_warmup_decay
 from pipeline.training.process_group import ProcessGroup
+from pipeline.training.progress import TrainState, selection_score
 from pipeline.training.recipes import FrozenHeads, Objective, Recipe, WholeModel, add_teacher_logits
 
 CONFIG = TrainingConfig(epochs=3, batch_rows=32, learning_rate=2e-3, seed=1)
@@ -73,7 +75,7 @@ def with_exits(model: EarlyExitModel, kind: str = "pooled") -> EarlyExitModel:
 def fit(
     recipe: Recipe, rows: Chunk, dev: Chunk, config: TrainingConfig = CONFIG, folder: Path | None = None
 ) -> TrainState:
-    return train(recipe, MemorySource(whole=rows, seed=1, chunk_rows=200), dev, config, folder=folder, say=quiet)
+    return train(recipe, MemorySource(whole=rows, seed=1, chunk_rows=200), dev, config, folder=folder, log=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +92,15 @@ def teacher(split: tuple[Chunk, Chunk]) -> tuple[EarlyExitModel, TrainState]:
 def test_fine_tuning_learns_and_repeats_with_its_seed(
     teacher: tuple[EarlyExitModel, TrainState], split: tuple[Chunk, Chunk]
 ) -> None:
-    model, position = teacher
+    model, state = teacher
     assert scores_by_exit(model, split[1])[3] > 0.9
-    assert position.rows == 3 * len(split[0])
+    assert state.rows == 3 * len(split[0])
     again = new_model()
-    assert fit(WholeModel(again, LABELS), *split).losses == position.losses
+    assert fit(WholeModel(again, LABELS), *split).losses == state.losses
 
 
 @pytest.mark.parametrize("kind", ["pooled", "attention"])
-@pytest.mark.parametrize("objective", [LABELS, SOFT, Objective(soft=True, temperature=2.0, label_share=0.5)])
+@pytest.mark.parametrize("objective", [LABELS, SOFT, Objective(soft=True, temperature=2.0, label_weight=0.5)])
 def test_heads_on_a_frozen_backbone_learn_and_leave_the_rest_alone(
     kind: str, objective: Objective, teacher: tuple[EarlyExitModel, TrainState], split: tuple[Chunk, Chunk]
 ) -> None:
@@ -106,9 +108,9 @@ def test_heads_on_a_frozen_backbone_learn_and_leave_the_rest_alone(
     dev = add_teacher_logits(Engine(copy.deepcopy(teacher[0]), EngineConfig()), split[1])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     untrained = scores_by_exit(model, dev)
-    position = fit(FrozenHeads(model, objective), split[0], dev)
+    state = fit(FrozenHeads(model, objective), split[0], dev)
     trained = scores_by_exit(model, dev)
-    assert position.losses[-1] < position.losses[0]
+    assert state.losses[-1] < state.losses[0]
     assert trained[2] > 0.9
     assert trained[1] + trained[2] > untrained[1] + untrained[2]
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -121,7 +123,7 @@ class OneRowOfThree:
     """What a worker gets of a chunk whose other rows are other workers'."""
 
     def __init__(self, whole: Chunk) -> None:
-        self.chunk = replace(whole.take(np.arange(1)), key="0", share=1.0, global_rows=3)
+        self.chunk = replace(whole.take(np.arange(1)), key="0", fraction=1.0, global_rows=3)
 
     def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
         yield self.chunk
@@ -134,8 +136,8 @@ def test_a_worker_with_fewer_rows_takes_as_many_steps_as_the_others(
     model = with_exits(teacher[0])
     recipe = FrozenHeads(model, LABELS) if frozen else WholeModel(model, LABELS)
     config = replace(CONFIG, epochs=1, batch_rows=1)
-    position = train(recipe, OneRowOfThree(split[0]), split[1], config, say=quiet)
-    assert (position.step, position.rows) == (3, 3)
+    state = train(recipe, OneRowOfThree(split[0]), split[1], config, log=quiet)
+    assert (state.step, state.rows) == (3, 3)
 
 
 def test_soft_labels_from_a_file_train_the_same_heads_as_the_teacher_itself(
@@ -209,21 +211,29 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(after: int, split: tuple[Chunk
     config = replace(CONFIG, epochs=2, checkpoint_seconds=0.0)
     rows = split[0].take(np.arange(900))
     source = MemorySource(whole=rows, seed=1, chunk_rows=200)
-    log = tmp_path / "log.jsonl"
+    log_file = tmp_path / "log.jsonl"
     whole, parts = with_exits(new_model()), with_exits(new_model())
-    expected = train(WholeModel(whole, LABELS), source, split[1], config, say=quiet)
+    expected = train(WholeModel(whole, LABELS), source, split[1], config, log=quiet)
     with pytest.raises(StoppedError):
         train(
-            WholeModel(parts, LABELS), Interrupted(source, after), split[1], config, folder=tmp_path, log=log, say=quiet
+            WholeModel(parts, LABELS),
+            Interrupted(source, after),
+            split[1],
+            config,
+            folder=tmp_path,
+            log_file=log_file,
+            log=quiet,
         )
     again = with_exits(new_model())
-    said: list[str] = []
-    got = train(WholeModel(again, LABELS), source, split[1], config, folder=tmp_path, log=log, say=said.append)
-    assert said[0].startswith("going on at epoch")
+    lines: list[str] = []
+    got = train(
+        WholeModel(again, LABELS), source, split[1], config, folder=tmp_path, log_file=log_file, log=lines.append
+    )
+    assert lines[0].startswith("going on at epoch")
     assert (got.rows, got.step, got.losses) == (expected.rows, expected.step, expected.losses)
     for name, value in again.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in log_file.read_text().splitlines()]
     assert steps == sorted(set(steps))
 
 
@@ -238,8 +248,8 @@ def test_the_best_epoch_is_kept_not_the_last(split: tuple[Chunk, Chunk], monkeyp
 
     monkeypatch.setattr("pipeline.training.loop.scores_by_exit", score)
     few = split[0].take(np.arange(96))
-    position = fit(WholeModel(model, LABELS), few, few)
-    assert position.best_epoch == 1
+    state = fit(WholeModel(model, LABELS), few, few)
+    assert state.best_epoch == 1
     assert all(torch.equal(value, seen[0][name]) for name, value in model.state_dict().items())
     assert not torch.equal(seen[0]["exits.3.out.weight"], seen[2]["exits.3.out.weight"])
 
@@ -253,7 +263,8 @@ def test_workers_share_every_chunk_and_take_the_same_number_of_steps(split: tupl
     rows = split[0].take(np.arange(437))
     whole = list(MemorySource(whole=rows, seed=3, chunk_rows=200).chunks(1, ()))
     parts = [
-        list(MemorySource(whole=rows, seed=3, chunk_rows=200, rank=rank, workers=3).chunks(1, ())) for rank in range(3)
+        list(MemorySource(whole=rows, seed=3, chunk_rows=200, rank=rank, world_size=3).chunks(1, ()))
+        for rank in range(3)
     ]
     for number, chunk in enumerate(whole):
         mine = [part[number] for part in parts]
@@ -261,7 +272,7 @@ def test_workers_share_every_chunk_and_take_the_same_number_of_steps(split: tupl
         assert {part.global_rows for part in mine} == {len(chunk)}
         seen = sorted(tuple(part.rows.take(np.array([row])).token_ids) for part in mine for row in range(len(part)))
         assert seen == sorted(tuple(chunk.rows.take(np.array([row])).token_ids) for row in range(len(chunk)))
-    assert sum(chunk.share for chunk in whole) == pytest.approx(1.0)
+    assert sum(chunk.fraction for chunk in whole) == pytest.approx(1.0)
 
 
 def test_a_group_of_one_leaves_gradients_alone() -> None:
@@ -284,11 +295,11 @@ def test_two_stages_end_in_a_model_with_exits(model_directory: Path, examples: C
         training=replace(CONFIG, epochs=1),
         second_stage=replace(CONFIG, epochs=1),
     )
-    said: list[str] = []
-    finetune(spec, ProcessGroup(), "cpu", said.append)
+    lines: list[str] = []
+    finetune(spec, ProcessGroup(), "cpu", lines.append)
     model = EarlyExitModel.from_pretrained(tmp_path)
     assert (model.last_head, model.branch_head, model.exit_layers) == ("attention", "attention", (1, 2, 3, 4))
-    assert said[-1].startswith("dev accuracy by exit: 1: ")
+    assert lines[-1].startswith("dev accuracy by exit: 1: ")
 
 
 def test_an_output_that_another_training_began_is_refused(tmp_path: Path) -> None:
@@ -300,15 +311,15 @@ def test_an_output_that_another_training_began_is_refused(tmp_path: Path) -> Non
     assert not claim(tmp_path, {"epochs": "1", "seed": "1"})
 
 
-def test_the_learning_rate_rises_and_falls_with_the_share_done() -> None:
-    rates = [linear_warmup_decay(share) for share in (0.0, 0.05, 0.1, 0.55, 1.0)]
+def test_the_learning_rate_rises_and_falls_with_the_fraction_done() -> None:
+    rates = [linear_warmup_decay(fraction) for fraction in (0.0, 0.05, 0.1, 0.55, 1.0)]
     assert rates == pytest.approx([0.01, 0.5, 1.0, 0.5, 0.0])
 
 
-def test_mean_score_reads_layers_as_numbers() -> None:
+def test_selection_score_reads_layers_as_numbers() -> None:
     scores = {"2": 0.5, "10": 0.9, "1": 0.1}
-    assert mean_score(scores, branches_only=False) == 0.9
-    assert mean_score(scores, branches_only=True) == pytest.approx(0.3)
+    assert selection_score(scores, branches_only=False) == 0.9
+    assert selection_score(scores, branches_only=True) == pytest.approx(0.3)
 
 
 def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
