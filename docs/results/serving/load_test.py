@@ -146,7 +146,7 @@ def main() -> None:
 
     join_or_start()
     serve.start(http_options={"host": "127.0.0.1", "port": PORT}, logging_config={"log_level": "ERROR"})
-    plan = ActorPlan(actors=1, most=1, cpus=0.1, gpus=0, threads=CORES)
+    plan = ActorPlan(actors=1, max_actors=1, cpus=0.1, gpus=0, threads=CORES)
     serve.run(deployment.application(spec, plan), name="ours", route_prefix="/ours")
     systems = {"token budget": "/ours/classify"}
     for size, wait in ((32, 0.01), (128, 0.05)):
