@@ -26,7 +26,7 @@ class Metric:
 
     @property
     def exported(self) -> str:
-        """Return the name under which Prometheus finds it; a histogram's series end in `_bucket`, `_sum` and `_count` besides."""
+        """Return the name that Prometheus sees, to which a histogram's series add `_bucket`, `_sum` and `_count`."""
         return f"ray_{self.name}" + ("_total" if self.kind == COUNTER else "")
 
 

@@ -92,7 +92,7 @@ def _plan_on_cores(cores: list[int], wanted: int | None, most: int | None, resou
 
 
 def plan_when_nodes_come(wanted: int | None = None) -> ActorPlan:
-    """Plan as `plan_actors` does, waiting for nodes that are still to come: on Kubernetes the head is ready before any worker."""
+    """Wait for the first nodes, then plan as `plan_actors` does: on Kubernetes the head is ready before any worker."""
     deadline = time.monotonic() + NODES_SECONDS
     while True:
         try:

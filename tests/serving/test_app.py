@@ -15,10 +15,12 @@ from pipeline.benchmark.synthetic import reviews
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.engine import Engine
 from pipeline.serving.app import build_app
-from pipeline.serving.classifier import Classifier, Limits
-from pipeline.serving.deployment import engine_criterion
-from pipeline.serving.limits import OnResponse, hash_token
+from pipeline.serving.auth import hash_token
+from pipeline.serving.classifier import TextClassifier
+from pipeline.serving.limits import Limits
+from pipeline.serving.observer import OnResponse
 from pipeline.serving.queue import EngineQueue
+from pipeline.serving.spec import engine_criterion
 from tests.support.models import regression_model
 from tests.support.serving import LIMITS, new_engine
 
@@ -40,7 +42,7 @@ def new_app(
     queue = EngineQueue(engine, batch_tokens=256, queue_tokens=queue_tokens)
     tokenizer = Tokenizer(TokenizerSpec.from_hugging_face(tokenizer, 64))
     token_hash = None if token is None else hash_token(token)
-    classifier = Classifier(queue, tokenizer, criterion, limits)
+    classifier = TextClassifier(queue, tokenizer, criterion, limits)
     return build_app(classifier, token_hash=token_hash, version="1", on_response=on_response)
 
 
