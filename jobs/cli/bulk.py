@@ -17,6 +17,7 @@ from pipeline.bulk.run import Outcome, classify_corpus
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.bulk.stages import abandon
 from pipeline.calibration.audit import AuditResult, AuditSpec, Guarantee, summary
+from pipeline.cluster.connect import use_endpoint
 from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import TokenizerSpec
@@ -27,7 +28,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER, prepare_folder
 from pipeline.reports.examples import examples
 from pipeline.reports.run_report import REPORT, RunSummary, run_page
-from pipeline.storage.locate import storage_of, use_endpoint
+from pipeline.storage.locate import storage_of
 from pipeline.storage.model_cache import local_model
 
 

@@ -1,19 +1,29 @@
-"""Metrics of a bulk run, reported by its driver."""
+"""Metrics of a bulk run, exported by its driver."""
 
 from pipeline.calibration import audit
-from pipeline.cluster.monitoring import AUDITED, BULK, DIFFERING, REJECTS, STAGE_SECONDS, RegisteredMetrics
+from pipeline.cluster.monitoring import COUNTER, ENGINE, STAGE_SECONDS, Metric, RegisteredMetrics
 from pipeline.output.receipts import Receipt
+
+REJECTS = Metric("offramp_rejects", COUNTER, ("source", "reason"), "Rows rejected, by reason.")
+AUDITED = Metric("offramp_audited_rows", COUNTER, ("source",), "Rows that the audit ran at full depth as well.")
+DIFFERING = Metric(
+    "offramp_differing_rows", COUNTER, ("source",), "Audited rows whose prediction at full depth is another."
+)
+BULK = (*ENGINE, REJECTS, AUDITED, DIFFERING)
+"""Metrics that a bulk run exports."""
+ACTOR_QUEUE = "num_external_inqueue_blocks"
+"""Ray Data's own metric, exported as `ray_data_...` with the label `operator`: blocks (shards) that wait for an operator."""
 
 
 class BulkMetrics(RegisteredMetrics):
-    """Of a bulk run, on its driver."""
+    """The metrics of a bulk run, on its driver."""
 
     def __init__(self) -> None:
         super().__init__("bulk", BULK)
 
-    def shard(self, receipt: Receipt) -> None:
+    def count_shard(self, receipt: Receipt) -> None:
         """Count a finished shard."""
-        self.work(
+        self.count_work(
             rows=receipt.rows_out,
             tokens=receipt.tokens,
             exits=receipt.exits,

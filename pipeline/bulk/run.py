@@ -66,7 +66,7 @@ def classify_corpus(
                 fresh.add(receipt)
                 progress.add(receipt)
                 timeline.add(receipt)
-                metrics.shard(receipt)
+                metrics.count_shard(receipt)
         finally:
             progress.close()
         ledger.flush()

@@ -112,11 +112,11 @@ def classify_files(
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
-            min_size=plan.actors, max_size=plan.most, max_tasks_in_flight_per_actor=SHARDS_PER_ACTOR
+            min_size=plan.actors, max_size=plan.max_actors, max_tasks_in_flight_per_actor=SHARDS_PER_ACTOR
         ),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus,
-        resources=plan.place,
+        resources=plan.resources,
     )
     return chain.map_batches(
         partial(_write, spec=spec),

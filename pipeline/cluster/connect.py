@@ -1,4 +1,9 @@
-"""Join a Ray cluster or start one here, and see that the wanted actors fit before anything can hang."""
+"""Join a Ray cluster or start one here. Whatever a run changes in this process's environment is changed here, at start-up.
+
+Ray has no public call for four things that a Ray of our own needs. They are used here and nowhere else, each with its reason
+beside it: `Config.initialize`, `RAY_JOB_CONFIG_JSON_ENV_VAR`, `_metrics_export_port` and the file `ray_current_cluster`.
+tests/repository/test_private_apis.py checks that the installed version still has them.
+"""
 
 import contextlib
 import json
@@ -13,67 +18,100 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
-import ray.data
+import ray.data  # its import sets the level of its loggers, so it has to come before ours is set
 from ray._raylet import Config  # type: ignore[attr-defined]
 
 from pipeline.errors import UserError
 
-
-def worker_environment() -> dict[str, str]:
-    """Name what workers on other machines need to find the same S3. Credentials are not among it: every node has its own.
-
-    What the submission of the job gives them already is left out, since Ray takes nothing twice.
-    """
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    given = submitted.get("env_vars") or {}
-    names = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS")
-    return {name: os.environ[name] for name in names if os.environ.get(name, given.get(name)) != given.get(name)}
-
-
 PACKAGES = Path(__file__).resolve().parents[2]
 """The folder that `models` and `pipeline` are imported from."""
 METRICS_PORT = "OFFRAMP_METRICS_PORT"
-"""Environment variable: where a Ray of our own shows its metrics; a cluster has `ray start --metrics-export-port`."""
+"""Environment variable with the port on which a Ray of our own exports metrics; a cluster has `ray start` for that."""
 OBJECT_STORE_BYTES = 1 << 30
-"""For a Ray of our own: a shard on its way takes a few MB, so this holds a hundred."""
+"""Object store of a Ray of our own: a shard in flight takes a few MB, so this holds a hundred."""
+SERVE_PROXY_SECONDS = 60
+"""Time that a Ray of our own gives Serve's HTTP proxy to start: a busy machine takes longer than Ray's 5 s for a process."""
+S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS")
+"""Environment variables that workers need to reach the same S3. Credentials are not among them: every node has its own."""
+
+
+def use_endpoint(url: str | None) -> None:
+    """Send all S3 requests of this process, and of those that it starts, to another server than Amazon's."""
+    if url:
+        os.environ["AWS_ENDPOINT_URL"] = url
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the S3 variables that workers on other machines need, without those that the job's submission sets already.
+
+    Ray refuses a runtime environment that sets a variable which the submission has set to something else.
+    """
+    # Ray hands a submitted job its runtime environment in this variable; the public API returns it only after ray.init.
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    given = submitted.get("env_vars") or {}
+    return {name: os.environ[name] for name in S3_VARIABLES if os.environ.get(name, given.get(name)) != given.get(name)}
 
 
 def join_or_start() -> None:
-    """Join the cluster that RAY_ADDRESS names or that runs on this machine; else start Ray here. Quiet logs.
+    """Join the cluster that RAY_ADDRESS names or that runs on this machine; else start Ray here, with quiet logs.
 
     Does nothing in a process that has joined one already.
     """
     if ray.is_initialized():
         return
-    with _sigterm_kept():
-        _join_or_start()
-
-
-def _join_or_start() -> None:
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(
-        logging.CRITICAL
-    )  # errors reach the driver as exceptions; said once is enough
-    # One E line of Ray's for every actor pool that may restart is no error; the level is announced in a line of its own.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    _quiet_logs()
     address = running_cluster()
-    if address is not None:
-        try:
-            # Workers on other machines get the code from here; inside `ray job submit` they may have it already.
-            modules = [str(PACKAGES / name) for name in ("models", "pipeline")]
-            with _held_back_stderr():
-                environment = {"py_modules": modules, "env_vars": worker_environment()}
-                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
-        except ConnectionError as error:
-            raise UserError(f"no Ray cluster answers at {address}; unset RAY_ADDRESS to start one here") from error
-        return
+    with _sigterm_kept():
+        if address is None:
+            _start()
+        else:
+            _join(address)
+
+
+def running_cluster() -> str | None:
+    """Return the address of the cluster to join: RAY_ADDRESS, else one that `ray start` left on this machine, else None.
+
+    Ray's own "auto" also finds the private Ray of any other program on this machine, which ends when that program does.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return None if address == "local" else address
+    # `ray start` writes the address here. Only "auto" reads it, after a search for processes that finds too much.
+    address_file = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+    try:
+        return address_file.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
+def _quiet_logs() -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # Errors of a data set reach the driver as exceptions, so they need no log line beside.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Ray logs at level E for every actor pool that may restart, which is no error.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+
+def _join(address: str) -> None:
+    # Workers on other machines get the code from here; inside `ray job submit` they may have it already.
+    modules = [str(PACKAGES / name) for name in ("models", "pipeline")]
+    environment = {"py_modules": modules, "env_vars": worker_environment()}
+    try:
+        with _held_back_stderr():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at {address}; unset RAY_ADDRESS to start one here") from error
+
+
+def _start() -> None:
     # A token of our own. Without one, Ray's ports would be open to the network; and Ray's default, a token file in the home
     # folder, changes how every later `ray start` and `ray job submit` on this machine behaves.
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    Config.initialize("")  # Ray reads the mode once, at import; this is how Ray itself makes it look again
+    Config.initialize("")  # Ray reads the mode once, at import; its own set-up of tokens makes it read again this way
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(SERVE_PROXY_SECONDS))
     with _held_back_stderr():
         ray.init(
             address="local",
@@ -81,13 +119,14 @@ def _join_or_start() -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
+            # The only way to choose the port without `ray start`.
             _metrics_export_port=int(os.environ[METRICS_PORT]) if METRICS_PORT in os.environ else None,
         )
 
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Keep the caller's handler of SIGTERM: Ray puts one in its place that ends the process with exit code 15."""
+    """Keep the caller's SIGTERM handler, which ray.init replaces by one that ends the process with exit code 15."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -100,7 +139,7 @@ def _sigterm_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Hold back what Ray's C++ part prints while it starts, and show it only if that fails."""
+    """Hold back what Ray's C++ core prints while it starts, and print it only if the start fails."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -114,18 +153,3 @@ def _held_back_stderr() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-
-
-def running_cluster() -> str | None:
-    """Return the cluster to join: RAY_ADDRESS, else one that `ray start` left on this machine, else None.
-
-    Not Ray's "auto": that also finds the private Ray of any other program here, which ends when that program does.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        return None if address == "local" else address
-    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-    try:
-        return note.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None

@@ -1,8 +1,7 @@
-"""Text in, results out: what the HTTP application asks."""
+"""Text in, results out: from a request's texts to rows of the engine's queue, and from predictions to results."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,44 +13,28 @@ from pipeline.calibration.guarantees import CONFIDENCE
 from pipeline.corpus.tokenize import Tokenized, Tokenizer
 from pipeline.rows import Predictions, Thresholds
 from pipeline.schema import EXIT_LAYER, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.serving.limits import Limits
 from pipeline.serving.queue import EngineQueue, QueueFullError
 from pipeline.serving.schema import ClassifyRequest
 
-STUCK_S = 120.0
-"""A batch takes a second or so; an engine that has not come back after this long never will."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a caller may ask for at once."""
-
-    rows: int = 1000
-    """Texts, or pairs, in a request."""
-    body_bytes: int = 4 << 20
-    body_seconds: float = 10.0
-    """To send the whole request."""
-    answer_seconds: float = 30.0
-    """From the whole request to its answer."""
-
-
-class Classifier:
-    """Text in, results out: a tokenizer and an engine's queue, for coroutines."""
+class TextClassifier:
+    """A tokenizer and the queue of an engine, for coroutines."""
 
     def __init__(
         self, queue: EngineQueue, tokenizer: Tokenizer, criterion: Criterion, limits: Limits, curve: Curve | None = None
     ) -> None:
-        """`criterion` judges requests that ask for nothing else; `curve`, of the calibration, finds what others ask for."""
+        """Serve requests by `criterion`, unless they set a target of their own; `curve` finds thresholds for such targets."""
         self.queue, self.tokenizer, self.criterion, self.limits = queue, tokenizer, criterion, limits
         self.labels, self.regression = queue.engine.model.labels, queue.engine.model.regression
         self.layers = queue.engine.model.shape.layers
         self.curve = curve
         self.takes_speed = not queue.engine.config.criterion.full_depth and criterion.name != "patience"
-        self._tokenizing = ThreadPoolExecutor(
-            1, thread_name_prefix="tokenize"
-        )  # the work itself is on all cores, in Rust
+        # One thread is enough: the tokenizer runs on all cores by itself, in Rust.
+        self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
 
     async def classify(self, request: ClassifyRequest) -> list[dict[str, Any]]:
-        """Answer a request; raise HTTPException as this module's head says."""
+        """Return a result for each text; raise HTTPException (422, 429 or 504) for a request that gets none."""
         texts, pairs = self._rows_of(request)
         criterion = self._criterion_of(request)
         try:
@@ -68,7 +51,7 @@ class Classifier:
         return self._results(predictions, tokenized, probabilities=request.probabilities)
 
     def describe(self) -> dict[str, Any]:
-        """Tell what is served, and the limits."""
+        """Return what is served, and the limits, as GET /model shows them."""
         engine = self.queue.engine
         return {
             "labels": None if self.regression else self.labels,
@@ -85,6 +68,7 @@ class Classifier:
         }
 
     def _rows_of(self, request: ClassifyRequest) -> tuple[list[str], list[str] | None]:
+        """Return the first texts and, for pairs, the second ones, all of them checked."""
         texts = [request.text] if isinstance(request.text, str) else request.text
         pairs = [request.pair] if isinstance(request.pair, str) else request.pair
         if len(texts) > self.limits.rows:
@@ -94,59 +78,59 @@ class Classifier:
         ):
             raise HTTPException(422, f"pair: {len(pairs)} second texts for {len(texts)} first ones")
         for name, values in (("text", texts), ("pair", pairs or ())):
-            for place, value in enumerate(values):
+            for index, value in enumerate(values):
                 if problem := _problem_of(value):
-                    raise HTTPException(422, f"{name}: number {place} {problem}")
+                    raise HTTPException(422, f"{name}: number {index} {problem}")
         return texts, pairs
 
     def _criterion_of(self, request: ClassifyRequest) -> Criterion | None:
-        """Return what judges this request's rows; None where the engine's criterion has no thresholds to vary."""
-        asked = request.asked()
-        if len(asked) > 1:
-            raise HTTPException(422, f"{' and '.join(asked)} exclude each other")
-        if "target_speedup" in asked or "max_disagreement" in asked:
-            return self._calibrated(**asked)
+        """Return the criterion for this request's rows; None where the engine's own has no thresholds to vary."""
+        targets = request.targets()
+        if len(targets) > 1:
+            raise HTTPException(422, f"{' and '.join(targets)} exclude each other")
+        if request.target_speedup is not None:
+            return self._for_speedup(request.target_speedup)
+        if request.max_disagreement is not None:
+            return self._calibration_for("max_disagreement").within(request.max_disagreement, CONFIDENCE).criterion
         if not self.takes_speed:
-            if asked and self.criterion.name == "patience":
+            if request.speed is not None and self.criterion.name == "patience":
                 raise HTTPException(422, f"speed: this model is served with {self.criterion.describe()}")
             return None
-        return Criterion(name=self.criterion.name, speed=asked["speed"]) if asked else self.criterion
+        return self.criterion if request.speed is None else Criterion(name=self.criterion.name, speed=request.speed)
 
-    def _calibrated(self, target_speedup: float | None = None, max_disagreement: float | None = None) -> Criterion:
-        """Look up the thresholds for a speed-up or a limit."""
-        name = "max_disagreement" if target_speedup is None else "target_speedup"
-        if self.curve is None:
-            raise HTTPException(422, f"{name}: this model is served without a calibration (jobs/calibrate.py)")
-        if target_speedup is None:
-            assert max_disagreement is not None
-            return self.curve.within(max_disagreement, CONFIDENCE).criterion
+    def _for_speedup(self, speedup: float) -> Criterion:
         try:
-            return self.curve.at_speedup(target_speedup).criterion
+            return self._calibration_for("target_speedup").at_speedup(speedup).criterion
         except ValueError as error:
-            raise HTTPException(422, f"{name}: {error}") from error
+            raise HTTPException(422, f"target_speedup: {error}") from error
+
+    def _calibration_for(self, target: str) -> Curve:
+        if self.curve is None:
+            raise HTTPException(422, f"{target}: this model is served without a calibration (jobs/calibrate.py)")
+        return self.curve
 
     def _thresholds(self, criterion: Criterion) -> Thresholds:
-        """Lay a criterion out by layer: [L]."""
+        """Return the threshold of every layer, layer 1 first, as [L] float32."""
         return np.array([criterion.speed_at(layer) for layer in range(1, self.layers + 1)], np.float32)
 
     def _results(self, predictions: Predictions, tokenized: Tokenized, *, probabilities: bool) -> list[dict[str, Any]]:
-        answer: dict[str, list[Any]] = {}
+        columns: dict[str, list[Any]] = {}
         if self.regression:
-            answer[VALUE] = predictions.logits[:, 0].tolist()
+            columns[VALUE] = predictions.logits[:, 0].tolist()
         else:
             label_ids = predictions.label_ids.tolist()
-            answer |= {LABEL: [self.labels[i] for i in label_ids], LABEL_ID: label_ids}
-            answer[SCORE] = predictions.scores.tolist()
+            columns |= {LABEL: [self.labels[i] for i in label_ids], LABEL_ID: label_ids}
+            columns[SCORE] = predictions.scores.tolist()
             if probabilities:
-                answer[PROBABILITIES] = predictions.probabilities.tolist()
-        answer[EXIT_LAYER] = predictions.exit_layers.tolist()
-        answer[UNCERTAINTY] = predictions.uncertainty.tolist()
-        answer[TRUNCATED] = tokenized.truncated.tolist()
-        return [dict(zip(answer, row, strict=True)) for row in zip(*answer.values(), strict=True)]
+                columns[PROBABILITIES] = predictions.probabilities.tolist()
+        columns[EXIT_LAYER] = predictions.exit_layers.tolist()
+        columns[UNCERTAINTY] = predictions.uncertainty.tolist()
+        columns[TRUNCATED] = tokenized.truncated.tolist()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _problem_of(text: str) -> str | None:
-    """Say why a text is none, by the rules of the bulk job's reader."""
+    """Return what is wrong with a text by the rules of the bulk job's reader; None if it can be classified."""
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate, as in the JSON escape \ud800

@@ -1,4 +1,9 @@
-"""The Ray Serve deployment: a replica holds a model, its engine's queue and the HTTP application around them."""
+"""The Ray Serve deployment: a replica holds a model, the queue of its engine, and the HTTP application around them.
+
+Two private parts of Serve are used here and nowhere else: the name of its controller (SERVE_CONTROLLER_NAME, SERVE_NAMESPACE),
+and the hook `__serve_build_asgi_app__`, which only the docstring of `serve.ingress` documents.
+tests/repository/test_private_apis.py checks that the installed version still has them.
+"""
 
 import ipaddress
 import logging
@@ -7,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -22,56 +27,28 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from models.early_exit import EarlyExitModel
-from models.exits.criterion import Criterion
-from pipeline.calibration.curve import Curve
 from pipeline.cluster.connect import running_cluster
 from pipeline.cluster.resources import ActorPlan
-from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
-from pipeline.engine.config import EngineConfig
+from pipeline.corpus.tokenize import Tokenizer
 from pipeline.engine.engine import Engine
 from pipeline.errors import InputError
 from pipeline.serving.app import build_app
-from pipeline.serving.classifier import STUCK_S, Classifier, Limits
+from pipeline.serving.classifier import TextClassifier
 from pipeline.serving.metrics import ServingMetrics
 from pipeline.serving.queue import EngineQueue
+from pipeline.serving.spec import ServingSpec, engine_criterion
 from pipeline.storage.model_cache import local_model
 from pipeline.version import code_version
 
 APPLICATION = "offramp"
-WATCH_S = 5.0
-"""Between two looks at whether the application still runs."""
+POLL_SECONDS = 5.0
+"""Time between two checks that the application still runs."""
 MICRO_BATCHES_PER_BATCH = 4
-"""Of each lane: survivors of so many fill a micro-batch still when three of four rows have left."""
+"""Micro-batches in a batch for each runner: survivors of so many still fill one when three of four rows have exited."""
 BATCHES_WAITING = 8
-"""A queue of this many batches: some seconds of work, after which it is kinder to say no."""
-REQUESTS_AT_ONCE = 1000
-"""In a replica; the queue refuses long before, so that callers learn when to come back."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ServingSpec:
-    """All that a replica needs; plain values."""
-
-    model: str
-    tokenizer: TokenizerSpec
-    engine: EngineConfig
-    """Its criterion judges requests that name no speed."""
-    limits: Limits
-    batch_tokens: int | None = None
-    """Tokens that go to the engine at once; None is MICRO_BATCHES_PER_BATCH for each of its lanes."""
-    queue_tokens: int | None = None
-    """Tokens that may wait; None is BATCHES_WAITING batches."""
-    token_hash: bytes | None = None
-    curve: Curve | None = None
-    """Of the model's calibration, if it has one that fits how it is served."""
-
-
-def engine_criterion(criterion: Criterion, model: EarlyExitModel) -> Criterion:
-    """Return the criterion for an engine whose rows bring their own thresholds: it has to look at every exit."""
-    blind = model.regression and criterion.name != "lte"  # values have no entropy to judge by
-    if criterion.name == "patience" or len(model.exit_layers) == 1 or blind:
-        return criterion
-    return Criterion(name=criterion.name, speed=1.0)
+"""Batches that may wait in a queue, which is some seconds of work. Beyond this, reject with 429."""
+CONCURRENT_REQUESTS = 1000
+"""Requests that a replica may hold. The queue is full long before, so that clients learn from it when to come back."""
 
 
 class Replica:
@@ -80,40 +57,43 @@ class Replica:
     def __init__(self, spec: ServingSpec, plan: ActorPlan) -> None:
         torch.set_num_threads(plan.threads)
         model = EarlyExitModel.from_pretrained(local_model(spec.model))
-        asked = spec.engine.criterion
-        config = replace(spec.engine, criterion=engine_criterion(asked, model))
-        engine = Engine(model, config, plan.device)
+        criterion = spec.engine.criterion
+        engine = Engine(model, replace(spec.engine, criterion=engine_criterion(criterion, model)), plan.device)
         batch_tokens = spec.batch_tokens or MICRO_BATCHES_PER_BATCH * engine.threads * engine.token_budget
         self.metrics = ServingMetrics()
         self.queue = EngineQueue(
             engine,
             batch_tokens=batch_tokens,
             queue_tokens=spec.queue_tokens or BATCHES_WAITING * batch_tokens,
-            on_batch=self.metrics.batch,
+            on_batch=self.metrics.count_batch,
         )
         self.spec = spec
-        self.classifier = Classifier(self.queue, Tokenizer(spec.tokenizer), asked, spec.limits, spec.curve)
+        self.classifier = TextClassifier(self.queue, Tokenizer(spec.tokenizer), criterion, spec.limits, spec.curve)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        """Build the application around this replica's model; `serve.ingress(app)` would pickle one that the driver made."""
         return build_app(
-            self.classifier, token_hash=self.spec.token_hash, version=code_version(), on_response=self.metrics.request
+            self.classifier,
+            token_hash=self.spec.token_hash,
+            version=code_version(),
+            on_response=self.metrics.count_request,
         )
 
     def check_health(self) -> None:
-        """Called by Serve, which starts another replica in place of one that raises."""
-        if self.queue.stuck_for() > STUCK_S:
+        """Raise if the engine is stuck; Serve calls this, and replaces a replica that raises."""
+        if self.queue.is_stuck():
             raise RuntimeError("the engine does not come back")
 
 
 def application(spec: ServingSpec, plan: ActorPlan) -> Application:
-    """Build the Serve application: `plan.actors` replicas."""
+    """Build the Serve application, with `plan.actors` replicas."""
     deployment: Any = serve.deployment(
         serve.ingress()(Replica),
         name="classifier",
         num_replicas=plan.actors,
-        ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus, "resources": plan.place},
-        max_ongoing_requests=REQUESTS_AT_ONCE,
-        max_queued_requests=REQUESTS_AT_ONCE,
+        ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus, "resources": plan.resources},
+        max_ongoing_requests=CONCURRENT_REQUESTS,
+        max_queued_requests=CONCURRENT_REQUESTS,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_timeout_s=spec.limits.answer_seconds,
         graceful_shutdown_wait_loop_s=0.5,
@@ -123,7 +103,7 @@ def application(spec: ServingSpec, plan: ActorPlan) -> Application:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
     except (OSError, ValueError):
@@ -131,7 +111,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise UserError if nobody can listen there."""
+    """Raise InputError if this process cannot listen there."""
     try:
         with socket.create_server((host, port)):
             pass
@@ -140,8 +120,29 @@ def check_port(host: str, port: int) -> None:
         raise InputError("port", f"{port}: cannot listen on {host}: {reason}") from error
 
 
-def _serve_is_there() -> bool:
-    """Say whether Serve runs on the cluster already; looking by its own functions would start it."""
+@contextmanager
+def running(app: Application, host: str, port: int) -> Iterator[None]:
+    """Run an application until the block ends, then finish the accepted requests and stop.
+
+    Where Serve runs on the cluster already, its own address counts, and only this application is removed at the end. Raises
+    RuntimeError if no replica can be started.
+    """
+    ours = not _serve_runs()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its progress means nothing to whoever starts a server
+    try:
+        serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
+        serve.run(app, name=APPLICATION, route_prefix="/")
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not cut the drain short
+        if ray.is_initialized():
+            serve.delete(APPLICATION)
+            if ours and running_cluster() is not None:  # a Ray of our own ends with this process
+                serve.shutdown()
+
+
+def _serve_runs() -> bool:
+    """Return whether Serve runs on the cluster; its own `serve.status` would start it."""
     try:
         ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     except ValueError:
@@ -149,35 +150,13 @@ def _serve_is_there() -> bool:
     return True
 
 
-@contextmanager
-def running(app: Application, host: str, port: int) -> Iterator[None]:
-    """Run an application until the block ends, then finish what was accepted and stop.
-
-    Serve may be on the cluster already: then its own address counts, and only this application is taken away at the end.
-    Raises RuntimeError if no replica can be started.
-    """
-    ours = not _serve_is_there()
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of what it tells, nothing is for whoever starts a server
-    try:
-        serve.start(http_options={"host": host, "port": port}, logging_config={"log_level": "WARNING"})
-        serve.run(app, name=APPLICATION, route_prefix="/")
-        yield
-    finally:
-        # A second signal does not cut the drain short.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if ray.is_initialized():
-            serve.delete(APPLICATION)
-            if ours and running_cluster() is not None:  # a Ray of our own ends with this process
-                serve.shutdown()
-
-
 def wait() -> None:
-    """Wait for ever; raise RuntimeError when the application has failed for good, or Ray is gone."""
+    """Wait forever; raise RuntimeError when the application has failed for good, or Ray is gone."""
     while True:
         try:
-            application = serve.status().applications[APPLICATION]
+            status = serve.status().applications[APPLICATION]
         except (RayError, RayServeException, KeyError) as error:
             raise RuntimeError(f"Ray Serve is gone: {type(error).__name__}") from error
-        if application.status == ApplicationStatus.DEPLOY_FAILED:
-            raise RuntimeError(application.message)
-        time.sleep(WATCH_S)
+        if status.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(status.message)
+        time.sleep(POLL_SECONDS)

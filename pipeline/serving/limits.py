@@ -1,100 +1,82 @@
-"""What is checked of a request before anything reads it."""
+"""Limits on a request, and the middleware that reads a whole body under them before anything looks at it."""
 
 import asyncio
-import hashlib
-import hmac
-from collections.abc import Callable
-from time import perf_counter
+from dataclasses import dataclass
 
+from fastapi import HTTPException
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.serving.classifier import Limits
 
-OPEN_PATHS = ("/healthz", "/docs", "/openapi.json")
-"""Answered without a token: they tell nothing of the model's data, and probes and browsers send none."""
-OnResponse = Callable[[int, float], None]
-"""Told the status code and the seconds of every answer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request may ask for."""
+
+    rows: int = 1000
+    """Texts, or pairs, in a request."""
+    body_bytes: int = 4 << 20
+    """Bytes of the request's body."""
+    body_seconds: float = 10.0
+    """Time for the client to send the whole request."""
+    answer_seconds: float = 30.0
+    """Time from the whole request to its response."""
 
 
-class Gate:
-    """Middleware: checks the token, and reads the whole body under its limits before anything looks at it."""
+class BodyLimit:
+    """ASGI middleware that answers 408 to a body that comes too slowly, and 413 to one that is too large."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, token_hash: bytes | None, on_response: OnResponse) -> None:
-        self.app, self.limits, self.token_hash, self.on_response = app, limits, token_hash, on_response
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app, self.limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on once its body is here, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, noted = perf_counter(), False
-
-        async def note(message: Message) -> None:
-            nonlocal noted
-            if message["type"] == "http.response.start":
-                self.on_response(message["status"], perf_counter() - started)
-                noted = True
-            await send(message)
-
         try:
-            await self._answer(scope, receive, note)
-        except Exception:
-            if not noted:  # what makes a 500 of it stands outside of all middleware
-                self.on_response(500, perf_counter() - started)
-            raise
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        if not self._may_pass(scope["path"], headers.get(b"authorization", b"")):
-            refusal = JSONResponse({"detail": "wrong or missing bearer token"}, 401, {"WWW-Authenticate": "Bearer"})
-            await refusal(scope, receive, send)
+            body = await self._read_in_time(Headers(scope=scope), receive)
+        except ClientDisconnect:
             return
+        except HTTPException as refusal:
+            # Without "close", the rest of the body would be taken for the next request.
+            response = JSONResponse({"detail": refusal.detail}, refusal.status_code, {"Connection": "close"})
+            await response(scope, receive, send)
+            return
+        await self.app(scope, _replay(body, receive), send)
+
+    async def _read_in_time(self, headers: Headers, receive: Receive) -> bytes:
+        """Return the body; raise HTTPException if it breaks a limit, and ClientDisconnect if the client went away."""
         try:
             async with asyncio.timeout(self.limits.body_seconds):
-                body = await self._read(receive, headers.get(b"content-length", b""))
-        except TimeoutError:
-            body = JSONResponse({"detail": f"the request took over {self.limits.body_seconds:g} s to arrive"}, 408)
-        if body is None:  # the caller went away
-            return
-        if isinstance(body, JSONResponse):
-            body.headers["Connection"] = "close"  # what is left of the body would be taken for the next request
-            await body(scope, receive, send)
-            return
-        await self.app(scope, _once(body, receive), send)
+                return await self._read(headers.get("content-length", ""), receive)
+        except TimeoutError as error:
+            raise HTTPException(408, f"the request took over {self.limits.body_seconds:g} s to arrive") from error
 
-    def _may_pass(self, path: str, authorization: bytes) -> bool:
-        if self.token_hash is None or path in OPEN_PATHS:
-            return True
-        scheme, _, token = authorization.partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(hash_token(token.strip()), self.token_hash)
-
-    async def _read(self, receive: Receive, announced: bytes) -> bytes | JSONResponse | None:
-        limit = self.limits.body_bytes
-        too_large = JSONResponse({"detail": f"the body is larger than {limit:,} bytes"}, 413)
-        if announced.isdigit() and int(announced) > limit:
-            return too_large
-        parts: list[bytes] = []
+    async def _read(self, content_length: str, receive: Receive) -> bytes:
+        if content_length.isdecimal():
+            self._check_size(int(content_length))
+        body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
-            parts.append(message.get("body", b""))
-            if sum(map(len, parts)) > limit:
-                return too_large
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            self._check_size(len(body))
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return bytes(body)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.limits.body_bytes:
+            raise HTTPException(413, f"the body is larger than {self.limits.body_bytes:,} bytes")
 
 
-def hash_token(token: bytes) -> bytes:
-    """Return what is kept of a token: enough to compare, too little to use."""
-    return hashlib.sha256(token).digest()
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives the whole body in one message, and then what the server sends after it: a disconnect."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
 
-def _once(body: bytes, receive: Receive) -> Receive:
-    """Give the body in one message, and after it what else comes: a disconnect."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def again() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return again
+    return replayed

@@ -1,18 +1,34 @@
-"""Metrics of a replica that answers requests."""
+"""Metrics of a server, exported by each of its replicas."""
 
-from pipeline.cluster.monitoring import QUEUE_ROWS, REQUEST_SECONDS, REQUESTS, SERVING, STAGE_SECONDS, RegisteredMetrics
+from pipeline.cluster.monitoring import (
+    COUNTER,
+    ENGINE,
+    GAUGE,
+    HISTOGRAM,
+    STAGE_SECONDS,
+    Metric,
+    RegisteredMetrics,
+)
 from pipeline.serving.queue import BatchReport
+
+QUEUE_ROWS = Metric("offramp_queue_rows", GAUGE, ("source",), "Rows that wait for the engine of a replica.")
+REQUESTS = Metric("offramp_requests", COUNTER, ("source", "status"), "HTTP requests by status code.")
+REQUEST_SECONDS = Metric(
+    "offramp_request_seconds", HISTOGRAM, ("source",), "Seconds from an HTTP request to its response."
+)
+SERVING = (*ENGINE, QUEUE_ROWS, REQUESTS, REQUEST_SECONDS)
+"""Metrics that a server exports."""
 
 
 class ServingMetrics(RegisteredMetrics):
-    """Of a replica that answers requests."""
+    """The metrics of a replica."""
 
     def __init__(self) -> None:
         super().__init__("serve", SERVING)
 
-    def batch(self, report: BatchReport) -> None:
+    def count_batch(self, report: BatchReport) -> None:
         """Count a call of the engine."""
-        self.work(
+        self.count_work(
             rows=report.rows,
             tokens=report.tokens,
             exits=report.exits,
@@ -20,9 +36,9 @@ class ServingMetrics(RegisteredMetrics):
             padding_tokens=report.padding_tokens,
         )
         self.count(STAGE_SECONDS, report.seconds, stage="classify")
-        self._made[QUEUE_ROWS.name].set(report.waiting_rows)
+        self.set(QUEUE_ROWS, report.waiting_rows)
 
-    def request(self, status: int, seconds: float) -> None:
-        """Count an HTTP request and its time."""
+    def count_request(self, status: int, seconds: float) -> None:
+        """Count an HTTP request, and the seconds until its response."""
         self.count(REQUESTS, 1, status=str(status))
-        self._made[REQUEST_SECONDS.name].observe(seconds)
+        self.observe(REQUEST_SECONDS, seconds)

@@ -1,4 +1,4 @@
-"""What goes over the wire: requests and answers of the server, and its OpenAPI page."""
+"""What goes over the wire: requests and responses of the server, and its OpenAPI page."""
 
 from typing import Annotated
 
@@ -24,30 +24,30 @@ class ClassifyRequest(BaseModel):
         None, description="second texts, for pairs: as many as there are texts"
     )
     speed: float | None = Field(
-        None, ge=0, le=1, description="leave when the uncertainty is at most this: 0 full depth, 1 fastest"
+        None, ge=0, le=1, description="exit where the uncertainty is at most this: 0 is full depth, 1 is fastest"
     )
     target_speedup: float | None = Field(
         None,
         ge=1,
-        description="in place of speed: save so many FLOPs, 2 is half of full depth's; of a calibrated model",
+        description="in place of speed, for a calibrated model: the factor by which to reduce FLOPs; 2 is half of full depth's",
     )
     max_disagreement: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="in place of speed: the fastest with at most this share of answers other than at full depth, "
-        f"with confidence {CONFIDENCE:g}; of a calibrated model",
+        description="in place of speed, for a calibrated model: the fastest thresholds at which at most this fraction of "
+        f"predictions differs from full depth, with confidence {CONFIDENCE:g}",
     )
-    probabilities: bool = Field(False, description="tell the probabilities of all classes too")
+    probabilities: bool = Field(False, description="return the probabilities of all classes too")
 
-    def asked(self) -> dict[str, float]:
-        """Return which of the ways to say how fast it should be are used."""
+    def targets(self) -> dict[str, float]:
+        """Return which of speed, target_speedup and max_disagreement the request sets; more than one is a mistake."""
         values = {name: getattr(self, name) for name in ("speed", "target_speedup", "max_disagreement")}
         return {name: value for name, value in values.items() if value is not None}
 
 
 class Result(BaseModel):
-    """What the model says of one text. `value` takes the place of label, label_id and score where it predicts a number."""
+    """The prediction for one text; a model of values returns `value` in place of label, label_id and score."""
 
     label: str | None = None
     label_id: int | None = None
@@ -55,17 +55,17 @@ class Result(BaseModel):
     value: float | None = None
     probabilities: list[float] | None = None
     exit_layer: int = Field(description="layers that the text went through")
-    uncertainty: float = Field(description="at that exit, in [0, 1]")
-    truncated: bool = Field(description="the text was longer than the model reads")
+    uncertainty: float = Field(description="uncertainty at that exit, in [0, 1]")
+    truncated: bool = Field(description="whether the text was longer than the model reads")
 
 
 class ClassifyResponse(BaseModel):
-    """One result a text, in order."""
+    """One result for each text, in order."""
 
     results: list[Result]
 
 
 class Problem(BaseModel):
-    """Why there is no answer."""
+    """Why a request gets no results."""
 
     detail: str

@@ -1,6 +1,5 @@
 """The storage that serves a location."""
 
-import os
 from pathlib import Path
 
 from pipeline.storage.base import Storage, is_remote
@@ -16,12 +15,6 @@ def storage_of(location: str) -> Storage:
     from pipeline.storage.s3 import S3Storage  # imported here because boto3 loads slowly and most runs are local
 
     return S3Storage()
-
-
-def use_endpoint(url: str | None) -> None:
-    """Send all S3 requests of this process and its children to another server than Amazon's; to be called at start-up."""
-    if url:
-        os.environ["AWS_ENDPOINT_URL"] = url
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray.cluster_utils import Cluster
-from pipeline.cluster import plan_when_nodes_come
+from pipeline.cluster.resources import plan_when_nodes_come
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
 with ThreadPoolExecutor() as pool:
@@ -34,8 +34,8 @@ def test_actors_and_tasks_run_on_the_nodes_that_offer_their_resource(model_direc
     assert "800 rows in" in done.stdout
     seen = re.findall(r"^  (\w+) +on (head|node \d, \w+) +seen at work", done.stdout, re.MULTILINE)
     assert ("classify", "node 2, classify") in seen
-    assert {place for stage, place in seen if stage == "classify"} == {"node 2, classify"}
-    assert {place for stage, place in seen if stage != "classify"} <= {"node 1, tokenize"}
+    assert {node for stage, node in seen if stage == "classify"} == {"node 2, classify"}
+    assert {node for stage, node in seen if stage != "classify"} <= {"node 1, tokenize"}
 
 
 def test_a_server_waits_for_the_nodes_of_its_cluster() -> None:

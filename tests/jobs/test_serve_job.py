@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.benchmark.synthetic import reviews
-from pipeline.cluster.monitoring import SERVING
+from pipeline.serving.metrics import SERVING
 from tests.support.jobs import REPOSITORY, free_port, run_job
 
 TEXTS = [review.text for review in reviews(300, seed=11)]

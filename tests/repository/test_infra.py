@@ -17,10 +17,13 @@ import ray
 import yaml
 from ray.data._internal.execution.interfaces.op_runtime_metrics import OpRuntimeMetrics
 
-from pipeline.cluster.monitoring import ACTOR_QUEUE, HISTOGRAM, METRICS
+from pipeline.bulk.metrics import ACTOR_QUEUE, BULK
+from pipeline.cluster.monitoring import HISTOGRAM
+from pipeline.serving.metrics import SERVING
 from tests.support.jobs import REPOSITORY
 
 INFRA = REPOSITORY / "infra"
+METRICS = {metric.name: metric for metric in BULK + SERVING}
 KUBERNETES = INFRA / "kubernetes"
 CRDS = json.loads((REPOSITORY / "tests" / "data" / "kuberay-crds.json").read_text())
 README = (INFRA / "README.md").read_text()
@@ -156,7 +159,7 @@ def test_the_policy_allows_no_more_than_reading_and_writing_its_folders() -> Non
 def test_the_dashboard_asks_for_metrics_that_are_there_with_labels_that_they_have() -> None:
     dashboard = json.loads((INFRA / "grafana" / "offramp.json").read_text())
     suffixes = {HISTOGRAM: ("_bucket", "_sum", "_count")}
-    known = {m.exported + end: m for m in METRICS for end in suffixes.get(m.kind, ("",))}
+    known = {m.exported + end: m for m in METRICS.values() for end in suffixes.get(m.kind, ("",))}
     asked = set()
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
@@ -172,7 +175,7 @@ def test_the_dashboard_asks_for_metrics_that_are_there_with_labels_that_they_hav
             for labels in re.findall(r"by \(([\w, ]+)\)", target["expr"]):
                 tags = {"le", "WorkerId", *(tag for name in names for tag in known[name].tags)}
                 assert set(labels.split(", ")) <= tags, target["expr"]
-    assert {known[name].name for name in asked} == {metric.name for metric in METRICS}
+    assert {known[name].name for name in asked} == METRICS.keys()
 
 
 def _found(tree: Any, key: str) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """Serving without Ray: the HTTP application around a real engine and its queue."""
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from starlette.types import Message
 from transformers import PreTrainedTokenizerFast
 
 from models.early_exit import EarlyExitModel
@@ -15,10 +17,12 @@ from pipeline.benchmark.synthetic import reviews
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.engine import Engine
 from pipeline.serving.app import build_app
-from pipeline.serving.classifier import Classifier, Limits
-from pipeline.serving.deployment import engine_criterion
-from pipeline.serving.limits import OnResponse, hash_token
+from pipeline.serving.auth import hash_token
+from pipeline.serving.classifier import TextClassifier
+from pipeline.serving.limits import Limits
+from pipeline.serving.observer import OnResponse
 from pipeline.serving.queue import EngineQueue
+from pipeline.serving.spec import engine_criterion
 from tests.support.models import regression_model
 from tests.support.serving import LIMITS, new_engine
 
@@ -40,7 +44,7 @@ def new_app(
     queue = EngineQueue(engine, batch_tokens=256, queue_tokens=queue_tokens)
     tokenizer = Tokenizer(TokenizerSpec.from_hugging_face(tokenizer, 64))
     token_hash = None if token is None else hash_token(token)
-    classifier = Classifier(queue, tokenizer, criterion, limits)
+    classifier = TextClassifier(queue, tokenizer, criterion, limits)
     return build_app(classifier, token_hash=token_hash, version="1", on_response=on_response)
 
 
@@ -148,7 +152,58 @@ def test_a_token_is_wanted_where_there_is_one(model_directory: Path, review_toke
     assert status() == status(Authorization="Bearer wrong") == status(Authorization="Basic secret") == 401
     assert status(Authorization="Bearer secret") == 200
     assert client.get("/model").status_code == 401
+    assert client.get("/nowhere").status_code == 401  # nobody learns without a token what there is
+    assert client.get("/nowhere", headers={"Authorization": "bearer  secret "}).status_code == 404
     assert client.get("/healthz").json() == {"status": "ok"}
+    assert [client.get(path).status_code for path in ("/docs", "/openapi.json")] == [200, 200]
+
+
+def test_a_request_without_the_token_is_refused_before_its_body_is_read(
+    model_directory: Path, review_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    app = new_app(model_directory, review_tokenizer, Criterion(speed=0.6), token=b"secret")
+    assert asyncio.run(status_of(app, body=None)) == 401
+
+
+def test_a_body_that_does_not_arrive_in_time_is_refused(
+    model_directory: Path, review_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    app = new_app(model_directory, review_tokenizer, Criterion(speed=0.6), limits=replace(LIMITS, body_seconds=0.05))
+    assert asyncio.run(status_of(app, body=b'{"text": ')) == 408
+
+
+async def status_of(app: FastAPI, body: bytes | None) -> int:
+    """Post the start of a body that never ends, or none that may be read at all; return the status of the response."""
+    headers = [(b"host", b"test"), (b"content-type", b"application/json")]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/classify", "raw_path": b"/classify", "query_string": b"", "headers": headers,
+    }  # fmt: skip
+    sent: list[Message] = []
+    parts = iter([] if body is None else [body])
+
+    async def receive() -> Message:
+        assert body is not None, "the body was read"
+        for part in parts:
+            return {"type": "http.request", "body": part, "more_body": True}
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    status: int = sent[0]["status"]
+    return status
+
+
+def test_a_stuck_engine_is_no_healthy_one(
+    model_directory: Path, review_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = TestClient(new_app(model_directory, review_tokenizer, Criterion(speed=0.6)))
+    assert client.get("/healthz").status_code == 200
+    monkeypatch.setattr(EngineQueue, "is_stuck", lambda _queue: True)
+    refused = client.get("/healthz")
+    assert (refused.status_code, refused.json()) == (503, {"detail": "the engine does not come back"})
 
 
 def test_a_full_queue_and_a_late_answer_have_codes_of_their_own(
@@ -191,3 +246,18 @@ def test_the_model_and_the_openapi_page_tell_what_is_served(client: TestClient) 
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]) == {"/classify", "/model", "/healthz"}
     assert {"200", "400", "401", "413", "422", "429", "504"} <= set(schema["paths"]["/classify"]["post"]["responses"])
+    assert "securitySchemes" not in schema["components"]  # there is no token to send
+
+
+def test_the_openapi_page_shows_where_the_token_goes(
+    model_directory: Path, review_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    client = TestClient(new_app(model_directory, review_tokenizer, Criterion(speed=0.6), token=b"secret"))
+    schema = client.get("/openapi.json").json()
+    assert [(scheme["type"], scheme["scheme"]) for scheme in schema["components"]["securitySchemes"].values()] == [
+        ("http", "bearer")
+    ]
+    (name,) = schema["components"]["securitySchemes"]
+    assert schema["paths"]["/classify"]["post"]["security"] == [{name: []}]
+    assert schema["paths"]["/model"]["get"]["security"] == [{name: []}]
+    assert "security" not in schema["paths"]["/healthz"]["get"]

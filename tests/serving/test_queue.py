@@ -19,7 +19,7 @@ SPEEDS = (0.0, 0.35, 0.6, 0.85, 1.0)
 
 
 def assert_equal(served: Predictions, batch: Predictions, criterion: Criterion) -> int:
-    """Compare two answers, but for rows so near the threshold that rounding may decide; return how many were compared."""
+    """Compare predictions, but for rows so near the threshold that rounding may decide; return how many were compared."""
     clear = np.abs(batch.uncertainty - criterion.speed) > 10 * TOLERANCE
     np.testing.assert_array_equal(served.exit_layers[clear], batch.exit_layers[clear])
     np.testing.assert_allclose(served.logits[clear], batch.logits[clear], atol=TOLERANCE)
@@ -57,7 +57,7 @@ def test_a_criterion_without_a_threshold_takes_no_speeds() -> None:
 
 
 class HeldEngine(Engine):
-    """An engine that waits to be let go, and notes the rows and speeds of every call."""
+    """An engine that waits to be released, and records the rows and speeds of every call."""
 
     def __init__(self) -> None:
         criterion = Criterion(speed=1.0)
@@ -176,6 +176,22 @@ def test_closing_finishes_what_was_accepted(held: tuple[HeldEngine, EngineQueue]
     assert all(future.done() for future in futures)
     with pytest.raises(QueueFullError):
         queue.submit(rows_of(1), ones(1))
+
+
+def test_an_engine_that_does_not_come_back_is_stuck(
+    held: tuple[HeldEngine, EngineQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, queue = held
+    assert not queue.is_stuck()
+    monkeypatch.setattr("pipeline.serving.queue.STUCK_SECONDS", 0.0)
+    assert queue.is_stuck()
+
+
+def test_a_queue_whose_thread_has_ended_is_stuck() -> None:
+    queue = EngineQueue(new_engine(Criterion(speed=1.0)), batch_tokens=256, queue_tokens=300)
+    assert not queue.is_stuck()
+    queue.close()
+    assert queue.is_stuck()
 
 
 def test_many_callers_get_their_own_answers_and_the_report_adds_up() -> None:

@@ -17,9 +17,9 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.evaluation.recorded import record_as_run
 from pipeline.serving.app import build_app
-from pipeline.serving.classifier import Classifier
-from pipeline.serving.deployment import engine_criterion
+from pipeline.serving.classifier import TextClassifier
 from pipeline.serving.queue import EngineQueue
+from pipeline.serving.spec import engine_criterion
 from tests.support.serving import LIMITS, new_engine
 
 CRITERION = Criterion(speed=0.6)
@@ -41,7 +41,9 @@ def curve(model_directory: Path, tokenizer: Tokenizer) -> Curve:
 def client_of(directory: Path, tokenizer: Tokenizer, curve: Curve | None) -> TestClient:
     model = EarlyExitModel.from_pretrained(directory)
     queue = EngineQueue(new_engine(engine_criterion(CRITERION, model), model), batch_tokens=256, queue_tokens=1 << 20)
-    return TestClient(build_app(Classifier(queue, tokenizer, CRITERION, LIMITS, curve), token_hash=None, version="1"))
+    return TestClient(
+        build_app(TextClassifier(queue, tokenizer, CRITERION, LIMITS, curve), token_hash=None, version="1")
+    )
 
 
 def test_a_request_asks_for_a_speedup_or_a_limit(model_directory: Path, tokenizer: Tokenizer, curve: Curve) -> None:
@@ -65,7 +67,7 @@ def test_a_request_asks_for_a_speedup_or_a_limit(model_directory: Path, tokenize
     labels, exits = answers(max_disagreement=0.2)
     assert min(exits) < 4
     assert np.mean(np.array(labels) != full) < 0.3
-    assert answers(max_disagreement=1e-6)[1] == depths  # nothing but full depth can be promised
+    assert answers(max_disagreement=1e-6)[1] == depths  # nothing but full depth can be guaranteed
 
 
 @pytest.mark.parametrize(

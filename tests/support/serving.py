@@ -4,7 +4,7 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
-from pipeline.serving.classifier import Limits
+from pipeline.serving.limits import Limits
 from tests.support.models import new_model
 
 LIMITS = Limits(rows=50, body_bytes=20_000, body_seconds=5.0, answer_seconds=30.0)

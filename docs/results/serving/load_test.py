@@ -39,7 +39,8 @@ from pipeline.corpus.tokenize import Tokenizer
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.serving import deployment
-from pipeline.serving.classifier import Limits
+from pipeline.serving.limits import Limits
+from pipeline.serving.spec import ServingSpec
 
 PORT, MARGIN = 8765, 0.02
 OVERLOAD_SECONDS = 40
@@ -50,7 +51,7 @@ CORES = len(os.sched_getaffinity(0))
 class FixedRows:
     """What a user of Ray Serve writes: `@serve.batch` with a number of requests, and the same engine behind it."""
 
-    def __init__(self, spec: deployment.ServingSpec, rows: int, wait: float) -> None:
+    def __init__(self, spec: ServingSpec, rows: int, wait: float) -> None:
         torch.set_num_threads(CORES)
         self.engine = Engine(EarlyExitModel.from_pretrained(spec.model), spec.engine)
         self.tokenizer, self.thread = Tokenizer(spec.tokenizer), ThreadPoolExecutor(1)
@@ -128,7 +129,7 @@ def main() -> None:
     model = EarlyExitModel.from_pretrained(args.model)
     criterion = Criterion(speed=args.speed)
     engine = EngineConfig(criterion=criterion, dtype=args.dtype)
-    spec = deployment.ServingSpec(
+    spec = ServingSpec(
         model=options.absolute_model(args.model),
         tokenizer=options.load_tokenizer_spec(args.model, model, None),
         engine=engine,
@@ -146,7 +147,7 @@ def main() -> None:
 
     join_or_start()
     serve.start(http_options={"host": "127.0.0.1", "port": PORT}, logging_config={"log_level": "ERROR"})
-    plan = ActorPlan(actors=1, most=1, cpus=0.1, gpus=0, threads=CORES)
+    plan = ActorPlan(actors=1, max_actors=1, cpus=0.1, gpus=0, threads=CORES)
     serve.run(deployment.application(spec, plan), name="ours", route_prefix="/ours")
     systems = {"token budget": "/ours/classify"}
     for size, wait in ((32, 0.01), (128, 0.05)):

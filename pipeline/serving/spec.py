@@ -1,0 +1,58 @@
+"""What a replica needs to serve a model, as plain values, and how it follows from the model. No Ray."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.digest import weights_digest
+from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
+from pipeline.calibration.curve import FILE as CALIBRATION_FILE
+from pipeline.calibration.curve import Calibration, Curve
+from pipeline.corpus.tokenize import TokenizerSpec
+from pipeline.engine.config import EngineConfig
+from pipeline.errors import UserError
+from pipeline.serving.limits import Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingSpec:
+    """All that a replica needs."""
+
+    model: str
+    """Hub id, absolute directory, or s3:// address."""
+    tokenizer: TokenizerSpec
+    engine: EngineConfig
+    """Settings of the engine; its criterion decides for requests that set no target."""
+    limits: Limits
+    batch_tokens: int | None = None
+    """Tokens that go to the engine at once; None is MICRO_BATCHES_PER_BATCH for each of its runners."""
+    queue_tokens: int | None = None
+    """Tokens that may wait; None is BATCHES_WAITING batches."""
+    token_hash: bytes | None = None
+    """Hash of the bearer token that clients need (`auth.hash_token`); None serves everybody."""
+    curve: Curve | None = None
+    """Curve of the model's calibration, if it has one that fits how it is served."""
+
+
+def engine_criterion(criterion: Criterion, model: EarlyExitModel) -> Criterion:
+    """Return the criterion for an engine whose rows bring their own thresholds: one that evaluates every exit."""
+    unjudged = model.regression and criterion.name != "lte"  # values have no entropy
+    if criterion.name == "patience" or len(model.exit_layers) == 1 or unjudged:
+        return criterion
+    return Criterion(name=criterion.name, speed=1.0)
+
+
+def calibrated_curve(directory: str, engine: EngineConfig, max_tokens: int) -> Curve | None:
+    """Load the curve that requests with a target need; return None for a model without a calibration.
+
+    Raises UserError if the calibration is about other weights or settings than the model is served with.
+    """
+    if not (Path(directory) / CALIBRATION_FILE).is_file():
+        return None
+    calibration = Calibration.load(directory)
+    calibration.check(weights_digest(directory), engine.dtype, max_tokens)
+    if calibration.curve.criterion != engine.criterion.name:
+        raise UserError(
+            f"it is about {calibration.curve.criterion}, and the model is served by {engine.criterion.name}"
+        )
+    return calibration.curve
