@@ -11,7 +11,7 @@ from ray.train import TrainingFailedError
 from transformers import AutoTokenizer
 
 from jobs.cli import command, options
-from models.early_exit import quiet_transformers
+from models.hugging_face import quiet_transformers
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.labelled import Texts, hold_out
 from pipeline.errors import InputError

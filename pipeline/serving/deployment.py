@@ -29,6 +29,7 @@ from pipeline.cluster.resources import ActorPlan
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import InputError
 from pipeline.serving.app import build_app
 from pipeline.serving.classifier import STUCK_S, Classifier, Limits
@@ -82,8 +83,9 @@ class Replica:
         model = EarlyExitModel.from_pretrained(local_model(spec.model))
         asked = spec.engine.criterion
         config = replace(spec.engine, criterion=engine_criterion(asked, model))
-        engine = Engine(model, config, plan.device)
-        batch_tokens = spec.batch_tokens or MICRO_BATCHES_PER_BATCH * engine.threads * engine.token_budget
+        loaded = LoadedModel(model, config, plan.device)
+        engine = Engine(loaded)
+        batch_tokens = spec.batch_tokens or MICRO_BATCHES_PER_BATCH * loaded.threads * loaded.token_budget
         self.metrics = ServingMetrics()
         self.queue = EngineQueue(
             engine,
