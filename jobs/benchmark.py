@@ -31,14 +31,16 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from jobs.cli import command, options
-from models.early_exit import HEAD_KINDS, EarlyExitModel, quiet_transformers
+from models.early_exit import HEAD_KINDS, EarlyExitModel
 from models.exits.criterion import Criterion
+from models.hugging_face import quiet_transformers
 from pipeline.benchmark.measure import System, Timing, matmul_ceiling, measure
 from pipeline.benchmark.peers import PEERS, SLOW, MissingPeerError, PeerNeeds
 from pipeline.benchmark.workload import Workload, make_workload
 from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.engine.config import DTYPE_NAMES, EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import InputError
 
 SHAPES = {"bert-base": (12, 768), "bert-large": (24, 1024)}
@@ -55,10 +57,10 @@ def main(args: argparse.Namespace) -> None:
         criterion=Criterion(speed=args.speed), token_budget=args.token_budget[0], exits=exits, dtype=args.dtype[0]
     )
     work = real_work(args, model, config, device) if args.input else made_work(args, model)
-    engine = Engine(copy.deepcopy(model), config, device)
+    engine = Engine(LoadedModel(copy.deepcopy(model), config, device))
     systems = our_systems(args, model, config, work, engine)
     missing = add_peers(systems, args, model, work, device)
-    ceiling = matmul_ceiling(model.shape, engine.device, engine.dtype)
+    ceiling = matmul_ceiling(model.shape, engine.loaded.device, engine.loaded.dtype)
     print_card(args, engine, work, ceiling, missing)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     timings = measure(systems, args.repetitions, wait, lambda line: print(line, file=sys.stderr, flush=True))
@@ -101,7 +103,8 @@ def real_work(args: argparse.Namespace, model: EarlyExitModel, config: EngineCon
     tokenizer = options.load_tokenizer(args.model, model, args.max_tokens)
     texts = read_texts(args.input, options.text_columns(args, None), limit=args.rows)
     rows = tokenize_texts(texts, tokenizer, model.labels).rows
-    exits = Engine(copy.deepcopy(model), config, device).run(rows).exit_layers
+    with LoadedModel(copy.deepcopy(model), config, device) as loaded:
+        exits = Engine(loaded).run(rows).exit_layers
     return Workload(rows=rows, exit_plan=exits.astype(np.int64))
 
 
@@ -111,10 +114,10 @@ def our_systems(
     """Full depth and early exit; without first-token-first; and early exit with other budgets and blocks, if wanted."""
 
     def make(config: EngineConfig) -> Engine:
-        return Engine(copy.deepcopy(model), config, engine.device.type)
+        return Engine(LoadedModel(copy.deepcopy(model), config, engine.loaded.device))
 
     def planned(engine: Engine) -> System:
-        return System(run=lambda work: engine.run(work.rows, work.exit_plan), work=work)
+        return System(run=lambda work: engine.run(work.rows, work.rule), work=work)
 
     def whole(engine: Engine) -> System:
         return System(run=lambda work: engine.run(work.rows), work=work)
@@ -129,7 +132,7 @@ def our_systems(
         systems[f"{FULL}, {dtype}"] = whole(make(replace(config, criterion=Criterion(), dtype=dtype)))
         systems[f"{EARLY}, {dtype}"] = planned(make(replace(config, dtype=dtype)))
     for budget, block in list(itertools.product(args.token_budget, args.exit_every))[1:]:
-        name = f"{EARLY}, token budget {budget or engine.token_budget}, exit every {block}"
+        name = f"{EARLY}, token budget {budget or engine.loaded.token_budget}, exit every {block}"
         systems[name] = planned(make(replace(config, token_budget=budget, exits=exits_every(model, block))))
     for count in args.rows_per_call:
         systems[f"{EARLY}, {count:,} rows a call"] = System(
@@ -140,7 +143,7 @@ def our_systems(
 
 def run_calls(engine: Engine, calls: Sequence[Workload], _whole: Workload) -> None:
     for call in calls:
-        engine.run(call.rows, call.exit_plan)
+        engine.run(call.rows, call.rule)
 
 
 def add_peers(
@@ -202,10 +205,12 @@ def print_card(args: argparse.Namespace, engine: Engine, work: Workload, ceiling
     print(f"{len(lengths):,} rows of {lengths.mean():.1f} tokens; mean exit {work.mean_exit:.2f} of {shape.layers}")
     where = (
         torch.cuda.get_device_name()
-        if engine.device.type == "cuda"
+        if engine.loaded.device.type == "cuda"
         else f"{os.cpu_count()} cores, {platform.machine()}"
     )
-    print(f"{where}; {engine.precision}, {engine.threads} threads, {engine.token_budget} tokens in a micro-batch")
+    print(
+        f"{where}; {engine.loaded.precision}, {engine.loaded.threads} threads, {engine.loaded.token_budget} tokens in a micro-batch"
+    )
     print(f"matrix products of this model alone reach {ceiling / 1e12:.2f} TFLOP/s")
     if missing:
         print(f"missing: {', '.join(missing)}; or all of them: pip install 'offramp[bench]'")

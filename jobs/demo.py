@@ -21,7 +21,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from jobs.cli import command, options
-from models.early_exit import quiet_transformers
+from models.hugging_face import quiet_transformers
 from pipeline.benchmark.synthetic import CLASSES, LEVELS, reviews, vocabulary
 from pipeline.output.results import open_results
 from pipeline.reports.run_report import REPORT

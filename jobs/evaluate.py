@@ -24,12 +24,11 @@ import torch
 from jobs.cli import command, options
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import CRITERIA, Criterion
-from models.precision import set_precision
 from pipeline.benchmark.measure import time_criteria
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.labelled import read_texts, tokenize_texts
-from pipeline.engine.config import DTYPE_NAMES
-from pipeline.engine.engine import default_token_budget
+from pipeline.engine.config import DTYPE_NAMES, EngineConfig
+from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import InputError
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.reports import evaluation_report
@@ -81,9 +80,8 @@ def evaluate(name: str, args: argparse.Namespace) -> tuple[Evaluation, Chunk, Ea
     tokenizer = options.load_tokenizer(name, model, args.max_tokens)
     texts = read_texts(args.data, options.text_columns(args, args.label_column))
     examples = tokenize_texts(texts, tokenizer, model.labels)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    set_precision(model, args.dtype, device, default_token_budget(device, model.shape.hidden))
-    return Evaluation(model, examples, args.metric), examples, model
+    with LoadedModel(model, EngineConfig(dtype=args.dtype), "cuda" if torch.cuda.is_available() else "cpu"):
+        return Evaluation(model, examples, args.metric), examples, model
 
 
 def store(args: argparse.Namespace, model: EarlyExitModel, curves: dict[str, list[OperatingPoint]]) -> None:

@@ -20,7 +20,7 @@ by one. 2 cores with AMX, bf16, 12 heads of 32, 2,048 tokens: 2.67 ms with rows 
 
 
 def lengths_of(groups: Sequence[LengthGroup], device: torch.device) -> Tensor:
-    """Lengths of all rows: [B] int64."""
+    """Return the lengths of all rows: [B] int64."""
     lengths = np.repeat([group.length for group in groups], [group.rows for group in groups])
     return torch.from_numpy(lengths.astype(np.int64)).to(device, non_blocking=True)
 
@@ -32,14 +32,14 @@ def first_tokens(x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
 
 
 def attend(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, *, dropout: float = 0.0) -> Tensor:
-    """Multi-head attention inside every row: queries, keys and values side by side [T, 3H] -> [T, H]."""
+    """Compute multi-head attention inside every row: queries, keys and values side by side, [T, 3H] -> [T, H]."""
     if dropout == 0.0 and _takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
         return _attend_ragged(qkv_T3H, tuple(groups), heads)
-    return _attend_run_by_run(qkv_T3H, groups, heads, dropout)
+    return _attend_by_group(qkv_T3H, groups, heads, dropout)
 
 
 def _takes_ragged_rows(x: Tensor, head_width: int) -> bool:
-    """Say whether FlashAttention's kernel for rows of any length runs here: 16 bits, Ampere or later, and widths it knows."""
+    """Return whether FlashAttention's varlen kernel can run: 16 bits, Ampere or later, head widths that it knows."""
     return (
         x.is_cuda
         and head_width % 8 == 0
@@ -50,7 +50,7 @@ def _takes_ragged_rows(x: Tensor, head_width: int) -> bool:
 
 
 def _attend_ragged(qkv_T3H: Tensor, groups: tuple[LengthGroup, ...], heads: int) -> Tensor:
-    """All rows in one kernel; padding is a row of its own, which nobody reads."""
+    """Run all rows in one kernel; padding is a row of its own, which is never read."""
     from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler along: two seconds
 
     bounds, longest = _row_bounds(groups, len(qkv_T3H), qkv_T3H.device)
@@ -62,9 +62,9 @@ def _attend_ragged(qkv_T3H: Tensor, groups: tuple[LengthGroup, ...], heads: int)
 
 @lru_cache(maxsize=8)
 def _row_bounds(groups: tuple[LengthGroup, ...], tokens: int, device: torch.device) -> tuple[Tensor, int]:
-    """First token of every row, and the end, padding being a row: int32 [B + 1]; and the longest row.
+    """Return the first token of every row and the end, padding being a row, as int32 [B + 1]; and the longest row.
 
-    The layers of a block ask for the same ones in turn.
+    It is cached because consecutive layers ask for the same rows.
     """
     lengths = [group.length for group in groups for _ in range(group.rows)]
     padding = tokens - sum(lengths)
@@ -73,8 +73,8 @@ def _row_bounds(groups: tuple[LengthGroup, ...], tokens: int, device: torch.devi
     return torch.from_numpy(bounds).to(device, non_blocking=True), max(lengths)
 
 
-def _attend_run_by_run(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, dropout: float) -> Tensor:
-    """Each run as a dense rectangle."""
+def _attend_by_group(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, dropout: float) -> Tensor:
+    """Run each group of equal lengths as a dense rectangle."""
     if qkv_T3H.device.type == "cpu" and torch.is_grad_enabled():
         return _attend_in_training(qkv_T3H, groups, heads, dropout)
     hidden = qkv_T3H.shape[1] // 3
@@ -99,9 +99,9 @@ def _attend_run_by_run(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: in
 
 
 def _attend_in_training(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, p: float) -> Tensor:
-    """The same with its gradient, in plain products: torch's flash kernel on CPUs takes twice the time backwards.
+    """Compute `_attend_by_group` in plain products: backwards, torch's flash kernel takes twice the time on CPUs.
 
-    Rows are split off all at once: the gradient of a slice is a matrix of its own of the size of the whole.
+    All groups are split off in one call: the gradient of a single slice would be a matrix of the size of the whole.
     """
     tokens = [group.tokens for group in groups]
     *parts, padding = qkv_T3H.split([*tokens, len(qkv_T3H) - sum(tokens)])
@@ -117,7 +117,7 @@ def _attend_in_training(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: i
 def attend_from_first(
     q_BH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], heads: int, kv_2HH: Tensor, bias_2H: Tensor
 ) -> Tensor:
-    """What `attend` gives the first token of every row, without keys and values of the others: [B, H].
+    """Compute what `attend` returns for the first token of every row, without keys and values of the others: [B, H].
 
     With one query a row, q . (K x) is better computed as (K^T q) . x, and sum_l a_l (V x_l) as V (sum_l a_l x_l): two small
     products a row in place of two a token. The keys' bias moves all scores of a query alike, so softmax drops it; the values'
@@ -140,7 +140,7 @@ def attend_from_first(
 
 
 def _mix(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> list[Tensor]:
-    """Mix the tokens of every row by what its queries ask for: [B, N, H], a tensor a run."""
+    """Average the tokens of every row by their attention weights for its queries: [B, N, H], one tensor a group."""
     mixed, row, token = [], 0, 0
     for group in groups:
         x_B1LH = x_TH[token : token + group.tokens].view(group.rows, 1, group.length, -1)
@@ -151,7 +151,7 @@ def _mix(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: 
 
 
 def _mix_in_training(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> list[Tensor]:
-    """The same with its gradient, for the reasons of `_attend_in_training`."""
+    """Compute `_mix` in plain products, for the reasons of `_attend_in_training`."""
     tokens, rows = [group.tokens for group in groups], [group.rows for group in groups]
     *texts, _padding = x_TH.split([*tokens, len(x_TH) - sum(tokens)])
     *queries, _padding = (asked_BNH * scale).split([*rows, len(asked_BNH) - sum(rows)])
@@ -165,7 +165,7 @@ def _mix_in_training(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGro
 
 @lru_cache(maxsize=2048)
 def _hide_padding(length: int, padding: int, dtype: torch.dtype) -> Tensor:
-    """Mask [length, length + padding] that lets queries see the real keys only."""
+    """Return the additive mask [1, length + padding] that hides padded keys from every query."""
     mask = torch.zeros(1, length + padding, dtype=dtype)
     mask[:, length:] = -torch.inf
     return mask

@@ -1,8 +1,8 @@
 """A BERT-family encoder as explicit steps over packed tokens.
 
 Rows are laid one after the other in one `[tokens, hidden]` matrix. There is no padding inside a row and no attention
-mask: rows of equal length stand together in *runs*, and attention sees each run as a dense rectangle. Linear layers,
-which are nearly all of the work, see only the token axis. Training, the engine and the tests run this one code.
+mask: rows of equal length stand together in *length groups*, and attention sees each group as a dense rectangle. Linear
+layers, which are nearly all of the work, see only the token axis. Training, the engine and the tests run this one code.
 
 Legend of suffixes: T tokens, Q tokens or rows, B rows, L length of a row, N attention heads,
 D width of a head, H hidden.
@@ -25,14 +25,15 @@ from models.length_group import LengthGroup
 class PackedTokens:
     """A batch of rows without padding inside.
 
-    Tokens past the last run are padding, which lets the caller keep to a few matrix sizes: no row reads them.
+    Tokens past the last group are padding, which lets the caller keep to a few matrix sizes: no row reads them.
     """
 
     token_ids: Tensor
-    """[T] int64."""
+    """[T] int64, padding included."""
     segments: Tensor
     """[B] int64: the position in its row at which the second text of a pair starts; the row's length if there is none."""
     groups: Sequence[LengthGroup]
+    """Lengths of the rows, in their order: `(LengthGroup(2, 3), LengthGroup(1, 5))` is rows of 3, 3 and 5 tokens."""
 
     @property
     def rows(self) -> int:
@@ -66,7 +67,7 @@ class Embeddings(nn.Module):
         return x_TH
 
     def _positions_and_types(self, packed: PackedTokens) -> tuple[Tensor, Tensor]:
-        """Number every token inside its row, and tell first texts from second: [T], [T]; padding gets zeros."""
+        """Return the position of every token in its row, and 1 for tokens of second texts: [T], [T]; padding gets zeros."""
         ids_T = packed.token_ids
         lengths_B = lengths_of(packed.groups, ids_T.device)
         starts_B = lengths_B.cumsum(0) - lengths_B
@@ -86,13 +87,14 @@ class Embeddings(nn.Module):
 
 
 class ResidualLinear(nn.Linear):
-    """A linear layer whose output, after dropout, is added to what went round it."""
+    """A linear layer whose output, after dropout, is added to the residual."""
 
     def __init__(self, width_in: int, width_out: int, dropout: float) -> None:
         super().__init__(width_in, width_out)
         self.dropout = Dropout(dropout)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Return residual + dropout(linear(x))."""
         added: Tensor = residual + self.dropout(self(x))
         return added
 
@@ -129,14 +131,14 @@ class EncoderLayer(nn.Module):
         return self._after_attention(x_TH, mixed_TH)
 
     def first_tokens_only(self, x_TH: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
-        """What `forward` gives the first token of every row, at a small part of the cost: [B + padding, H]."""
+        """Compute what `forward` returns for the first token of every row, at a small part of the cost: [B + padding, H]."""
         first_BH = F.pad(first_tokens(x_TH, groups), (0, 0, 0, padding))
         query, key_value = self._query_and_key_value()
         mixed_BH = attend_from_first(F.linear(first_BH, *query), x_TH, groups, self.heads, *key_value)
         return self._after_attention(first_BH, mixed_BH)
 
     def _query_and_key_value(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Weight and bias of the queries [H, H], [H], and those of keys and values, stacked [2H, H], [2H]."""
+        """Return weight and bias of the queries, [H, H] and [H], and those of keys and values, stacked: [2H, H] and [2H]."""
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
         hidden = weight.shape[1]
         return (weight[:hidden], bias[:hidden]), (weight[hidden:], bias[hidden:])
@@ -148,7 +150,7 @@ class EncoderLayer(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Embeddings and layers; the caller drives them, since only it knows who is still active."""
+    """Embeddings and layers; the caller drives them, since only it knows which rows are still active."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint as a hash of its files: without loading it, and wherever it lies."""
+"""Hash the weights of a checkpoint from its files, without loading it."""
 
 import hashlib
 import json
@@ -15,23 +15,25 @@ from transformers.utils import (
 
 CHUNK_BYTES = 1 << 24
 KINDS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-"""In the order in which transformers looks for them."""
+"""Names of weight files, in the order in which transformers looks for them."""
 
 
 def weights_digest(name: str | os.PathLike[str]) -> str:
-    """Hash the weight files of a directory or hub id; equal files give equal hashes, whatever they are called by.
+    """Hash the weight files of a directory or hub id; equal files give equal hashes, by whatever name they are found.
 
     Raises FileNotFoundError if there are none.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for path in _weight_files(str(name)):
+    for path in weight_files(name):
         with open(path, "rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
 
 
-def _weight_files(name: str) -> list[Path]:
+def weight_files(name: str | os.PathLike[str]) -> list[Path]:
+    """List the weight files that transformers would load of a directory or hub id; raise FileNotFoundError without any."""
+    name = str(name)
     for kind in KINDS:
         try:
             found = Path(cached_file(name, kind))

@@ -1,8 +1,8 @@
-"""The supported Hugging Face families, and how their weights are called there and here.
+"""The supported Hugging Face families, and how their parameters are named there and here.
 
-All of them are the same post-LayerNorm encoder under different parameter names. One small table a family is enough to
-load any of them into `models.backbone.Backbone` and to write it back so that transformers itself opens the directory.
-Queries, keys and values are three matrices there and one here: one product over all tokens.
+All of them are the same post-LayerNorm encoder under different parameter names. One small table a family is enough to load
+any of them into `models.backbone.Backbone` and to write it back so that transformers itself opens the directory. Queries,
+keys and values are three matrices there and one here: one product over all tokens.
 """
 
 from collections.abc import Iterator, Mapping

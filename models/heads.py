@@ -1,9 +1,14 @@
 """Exit heads: pooled (DeeBERT) and attention (FastBERT).
 
-All map packed hidden states to features of a row, `[T, H] -> [B, W]`, and `out` maps those to logits, `[B, W] -> [B, C]`.
+Both work in three steps: `per_token` on every token, `[T, H] -> [T, W]`, which a pooled head does not need; `features_from` on
+every row, `[T, W] -> [B, F]`; and `out`, which maps features to logits, `[B, F] -> [B, C]`. The engine runs the first step
+micro-batch by micro-batch and the others for many rows at once.
+
+Legend of suffixes: T tokens, B rows, H hidden, W width per token, F features, C classes.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +23,25 @@ ATTENTION_HEAD_WIDTH = 128
 """FastBERT, section 4.1 and the released code: classifiers work in 128 dimensions with 2 attention heads."""
 ATTENTION_HEAD_HEADS = 2
 LEAST_VARIANCE = 1e-6
-"""Added to the variance of what a pooled head reads: where it varies less, bf16 has rounded away what there was."""
+"""Added to the variance of a pooled head's input: where that varies less, bf16 has rounded the differences away."""
 
 
 class PooledHead(nn.Module):
     """First token -> dense -> activation -> classes: BERT's pooler and classifier; DeeBERT's off-ramp (Xin et al. 2020).
 
-    A branch head reads its first token standardized, with fixed mean and deviation: in lower layers it may be nearly the same
-    for all texts, and gradient steps of the usual size do not find what differs (docs/results/papers.md).
+    A branch head standardizes the first token with a fixed mean and deviation: in lower layers it may be nearly the same for
+    all texts, and gradient steps of the usual size do not find what differs (docs/results/papers.md).
     """
 
+    reads_first_token: Literal[True] = True
+    """Whether the first token of every row is all that the head reads: `features_of_first` exists then."""
+    token_width: int | None = None
+    """Width of what `per_token` keeps of a token; None where the head reads the hidden states themselves."""
+
     mean: Tensor | None
-    """[H], of what it reads; fp32 in every precision, since small differences of large numbers are the point."""
+    """[H], of the first tokens that it reads; fp32 in every precision, since small differences of large numbers matter here."""
     deviation: Tensor | None
+    """[H], of the first tokens that it reads; None, as `mean`, in a head that does not standardize."""
 
     def __init__(
         self, hidden: int, classes: int, *, activation: str = "tanh", dropout: float = 0.1, standardized: bool = False
@@ -45,22 +56,30 @@ class PooledHead(nn.Module):
 
     @property
     def width(self) -> int:
-        """Of the features."""
+        """Number of the features."""
         return self.dense.out_features
 
     def features(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
-        """What the last linear layer, `out`, reads: [T, H] -> [B, H]."""
+        """Compute the input of `out`: [T, H] -> [B, F]."""
         return self.features_of_first(first_tokens(x_TH, groups))
 
+    def per_token(self, x_TH: Tensor) -> Tensor:
+        """Return the hidden states as they are."""
+        return x_TH
+
+    def features_from(self, x_TH: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
+        """Compute the features of every row, and of as many rows of padding: [T, H] -> [B + padding, F]."""
+        return self.features_of_first(F.pad(first_tokens(x_TH, groups), (0, 0, 0, padding)))
+
     def features_of_first(self, first_BH: Tensor) -> Tensor:
-        """The same from first tokens: [B, H] -> [B, H]."""
+        """Compute the features from the first token of every row: [B, H] -> [B, F]."""
         if self.mean is not None and self.deviation is not None:
             first_BH = ((first_BH.float() - self.mean) / self.deviation).to(first_BH.dtype)
         features_BH: Tensor = self.dropout(self.activation(self.dense(first_BH)))
         return features_BH
 
     def standardize(self, first_BH: Tensor) -> None:
-        """Take mean and deviation from the first tokens of some rows; do nothing if this is not a branch head."""
+        """Set mean and deviation to those of the first tokens of some rows; do nothing if this is not a branch head."""
         if self.mean is not None and self.deviation is not None:
             variance_H, mean_H = torch.var_mean(first_BH.float(), dim=0, correction=0)
             self.mean.copy_(mean_H)
@@ -71,8 +90,13 @@ class AttentionHead(nn.Module):
     """FastBERT's classifier (Liu et al. 2020): narrow, self-attention over all tokens, first token -> classes.
 
     Layers and activations are those of the released code. Only the first token is ever read after the attention, so only its
-    query is computed: the answer is the same.
+    query is computed: the logits are the same.
     """
+
+    reads_first_token: Literal[False] = False
+    """Whether the first token of every row is all that the head reads."""
+    token_width: int | None = ATTENTION_HEAD_WIDTH
+    """Width of what `per_token` keeps of a token."""
 
     def __init__(self, hidden: int, classes: int, *, dropout: float = 0.1) -> None:
         super().__init__()
@@ -87,19 +111,19 @@ class AttentionHead(nn.Module):
 
     @property
     def width(self) -> int:
-        """Of the features."""
+        """Number of the features."""
         return self.dense.out_features
 
     def features(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
-        """What the last linear layer, `out`, reads: [T, H] -> [B, W]."""
-        return self.features_of_narrowed(self.narrowed(x_TH), groups)
+        """Compute the input of `out`: [T, H] -> [B, F]."""
+        return self.features_from(self.per_token(x_TH), groups)
 
-    def narrowed(self, x_TH: Tensor) -> Tensor:
-        """Do the part that is done for every token: [T, H] -> [T, W]."""
+    def per_token(self, x_TH: Tensor) -> Tensor:
+        """Compute what attention reads of every token: [T, H] -> [T, W]."""
         return torch.tanh(self.narrow(x_TH))
 
-    def features_of_narrowed(self, narrow_TW: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
-        """Do the part that is done for every row: [T, W] -> [B + padding, W]."""
+    def features_from(self, narrow_TW: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
+        """Compute the features of every row, and of as many rows of padding: [T, W] -> [B + padding, F]."""
         query_BW = self.query(F.pad(first_tokens(narrow_TW, groups), (0, 0, 0, padding)))
         weight, bias = self.key_value.weight, self.key_value.bias
         mixed_BW = attend_from_first(query_BW, narrow_TW, groups, ATTENTION_HEAD_HEADS, weight, bias)

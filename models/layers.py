@@ -1,4 +1,4 @@
-"""Activations by the names that Hugging Face gives them."""
+"""Activations by their Hugging Face names, and dropout that is fast on CPUs."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ USUAL: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, 
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the function of this name: torch's own, or else what transformers has; raise KeyError if neither has it."""
+    """Return the activation of this name, torch's own or else transformers'; raise KeyError if neither has it."""
     if name in USUAL:
         return USUAL[name]
     from transformers.activations import ACT2FN  # takes seconds to import
@@ -31,7 +31,7 @@ class Dropout(nn.Module):
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Zero a share `p` of the elements at random and scale the others so that the mean stays."""
+    """Zero a fraction `p` of the elements at random and scale the others so that the mean stays."""
     if p == 0.0:
         return x
     if x.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""Run: the unit in which attention sees packed rows. Plain integers, so that packing needs no torch."""
+"""LengthGroup: the unit in which attention sees packed rows. Plain integers, so that packing needs no torch."""
 
 from typing import NamedTuple
 

@@ -1,36 +1,36 @@
-"""What a model's matrices are computed in: 'fp32', 'bf16', 'int8', or 'auto', which knows the device."""
+"""Precision of a model's matrix products: 'fp32', 'bf16', 'int8', or 'auto', which chooses by the device."""
 
 import torch
 
 from models.cpu.int8 import can_use_int8, use_int8
+from models.cpu.support import multiplies_bf16
 from models.early_exit import EarlyExitModel
 from models.errors import UnsupportedPrecisionError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
-"""What hidden states are held in."""
+"""Type of the hidden states, by precision."""
 
 
 def best_dtype(device: torch.device) -> str:
     """Return 'bf16' where the device multiplies it in hardware (AMX, AVX512-BF16, Ampere and later), else 'fp32'."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    # torch has no public name for these yet; both have been there, unchanged, since torch 2.4.
-    return "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "bf16" if multiplies_bf16() else "fp32"
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Return a context in which training computes: matrices in `best_dtype`, weights and sums in fp32."""
+    """Return the context in which training computes: matrix products in `best_dtype`, weights and sums in fp32."""
     dtype = DTYPES[best_dtype(device)]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def set_precision(model: EarlyExitModel, name: str, device: torch.device, tokens: int) -> str:
-    """Move a model to the device and make it compute in this precision, in place; return the precision without 'auto'.
+    """Move a model to the device and convert it to this precision, in place; return the precision that 'auto' stands for.
 
-    `tokens` is about how many rows its matrices will have. Raises UnsupportedPrecisionError.
+    `tokens` is about how many rows its matrices will have. Raises UnsupportedPrecisionError if the device cannot compute in it.
     """
     chosen = best_dtype(device) if name == "auto" else name
-    for parameter in model.parameters():  # and no buffer: those are statistics, in fp32
+    for parameter in model.parameters():  # buffers stay as they are: those are statistics, in fp32
         parameter.data = parameter.data.to(DTYPES[chosen])
     model.eval().to(device)
     if chosen == "int8":

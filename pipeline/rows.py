@@ -1,4 +1,4 @@
-"""The two array bundles that go into and come out of the engine."""
+"""What goes into the engine, TokenRows, and what comes out of it, Predictions."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -9,17 +9,21 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 Thresholds = npt.NDArray[np.float32]
-"""[B, L]: the uncertainty up to which a row may leave after each layer; 0 where it may not."""
+"""[B, L]: the uncertainty up to which a row exits after each layer; 0 where it may not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRows:
-    """Token ids of B rows, ragged: row i is `token_ids[offsets[i]:offsets[i + 1]]`."""
+    """Token ids of B rows, ragged: row i is `token_ids[offsets[i]:offsets[i + 1]]`.
+
+    Example: `TokenRows.from_lists([[101, 7, 102], [101, 102]])` has token_ids [101, 7, 102, 101, 102], offsets [0, 3, 5] and
+    segments [3, 2].
+    """
 
     token_ids: npt.NDArray[np.int32]
     """[T]: all rows one after the other, special tokens included."""
     offsets: npt.NDArray[np.int64]
-    """[B + 1]."""
+    """[B + 1]: where each row starts in `token_ids`, and the end."""
     segments: npt.NDArray[np.int32]
     """[B]: where the second text of a pair starts, counted from the row's start; the row's length for single texts."""
 
@@ -34,7 +38,7 @@ class TokenRows:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """[B]: tokens of each row."""
+        """Number of tokens of each row: [B]."""
         return np.diff(self.offsets)
 
     def take(self, rows: IntArray) -> Self:
@@ -66,7 +70,7 @@ class TokenRows:
 
     @classmethod
     def from_lists(cls, rows: list[list[int]], segments: list[int] | None = None) -> Self:
-        """Build from one list of ids a row; `segments` defaults to single texts."""
+        """Build rows from one list of ids each; `segments` defaults to single texts."""
         lengths = [len(row) for row in rows]
         flat = [token for row in rows for token in row]
         return cls(
@@ -78,22 +82,22 @@ class TokenRows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What the engine says of B rows, in the order in which they came in."""
+    """Predictions of the engine for B rows, in the order in which they came in."""
 
     logits: npt.NDArray[np.float32]
-    """[B, C] at the exit that the row took."""
+    """[B, C]: those of the exit that the row took."""
     exit_layers: npt.NDArray[np.int16]
-    """[B], 1..L: layers that the row went through."""
+    """[B], 1..L: number of layers that the row went through."""
     uncertainty: npt.NDArray[np.float32]
-    """[B] in [0, 1], at that exit."""
+    """[B], in [0, 1]: uncertainty at that exit."""
     layer_tokens: int
-    """Sum over rows of tokens x layers: the work that the exits left over."""
+    """Sum over rows of tokens x layers that were computed."""
     padding_tokens: int
-    """The same unit: work on padding that rounds matrices up to their tile."""
+    """Padding tokens x layers that were computed, since matrices are padded to a multiple of some tokens."""
 
     @classmethod
     def join(cls, parts: list[Self]) -> Self:
-        """Put the answers of several calls one after the other."""
+        """Put the predictions of several calls one after the other."""
         if len(parts) == 1:
             return parts[0]
         return cls(
@@ -105,7 +109,7 @@ class Predictions:
         )
 
     def checked(self) -> Self:
-        """Return itself; raise FloatingPointError if a logit is no number, which would pass for an answer."""
+        """Return itself; raise FloatingPointError if a logit is NaN or infinite, which would pass for a prediction."""
         broken = int((~np.isfinite(self.logits)).any(1).sum())
         if broken:
             raise FloatingPointError(f"the model's logits are no numbers for {broken:,} of {len(self.logits):,} rows")
@@ -113,16 +117,16 @@ class Predictions:
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
-        """[B, C]: softmax of the logits."""
+        """Softmax of the logits: [B, C]."""
         powers: npt.NDArray[np.float32] = np.exp(self.logits - self.logits.max(1, keepdims=True))
         return powers / powers.sum(1, keepdims=True)
 
     @property
     def label_ids(self) -> npt.NDArray[np.int32]:
-        """[B]: index of the most probable class."""
+        """Index of the most probable class: [B]."""
         return self.logits.argmax(1).astype(np.int32)
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
-        """[B]: probability of that class."""
+        """Probability of the most probable class: [B]."""
         return self.probabilities.max(1)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from models.early_exit import EarlyExitModel, quiet_transformers
+from models.early_exit import EarlyExitModel
 from models.exits.criterion import CRITERIA, Criterion
+from models.hugging_face import quiet_transformers
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.errors import InputError

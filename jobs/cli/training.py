@@ -11,7 +11,7 @@ from ray.train import TrainingFailedError
 from transformers import AutoTokenizer
 
 from jobs.cli import command, options
-from models.early_exit import quiet_transformers
+from models.hugging_face import quiet_transformers
 from pipeline.errors import InputError
 from pipeline.storage.base import absolute, is_remote
 from pipeline.training.checkpoint import claim, release

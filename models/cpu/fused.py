@@ -1,9 +1,10 @@
 """Layers for inference in bf16 on CPUs: weights packed once, bias, activation and residual inside the product.
 
-torch's own `F.linear` re-orders a bf16 weight at every call and copies the bias over the output first. oneDNN, which does the
-product in both cases, also takes a weight in its own order and does the rest on the way out; torch exposes that as the
-operators that its compiler emits. One core with AMX, 512 tokens, hidden 768: 0.42 ms for 768 -> 768 plain, 0.32 ms here; 4.5 ms
-for a feed-forward block with packed weights, 3.7 ms with the activation inside and in two pieces.
+torch's own `F.linear` re-orders a bf16 weight at every call and copies the bias over the output first. oneDNN, which computes
+the product in both cases, also takes a weight in its own order and does the rest on the way out; torch exposes that as private
+operators, which its compiler emits and models/cpu alone calls. One core with AMX, 512 tokens, hidden 768: 0.42 ms for
+768 -> 768 plain, 0.32 ms here; 4.5 ms for a feed-forward block with packed weights, 3.7 ms with the activation inside and in
+two pieces.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,14 +16,14 @@ from models.backbone import EncoderLayer, FeedForward
 from models.heads import AttentionHead
 
 PIECE_WIDTH = 1536
-"""Inner width at which a feed-forward block is worked on: what one piece makes for some hundred tokens stays in the cache of a
-core, and oneDNN reads it back faster than rows of twice the length."""
+"""Inner width of one piece of a feed-forward block: its output for some hundred tokens stays in the cache of a core, and oneDNN
+reads it back faster than rows of twice the length."""
 POST_OPS: Mapping[str, tuple[str, list[float], str]] = {"gelu": ("gelu", [], "none"), "relu": ("relu", [], "")}
 """Activations that oneDNN applies inside the product, exactly as torch does on its own."""
 
 
 def can_fuse(device: torch.device, dtype: torch.dtype) -> bool:
-    """Say whether this torch has the operators, and whether they are worth it here."""
+    """Return whether this torch has the operators, and whether they are worth it for this device and dtype."""
     if device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
         return False
     return hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -35,7 +36,7 @@ class FusedLinear(nn.Module):
         """Pack [out, in] for matrices of about `tokens` rows; `activation` is '' or one of POST_OPS."""
         super().__init__()
         self.weight: Tensor | None = None
-        """The plain weight, where somebody still needs it."""
+        """The plain weight, where a caller still reads it (`EncoderLayer.first_tokens_only`)."""
         self.bias = None if bias is None else bias.detach().contiguous()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), tokens)
         self._post_op = POST_OPS[activation] if activation else ("none", [], "")

@@ -1,8 +1,8 @@
 """int8 products for inference on CPUs, with scales that are fixed when the model is loaded.
 
-Scales that follow every batch would cost what the products save, and would make a row's answer depend on its neighbours. Fixed
+Scales that follow every batch would cost what the products save, and would make a row's logits depend on its neighbours. Fixed
 ones need to know what values occur; in an encoder with LayerNorm those are a matter of the weights far more than of the text:
-random tokens tell them as well as real ones did (docs/results/speed.md), and no data is needed.
+random tokens show them as well as real ones did (docs/results/speed.md), and no data is needed.
 
 Weights have a scale for every output, activations one for every matrix. What makes one enough:
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from models.backbone import FeedForward, PackedTokens
 from models.cpu.fused import POST_OPS, FusedLinear, can_fuse
+from models.cpu.support import multiplies_bf16, multiplies_int8
 from models.early_exit import EarlyExitModel
 from models.length_group import LengthGroup
 
@@ -32,23 +33,23 @@ SMOOTHING = 0.75
 WIDE_CHANNELS = 32
 """Inner channels of a feed-forward block that stay in bf16; equal from 16 to 64."""
 HEADROOM = 1.25
-"""Inner values may be this much larger than any that was seen, before they are cut off."""
+"""Factor by which inner values may exceed the largest that was measured, before they are cut off."""
 GELU_LOWEST = -0.17
 """The least value of GELU."""
 SAMPLE = LengthGroup(rows=128, length=64)
-"""Random tokens that are run to see what values occur."""
+"""Random rows that are run to measure which values occur."""
 
 
 @dataclass(slots=True)
 class Ranges:
-    """What was seen in the channels of a feed-forward block: largest absolute inputs [H], largest inner values [I]."""
+    """Ranges measured in the channels of a feed-forward block: largest absolute inputs [H], largest inner values [I]."""
 
     inputs: Tensor
     inner: Tensor
 
 
 def measure_ranges(model: EarlyExitModel) -> list[Ranges]:
-    """Run random tokens through all layers and return what was seen in each; the same at every call."""
+    """Run random tokens through all layers and return the ranges in each; the same at every call."""
     length = min(SAMPLE.length, model.shape.max_tokens)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.shape.vocabulary, (SAMPLE.rows * length,), generator=generator)
@@ -69,7 +70,7 @@ def measure_ranges(model: EarlyExitModel) -> list[Ranges]:
 
 @contextmanager
 def _watched(ffn: FeedForward, seen: list[Tensor]) -> Iterator[None]:
-    """Note the inputs of the two products, in order."""
+    """Append the inputs of the block's two products to `seen`, in order."""
     products = (ffn.expand, ffn.contract)
     hooks = [product.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for product in products]
     try:
@@ -80,7 +81,7 @@ def _watched(ffn: FeedForward, seen: list[Tensor]) -> Iterator[None]:
 
 
 class Rounding(nn.Module):
-    """Channels of a matrix -> int8, each divided by its step."""
+    """Rounds a matrix to int8, each channel divided by a step of its own."""
 
     def __init__(self, range_H: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
         """Choose the steps for a matrix whose values have these ranges [H] and which meets this weight [out, H]."""
@@ -97,7 +98,7 @@ class Rounding(nn.Module):
 
 
 class Int8Linear:
-    """A product of whole numbers: int8 or uint8 in, bf16 or uint8 out, bias and activation or residual inside."""
+    """A product of whole numbers: int8 or uint8 in, bf16 or uint8 out; bias and activation or residual are part of it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, scale: float, zero: int, tokens: int) -> None:
         """Round and pack [out, in] for matrices of about `tokens` rows whose values are (whole - zero) x scale."""
@@ -110,6 +111,7 @@ class Int8Linear:
         self._bias = None if bias is None else bias.detach().float()
 
     def to_uint8(self, x: Tensor, scale: float, zero: int, activation: str) -> Tensor:
+        """Return activation(linear(x)) rounded to uint8 with this scale and zero point."""
         post_op = POST_OPS[activation]
         return torch.ops.onednn.qlinear_pointwise(
             x, *self._input, *self._weight, self._bias, scale, zero, torch.uint8, *post_op
@@ -137,10 +139,9 @@ class Int8Linear:
 
 
 def can_use_int8(device: torch.device) -> bool:
-    """Say whether this torch has the operators and the CPU the instructions, for int8 and for the bf16 around it."""
+    """Return whether this torch has the operators and the CPU the instructions, for int8 and for the bf16 around it."""
     known = can_fuse(device, torch.bfloat16) and hasattr(torch.ops.onednn, "qlinear_pointwise")
-    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return known and has_bf16 and torch.cpu._is_vnni_supported()
+    return known and multiplies_bf16() and multiplies_int8()
 
 
 def use_int8(model: EarlyExitModel, tokens: int) -> None:
@@ -166,7 +167,7 @@ class Int8FeedForward(nn.Module):
         wide = order[: min(WIDE_CHANNELS, len(order) // 2)]
         self._wide_in = FusedLinear(expand[wide], ffn.expand.bias[wide], tokens, self.activation)
         self._wide_out = FusedLinear(contract[:, wide], None, tokens)
-        # The wide channels keep their places, as zeros: a width that is a multiple of 64 is faster than the rest alone.
+        # The wide channels stay in the matrix, as zeros: a width that is a multiple of 64 is faster than the rest alone.
         others = torch.ones(len(order)).index_fill(0, wide, 0.0)
         self.rounding = Rounding(ranges.inputs, expand, expand.dtype)
         smoothed, bias = expand * self.rounding.smooth_H, ffn.expand.bias * others

@@ -1,4 +1,4 @@
-"""Criterion: when a row may leave. Plain values, so that workers without a model need not load torch."""
+"""Criterion: when a row exits. Plain values, so that workers without a model need not load torch."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -10,26 +10,27 @@ CRITERIA = ("entropy", "confidence", "patience", "lte")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Criterion:
-    """Which uncertainty decides, and how much of it lets a row leave.
+    """Which uncertainty decides, and up to which value of it a row exits.
 
     entropy     normalized entropy at most `speed` (FastBERT, DeeBERT)
     confidence  1 - highest probability at most `speed` (BERxiT)
     lte         1 - certainty that a learned head predicts at most `speed` (BERxiT's learning to exit); also for regression
-    patience    `patience` exits in a row say the same as the one before, or move by less than `tolerance` (PABEE)
+    patience    `patience` exits in a row predict the class of the one before, or a value less than `tolerance` apart (PABEE)
     """
 
     name: str = "entropy"
     speed: float = 0.0
-    """Threshold in [0, 1] of the first three: 0 runs everything at full depth, 1 lets every row leave at the first exit."""
+    """Threshold in [0, 1] of the first three: 0 runs every row at full depth, with 1 every row takes the first exit."""
     speeds: tuple[tuple[int, float], ...] = ()
     """A threshold of its own for every exit, as (layer, threshold), in place of `speed`; exits that are not named, or whose
-    threshold is 0, are not looked at."""
+    threshold is 0, are not evaluated."""
     patience: int = 1
+    """Number of consecutive exits that must agree with the one before."""
     tolerance: float = 0.1
-    """For regression, in units of the value."""
+    """Largest difference of values that counts as agreement, in units of the value; for regression."""
 
     def __post_init__(self) -> None:
-        # JSON has lists in place of tuples; six digits are what `describe`, and so the fingerprint of a run, can tell apart.
+        # JSON has lists in place of tuples; six digits are what `describe`, and so the fingerprint of a run, distinguishes.
         pairs = sorted((int(layer), float(f"{speed:.6g}")) for layer, speed in self.speeds)
         object.__setattr__(self, "speeds", tuple(pair for pair in pairs if pair[1] != 0.0))
         if pairs:
@@ -48,23 +49,23 @@ class Criterion:
 
     @property
     def full_depth(self) -> bool:
-        """Whether no row leaves before the last layer, so that no exit needs to be looked at."""
+        """Whether no row exits before the last layer, so that no exit before it needs to be evaluated."""
         return self.name != "patience" and self.speed == 0.0 and not self.speeds
 
     def at_full_depth(self) -> Self:
-        """Return what tells the same uncertainty and lets no row leave early; for patience, which tells none then, entropy."""
+        """Return the criterion of the same uncertainty by which every row goes to full depth; for patience, one of entropy."""
         return type(self)(name="entropy" if self.name == "patience" else self.name, tolerance=self.tolerance)
 
     def speed_at(self, layer: int) -> float:
-        """Return the threshold of the exit after a layer; 0 lets no row leave."""
+        """Return the threshold of the exit after a layer; at 0 no row exits there."""
         return dict(self.speeds).get(layer, 0.0) if self.speeds else self.speed
 
     def uses_exit(self, layer: int) -> bool:
-        """Whether a row may leave after this layer, so that its exit is worth looking at."""
+        """Return whether a row may exit after this layer, so that its exit needs to be evaluated."""
         return self.name == "patience" or self.speed_at(layer) > 0.0
 
     def describe(self) -> str:
-        """Name the criterion with its threshold."""
+        """Return its name with its thresholds: 'entropy 0.3', 'lte 3:0.25 6:0.5', 'patience 2, tolerance 0.1'."""
         if self.name == "patience":
             return f"patience {self.patience}, tolerance {self.tolerance:g}"
         if self.speeds:

@@ -17,22 +17,23 @@ Counts = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class FlopCounter:
-    """FLOPs of rows that pass `exit_heads` (layer -> kind of head) on their way through an encoder of this shape."""
+    """Counts FLOPs of rows that pass `exit_heads` on their way through an encoder of this shape."""
 
     shape: Shape
     exit_heads: dict[int, str]
+    """Kind of head, 'pooled' or 'attention', by the layer after which it is evaluated."""
 
     def with_heads_at(self, layers: Iterable[int]) -> "FlopCounter":
-        """Return a counter for rows that are looked at after these layers only."""
+        """Return a counter for rows that are judged after these layers only."""
         return FlopCounter(self.shape, {layer: self.exit_heads[layer] for layer in layers})
 
     def layer(self, lengths_B: Counts) -> Counts:
-        """FLOPs of one layer for rows of these lengths: [B] -> [B]."""
+        """Count one layer for rows of these lengths: [B] -> [B]."""
         hidden, inner = self.shape.hidden, self.shape.intermediate
         return 2 * lengths_B * (4 * hidden * hidden + 2 * hidden * inner) + 4 * lengths_B**2 * hidden
 
     def head(self, kind: str, lengths_B: Counts) -> Counts:
-        """FLOPs of one head: [B] -> [B]."""
+        """Count one head for rows of these lengths: [B] -> [B]."""
         hidden, classes, width = self.shape.hidden, self.shape.classes, ATTENTION_HEAD_WIDTH
         if kind == "pooled":
             return np.full_like(lengths_B, 2 * hidden * (hidden + classes))
@@ -41,7 +42,7 @@ class FlopCounter:
         return lengths_B * per_token + 2 * (5 * width * width + width * classes)
 
     def rows(self, lengths_B: npt.ArrayLike, exit_layers_B: npt.ArrayLike) -> Counts:
-        """FLOPs of each row up to its exit layer, heads on the way included: [B], [B] -> [B] float64."""
+        """Count each row up to its exit layer, heads on the way included: [B], [B] -> [B] float64."""
         lengths = np.asarray(lengths_B, dtype=np.float64)
         exits = np.asarray(exit_layers_B)
         total = exits * self.layer(lengths)
@@ -52,6 +53,6 @@ class FlopCounter:
         return total
 
     def full_depth(self, lengths_B: npt.ArrayLike) -> Counts:
-        """FLOPs of the plain model, with its last head only: [B] -> [B] float64."""
+        """Count the plain model at full depth, with its last head only: [B] -> [B] float64."""
         last = self.shape.layers
         return self.with_heads_at([last]).rows(lengths_B, np.full(np.shape(lengths_B), last))

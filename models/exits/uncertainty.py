@@ -1,6 +1,6 @@
-"""When may a row leave? Pure functions from what an exit says to uncertainty in [0, 1], and the rule that follows from it.
+"""When a row exits: pure functions from an exit's output to uncertainty in [0, 1], and from that to the decision.
 
-One rule for all criteria: a row leaves at the first exit whose uncertainty is at most the criterion's threshold there.
+It is one decision for all criteria: a row takes the first exit at which its uncertainty is at most the threshold.
 """
 
 import math
@@ -16,9 +16,9 @@ def uncertainty_of(
 ) -> Tensor:
     """Return the uncertainty of rows at an exit: [B] float32 in [0, 1].
 
-    `lte_B` is what the learned head says, before its sigmoid; `streak_B` how often in a row an exit agreed with the one before
-    (see `extend_streak`). Each is needed by its own criterion only. The last exit has no learned head: there the entropy is
-    told in its place.
+    `lte_B` is the logit of the learned certainty; `streak_B` the number of consecutive exits that agreed with the one before
+    (see `extend_streak`). Each is needed by its own criterion only. The last exit has no learned certainty: there the entropy
+    is returned in its place.
     """
     if criterion.name == "patience":
         assert streak_B is not None
@@ -31,7 +31,7 @@ def uncertainty_of(
 
 
 def exits_at(criterion: Criterion, layer: int, uncertainty_B: Tensor) -> Tensor:
-    """Say which rows leave at the exit after this layer: [B] bool."""
+    """Return which rows exit after this layer by the criterion's own threshold: [B] bool."""
     return (
         uncertainty_B <= 0.0 if criterion.name == "patience" else should_exit(uncertainty_B, criterion.speed_at(layer))
     )
@@ -50,7 +50,7 @@ def normalized_entropy(logits_BC: Tensor) -> Tensor:
 
 
 def extend_streak(streak_B: Tensor, before_BC: Tensor, logits_BC: Tensor, tolerance: float) -> Tensor:
-    """Count on: one more where two neighbouring exits agree, 0 where they do not: [B] int64 -> [B] int64.
+    """Return the streaks with one more exit: plus 1 where it agrees with the one before, else 0: [B] int64 -> [B] int64.
 
     PABEE (Zhou et al. 2020), eq. 4 and 5: the same class, or for regression (C = 1) values less than `tolerance` apart.
     """
@@ -62,10 +62,10 @@ def extend_streak(streak_B: Tensor, before_BC: Tensor, logits_BC: Tensor, tolera
 
 
 def should_exit(uncertainty_B: Tensor, speed: float | Tensor) -> Tensor:
-    """Say which rows leave at this exit: those whose uncertainty is at most `speed` (FastBERT's released code).
+    """Return which rows exit: those whose uncertainty is at most `speed` (FastBERT's released code): [B] bool.
 
-    `speed` is one for all rows, or [B], one a row. The two ends hold exactly: speed 1 lets every row leave, speed 0 lets none,
-    however certain.
+    `speed` is one for all rows, or [B], one a row. The two ends hold exactly: at speed 1 every row exits, at speed 0 none does,
+    however certain it is.
     """
     if isinstance(speed, Tensor):
         return (uncertainty_B <= speed) & (speed > 0.0)

@@ -23,6 +23,7 @@ from models.families import Shape
 from pipeline.benchmark.workload import Workload
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import TokenRows
 
 CEILING_TOKENS = {"cpu": (512, 1024, 2048), "cuda": (8192, 16384, 32768)}
@@ -82,13 +83,13 @@ def time_criteria(
     model: str, criteria: Sequence[Criterion], rows: TokenRows, dtype: str, device: str, repetitions: int = 3
 ) -> list[Timing]:
     """Measure the engine with each criterion on all rows, in turns."""
-    engine = Engine(EarlyExitModel.from_pretrained(model), EngineConfig(dtype=dtype), device)
-    # All of the same weights in memory: copies of them differ in speed by some percent, by where they happen to lie.
-    engines = [engine.with_criterion(criterion) for criterion in criteria]
     work = Workload(rows=rows, exit_plan=np.zeros(len(rows), np.int64))
-    systems = {str(place): System(run=partial(_run_engine, engine), work=work) for place, engine in enumerate(engines)}
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    return list(measure(systems, repetitions, synchronize, lambda _line: None).values())
+    # All engines share the weights in memory: copies of them differ in speed by some percent, by where they happen to lie.
+    with LoadedModel(EarlyExitModel.from_pretrained(model), EngineConfig(dtype=dtype), device) as loaded:
+        engines = [Engine(loaded, EngineConfig(criterion=criterion, dtype=dtype)) for criterion in criteria]
+        systems = {str(n): System(run=partial(_run_engine, engine), work=work) for n, engine in enumerate(engines)}
+        return list(measure(systems, repetitions, synchronize, lambda _line: None).values())
 
 
 def hardware(device: str) -> str:

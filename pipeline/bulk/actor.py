@@ -19,6 +19,7 @@ from pipeline.bulk.spec import ClassifySpec
 from pipeline.calibration.audit import audit
 from pipeline.cluster.resources import ActorPlan
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.output.receipts import length_histogram, uncertainty_histogram
 from pipeline.rows import Predictions, TokenRows
 from pipeline.schema import (
@@ -51,7 +52,7 @@ class ClassifyActor:
             model = EarlyExitModel.from_pretrained(checked_model(spec.model, spec.weights))
             self.labels = np.array(model.labels)
             self.layers = model.shape.layers
-            self.engine = Engine(model, spec.engine, plan.device)
+            self.engine = Engine(LoadedModel(model, spec.engine, plan.device))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         block = ShardBlock.from_arrow(batch)

@@ -11,9 +11,9 @@ from pipeline.rows import IntArray, TokenRows
 def all_exits(
     model: EarlyExitModel, rows: TokenRows, token_budget: int = 2048
 ) -> Iterator[tuple[IntArray, dict[int, ExitOutput]]]:
-    """Run rows through every exit, without re-packing: yields (row numbers, exit layer -> answer) by micro-batch.
+    """Run rows through every exit, without re-packing: yield (row numbers, exit layer -> output) by micro-batch.
 
-    The model's gradient mode is the caller's. For calibration, evaluation and training on frozen features.
+    Whether gradients are kept is up to the caller. For calibration, evaluation and the scores of training.
     """
     device = next(model.parameters()).device
     order = sort_by_length(rows.lengths)

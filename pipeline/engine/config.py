@@ -1,4 +1,4 @@
-"""Settings of the engine, of the audit and of the training loop."""
+"""Settings of the engine."""
 
 from dataclasses import dataclass, field
 
@@ -10,18 +10,21 @@ DTYPE_NAMES = ("auto", "fp32", "bf16", "int8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How a corpus is run through a model."""
+    """How rows are run through a model.
+
+    `dtype` and `token_budget` are fixed when the model is loaded; engines of one loaded model may differ in the rest.
+    """
 
     criterion: Criterion = field(default_factory=Criterion)
-    """When a row may leave; the default runs everything at full depth."""
+    """When a row exits; the default runs every row at full depth."""
     exits: tuple[int, ...] | None = None
-    """Layers after which rows are looked at, beside the last; None is every layer with an exit head."""
+    """Layers whose exits are evaluated, beside the last; None is every layer with an exit head."""
     token_budget: int | None = None
     """Tokens in a micro-batch; None is `default_token_budget` of the device."""
     resident_tokens: int = 1 << 20
     """Tokens whose hidden states are held at once: 1.6 GB at hidden 768 in bf16."""
     first_token_first: bool = True
-    """With pooled heads, decide before the layer is finished. Off only to measure what it is worth."""
+    """With pooled heads, decide before the layer is run for all tokens. Off only to measure what that is worth."""
     dtype: str = "auto"
     """'fp32', 'bf16', 'int8' (CPUs only: products in int8, the rest in bf16), or 'auto': bf16 where the hardware multiplies it,
     else fp32."""

@@ -9,7 +9,7 @@ from pipeline.rows import TokenRows
 
 
 def pack(rows: TokenRows, groups: tuple[LengthGroup, ...], padding: int, device: torch.device) -> PackedTokens:
-    """Move rows that are in packed order to the device; `padding` zero ids follow the last row."""
+    """Move rows, whose lengths are those of `groups` in order, to the device; `padding` zero ids follow the last row."""
     ids = np.pad(rows.token_ids, (0, padding)).astype(np.int64)
     segments = rows.segments.astype(np.int64)
     return PackedTokens(

@@ -3,7 +3,10 @@
 The engine keeps its rows sorted by length in one token buffer, so a micro-batch is a slice of rows *and* a slice of tokens,
 and rows of equal length are already neighbours. After an exit the survivors keep their order, hence stay sorted: cutting
 the micro-batches anew is all that re-packing takes. A micro-batch holds at most `token_budget` tokens (or one long row) and
-its matrices are rounded up to a multiple of the tile, because CPU libraries build a kernel for every new matrix shape.
+its matrices are padded to a multiple of some tokens, because CPU libraries build a kernel for every new matrix shape.
+
+Example: rows of 2, 2, 3 and 9 tokens with a budget of 8 make two micro-batches: rows 0 to 2, which are tokens 0 to 6, in two
+groups (2 rows of 2 tokens, 1 row of 3); and row 3 alone, tokens 7 to 15, since it is longer than the budget.
 """
 
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ import numpy.typing as npt
 from models.length_group import LengthGroup
 
 MULTIPLES_PER_BUDGET = 8
-"""Matrix shapes in use at most. More tiles waste less padding in the last micro-batch, fewer mean fewer kernels."""
+"""Number of matrix shapes in use at most. More waste less padding in the last micro-batch, fewer need fewer kernels."""
 
 Lengths = npt.NDArray[np.int64]
 
@@ -31,7 +34,7 @@ class MicroBatch:
     token_stop: int
     groups: tuple[LengthGroup, ...]
     padding: int
-    """Tokens of other rows that are computed along and thrown away."""
+    """Tokens that follow those of the rows, to be computed along and thrown away."""
 
     @property
     def rows(self) -> slice:
@@ -51,12 +54,12 @@ class MicroBatch:
 
 
 def pad_multiple(token_budget: int) -> int:
-    """Matrices have a multiple of this many tokens."""
+    """Return the number of tokens of which matrices have a multiple."""
     return max(1, token_budget // MULTIPLES_PER_BUDGET)
 
 
 def sort_by_length(lengths_B: Lengths) -> npt.NDArray[np.int64]:
-    """Return the order that sorts rows by length; ties keep their order, so the result is the same on every run."""
+    """Return the order that sorts rows by length; rows of equal length keep theirs, so it is the same on every run."""
     return np.argsort(lengths_B, kind="stable")
 
 
@@ -72,7 +75,7 @@ def cut_by_tokens(lengths_B: Lengths, limit: int) -> list[slice]:
 
 
 def length_groups_of(lengths_B: Lengths) -> tuple[LengthGroup, ...]:
-    """Group neighbours of equal length."""
+    """Group neighbours of equal length: [2, 2, 3] -> (LengthGroup(2, 2), LengthGroup(1, 3))."""
     if len(lengths_B) == 0:
         return ()
     edges = [0, *(np.flatnonzero(np.diff(lengths_B)) + 1).tolist(), len(lengths_B)]

@@ -61,8 +61,8 @@ class TextClassifier:
             "speed_per_request": self.takes_speed,
             "calibrated": self.curve is not None,
             "max_tokens": self.tokenizer.spec.max_tokens,
-            "dtype": engine.precision,
-            "device": engine.device.type,
+            "dtype": engine.loaded.precision,
+            "device": engine.loaded.device.type,
             "max_rows": self.limits.rows,
             "max_body_bytes": self.limits.body_bytes,
         }

@@ -31,6 +31,7 @@ from pipeline.cluster.connect import running_cluster
 from pipeline.cluster.resources import ActorPlan
 from pipeline.corpus.tokenize import Tokenizer
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import InputError
 from pipeline.serving.app import build_app
 from pipeline.serving.classifier import TextClassifier
@@ -58,8 +59,10 @@ class Replica:
         torch.set_num_threads(plan.threads)
         model = EarlyExitModel.from_pretrained(local_model(spec.model))
         criterion = spec.engine.criterion
-        engine = Engine(model, replace(spec.engine, criterion=engine_criterion(criterion, model)), plan.device)
-        batch_tokens = spec.batch_tokens or MICRO_BATCHES_PER_BATCH * engine.threads * engine.token_budget
+        config = replace(spec.engine, criterion=engine_criterion(criterion, model))
+        loaded = LoadedModel(model, config, plan.device)
+        engine = Engine(loaded)
+        batch_tokens = spec.batch_tokens or MICRO_BATCHES_PER_BATCH * loaded.threads * loaded.token_budget
         self.metrics = ServingMetrics()
         self.queue = EngineQueue(
             engine,

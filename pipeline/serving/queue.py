@@ -16,6 +16,7 @@ from time import monotonic, perf_counter
 import numpy as np
 
 from pipeline.engine.engine import Engine
+from pipeline.engine.rules import PerRowThresholds
 from pipeline.rows import Predictions, Thresholds, TokenRows
 
 RATE_DECAY = 0.8
@@ -125,7 +126,7 @@ class EngineQueue:
     def submit(self, rows: TokenRows, thresholds: Thresholds | None) -> Future[Predictions]:
         """Queue rows; cancelling the future removes those that no batch has taken yet.
 
-        `thresholds` are as in `Engine.run`: either all callers pass them or none does. Raises QueueFullError if more than
+        `thresholds` are as in `PerRowThresholds`: either all callers pass them or none does. Raises QueueFullError if more than
         `queue_tokens` would wait; an empty queue takes a request of any size.
         """
         request = _Request(rows, thresholds)
@@ -215,8 +216,9 @@ class EngineQueue:
         rows = TokenRows.join([part.rows() for part in parts])
         thresholds = [part.thresholds() for part in parts]
         given = [part for part in thresholds if part is not None]
+        rule = PerRowThresholds(self.engine.config.criterion, np.concatenate(given)) if given else None
         started = perf_counter()
-        predictions = self.engine.run(rows, thresholds=np.concatenate(given) if given else None).checked()
+        predictions = self.engine.run(rows, rule).checked()
         seconds = perf_counter() - started
         start = 0
         for part in parts:

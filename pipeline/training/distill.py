@@ -9,6 +9,7 @@ from models.early_exit import EarlyExitModel
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.schema import LOGITS
 from pipeline.storage.model_cache import local_model
 from pipeline.training.checkpoint import FOLDER
@@ -50,7 +51,8 @@ def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> No
     standardize_heads(model, dev.rows)
     if dev.logits is None:
         teacher = EarlyExitModel.from_pretrained(spec.model)
-        dev = add_teacher_logits(Engine(teacher, EngineConfig(), device), dev)
+        with LoadedModel(teacher, EngineConfig(), device) as loaded:
+            dev = add_teacher_logits(Engine(loaded), dev)
     state = train(
         recipe,
         StreamSource(spec.stream, group.rank, group.world_size, leave_out),

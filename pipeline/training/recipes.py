@@ -20,6 +20,7 @@ from models.precision import autocast
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import length_groups_of
 from pipeline.training.frozen import FrozenBackbone, States
@@ -96,7 +97,9 @@ class WholeModel:
         self.model, self.objective, self.strategy = model, objective, strategy
         self.weights = list(weights or [1.0] * len(model.exit_layers))
         self.device = next(model.parameters()).device
-        self.engine = Engine(copy.deepcopy(teacher), EngineConfig(), str(self.device)) if teacher is not None else None
+        self.engine = (
+            Engine(LoadedModel(copy.deepcopy(teacher), EngineConfig(), self.device)) if teacher is not None else None
+        )
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())

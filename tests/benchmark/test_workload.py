@@ -11,19 +11,20 @@ from hypothesis import strategies as st
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.benchmark.peers import BATCH_ROWS, MissingPeerError, need, padded_batches
-from pipeline.benchmark.workload import exit_shares, make_workload
+from pipeline.benchmark.workload import ForcedPlan, exit_fractions, make_workload
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from tests.support.models import random_rows
 
 
 @given(st.integers(1, 24), st.floats(0, 1))
-def test_exit_shares_have_the_wanted_mean(layers: int, where: float) -> None:
+def test_exit_fractions_have_the_wanted_mean(layers: int, where: float) -> None:
     mean = 1 + where * (layers - 1)
-    shares = exit_shares(layers, mean)
-    assert shares.sum() == pytest.approx(1)
-    assert (shares >= 0).all()
-    assert shares @ np.arange(1, layers + 1) == pytest.approx(mean, abs=1e-3)
+    fractions = exit_fractions(layers, mean)
+    assert fractions.sum() == pytest.approx(1)
+    assert (fractions >= 0).all()
+    assert fractions @ np.arange(1, layers + 1) == pytest.approx(mean, abs=1e-3)
 
 
 def test_a_workload_repeats_and_has_the_wanted_means() -> None:
@@ -35,22 +36,26 @@ def test_a_workload_repeats_and_has_the_wanted_means() -> None:
     assert np.array_equal(work.exit_plan, again.exit_plan)
 
 
-def test_the_engine_obeys_a_plan_and_still_answers_as_the_heads_do(exit_model: EarlyExitModel) -> None:
+def test_the_engine_obeys_a_plan_and_still_predicts_as_the_heads_do(exit_model: EarlyExitModel) -> None:
     rows = random_rows(80, 40, seed=1)
     plan = np.random.default_rng(0).integers(1, 5, len(rows))
-    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32", token_budget=90))
-    got = engine.run(rows, plan)
+    engine = Engine(
+        LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32", token_budget=90))
+    )
+    got = engine.run(rows, ForcedPlan(plan))
     np.testing.assert_array_equal(got.exit_layers, plan)
-    at_one = engine.run(rows, np.ones(len(rows), np.int64))
+    at_one = engine.run(rows, ForcedPlan(np.ones(len(rows), np.int64)))
     np.testing.assert_allclose(got.probabilities[plan == 1], at_one.probabilities[plan == 1], atol=1e-5)
 
 
-def test_first_token_first_changes_no_answer(exit_model: EarlyExitModel) -> None:
+def test_first_token_first_changes_no_prediction(exit_model: EarlyExitModel) -> None:
     rows = random_rows(150, 50, seed=4)
     answers = [
         Engine(
-            exit_model,
-            EngineConfig(criterion=Criterion(speed=0.7), dtype="fp32", token_budget=128, first_token_first=first),
+            LoadedModel(
+                exit_model,
+                EngineConfig(criterion=Criterion(speed=0.7), dtype="fp32", token_budget=128, first_token_first=first),
+            )
         ).run(rows)
         for first in (True, False)
     ]
@@ -60,14 +65,14 @@ def test_first_token_first_changes_no_answer(exit_model: EarlyExitModel) -> None
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_lanes_changes_no_answer(exit_model: EarlyExitModel, threads: int) -> None:
+def test_the_number_of_runners_changes_no_prediction(exit_model: EarlyExitModel, threads: int) -> None:
     rows, before = random_rows(200, 50, seed=6), torch.get_num_threads()
     config = EngineConfig(criterion=Criterion(speed=0.7), dtype="fp32", token_budget=128)
-    wanted = Engine(exit_model, config).run(rows)
+    wanted = Engine(LoadedModel(exit_model, config)).run(rows)
     try:
         torch.set_num_threads(threads)
-        engine = Engine(exit_model, config)
-        assert engine.threads == threads
+        engine = Engine(LoadedModel(exit_model, config))
+        assert engine.loaded.threads == threads
         got = engine.run(rows)
         assert torch.get_num_threads() == threads
     finally:

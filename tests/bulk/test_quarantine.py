@@ -26,6 +26,7 @@ from pipeline.bulk.quarantine import (
 )
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import TokenRows
 
 
@@ -239,10 +240,10 @@ def test_a_row_whose_logits_are_no_numbers_costs_itself_and_leaves_nothing_behin
     exit_model: EarlyExitModel, dtype: str
 ) -> None:
     rows = [[int(token) % 190 for token in range(start, start + 9 + start % 5)] for start in range(40)]
-    clean = Engine(copy.deepcopy(exit_model), EngineConfig(criterion=Criterion(speed=0.6), dtype=dtype))
+    clean = Engine(LoadedModel(copy.deepcopy(exit_model), EngineConfig(criterion=Criterion(speed=0.6), dtype=dtype)))
     with torch.no_grad():
         exit_model.backbone.embeddings.word_embeddings.weight[199] = torch.nan
-    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.6), dtype=dtype))
+    engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.6), dtype=dtype)))
     bad = [[*row, 199] if number in (3, 20) else row for number, row in enumerate(rows)]
     tokens = TokenRows.from_lists(bad)
     stage = Stage(name="classify", work=lambda part: engine.run(tokens.slice(part)).checked(), probe=lambda: None)

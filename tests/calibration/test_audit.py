@@ -14,6 +14,7 @@ from pipeline.calibration.drift import bin_counts, length_counts, reference_of
 from pipeline.calibration.guarantees import lower_bound, upper_bound
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
 from tests.support.models import random_rows
@@ -42,9 +43,9 @@ def test_rows_are_drawn_with_the_wanted_probability_in_every_place() -> None:
 
 def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -> None:
     rows = random_rows(300, 40, seed=1)
-    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32"))
+    engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32")))
     answers = engine.run(rows)
-    full = Engine(exit_model, EngineConfig(dtype="fp32")).run(rows)
+    full = Engine(LoadedModel(exit_model, EngineConfig(dtype="fp32"))).run(rows)
     sums = audit(engine, SPEC, "abc", rows, answers)
     places = drawn("abc", 300, 0.3)
     assert sums["audited"] == len(places)
@@ -63,7 +64,7 @@ def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -
 
 def test_values_differ_when_they_are_further_apart_than_the_tolerance(exit_model: EarlyExitModel) -> None:
     rows = random_rows(100, 40, seed=1)
-    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32"))
+    engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32")))
     full = engine.with_criterion(Criterion()).run(rows)
     assert audit(engine, replace(SPEC, share=1.0), "abc", rows, full)["differing"] == 0
 

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from pipeline.benchmark.workload import ForcedPlan
 from pipeline.calibration.thresholds import Sample, cheapest_path, single_path
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.evaluation.recorded import record_all_exits
 from tests.support.models import random_rows
 from tests.support.samples import made_up
@@ -86,9 +88,9 @@ def test_an_outcome_is_what_the_engine_does(exit_model: EarlyExitModel) -> None:
         )
         share, differing, exits = sample.outcome(speeds)
         criterion = Criterion(speeds=tuple(zip(sample.layers, speeds.tolist(), strict=True)))
-        engine = Engine(exit_model, EngineConfig(criterion=criterion, dtype="fp32"))
+        engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=criterion, dtype="fp32")))
         said = engine.run(rows)
-        full = engine.run(rows, np.full(200, 4))
+        full = engine.run(rows, ForcedPlan(np.full(200, 4)))
         near = np.abs(sample.uncertainty - speeds[:, None].astype(np.float32)).min(0) < 1e-5
         wrong = np.bincount(said.exit_layers, minlength=5)[1:] - exits
         assert (

@@ -19,6 +19,7 @@ from models.exits.criterion import CRITERIA, Criterion
 from models.length_group import LengthGroup
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import TokenRows
 from tests.support.models import (
     CONFIGS,
@@ -89,7 +90,7 @@ def oracle(
     kind=st.sampled_from(["pooled", "attention", "regression"]),
     seed=st.integers(0, 3),
 )
-@settings(max_examples=120)
+@settings(max_examples=120, deadline=None)
 def test_repacked_rows_equal_one_row_at_a_time(
     lengths: list[int],
     name: str,
@@ -115,7 +116,7 @@ def test_repacked_rows_equal_one_row_at_a_time(
         exits=tuple(exits),
         dtype="fp32",
     )
-    got = Engine(MODELS[kind], config).run(rows)
+    got = Engine(LoadedModel(MODELS[kind], config)).run(rows)
     for row, (layer, logits, uncertainty, margin) in enumerate(oracle(MODELS[kind], rows, criterion, exits)):
         if margin > TOLERANCE:
             assert got.exit_layers[row] == layer
@@ -133,16 +134,16 @@ def test_the_oracle_test_judges_nearly_all_rows_and_meets_every_exit(name: str) 
 
 
 def test_at_speed_one_every_row_leaves_at_the_first_exit(exit_model: EarlyExitModel) -> None:
-    got = Engine(exit_model, EngineConfig(criterion=Criterion(speed=1.0), dtype="fp32", token_budget=64)).run(
-        random_rows(50, 40, seed=3)
-    )
+    got = Engine(
+        LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=1.0), dtype="fp32", token_budget=64))
+    ).run(random_rows(50, 40, seed=3))
     assert set(got.exit_layers) == {1}
 
 
 def test_engines_of_the_same_weights_answer_as_engines_of_their_own(exit_model: EarlyExitModel) -> None:
     rows, fast = random_rows(100, 40, seed=1), Criterion(name="confidence", speed=0.5)
-    own = Engine(copy.deepcopy(exit_model), EngineConfig(criterion=fast, dtype="bf16")).run(rows)
-    engine = Engine(exit_model, EngineConfig(dtype="bf16"))
+    own = Engine(LoadedModel(copy.deepcopy(exit_model), EngineConfig(criterion=fast, dtype="bf16"))).run(rows)
+    engine = Engine(LoadedModel(exit_model, EngineConfig(dtype="bf16")))
     other = engine.with_criterion(fast).run(rows)
     assert set(engine.run(rows).exit_layers) == {4}
     np.testing.assert_array_equal(other.exit_layers, own.exit_layers)
@@ -151,18 +152,22 @@ def test_engines_of_the_same_weights_answer_as_engines_of_their_own(exit_model: 
 
 def test_at_speed_zero_every_row_goes_to_full_depth(exit_model: EarlyExitModel) -> None:
     rows = random_rows(50, 40, seed=3)
-    got = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="fp32", token_budget=64)).run(rows)
+    got = Engine(
+        LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="fp32", token_budget=64))
+    ).run(rows)
     assert set(got.exit_layers) == {4}
     assert got.layer_tokens == 4 * len(rows.token_ids)
 
 
 def test_exits_without_a_threshold_of_their_own_are_not_looked_at(exit_model: EarlyExitModel) -> None:
     rows = random_rows(50, 40, seed=3)
-    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speeds=((2, 1.0), (3, 0.0))), dtype="fp32"))
+    engine = Engine(
+        LoadedModel(exit_model, EngineConfig(criterion=Criterion(speeds=((2, 1.0), (3, 0.0))), dtype="fp32"))
+    )
     assert set(engine.run(rows).exit_layers) == {2}
     assert set(engine.flops.exit_heads) == {2, 4}
     with pytest.raises(ValueError, match="no exit after layer 5"):
-        Engine(exit_model, EngineConfig(criterion=Criterion(speeds=((5, 1.0),))))
+        Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speeds=((5, 1.0),)))))
 
 
 def test_thresholds_by_layer_survive_the_model_directory_and_are_told_apart(
@@ -185,12 +190,18 @@ def test_a_uniform_answer_leaves_at_speed_one_only() -> None:
     for parameter in model.exits.parameters():
         torch.nn.init.zeros_(parameter)
     rows = random_rows(5, 9, seed=0)
-    assert set(Engine(model, EngineConfig(criterion=Criterion(speed=1.0), dtype="fp32")).run(rows).exit_layers) == {1}
-    assert set(Engine(model, EngineConfig(criterion=Criterion(speed=0.99), dtype="fp32")).run(rows).exit_layers) == {4}
+    assert set(
+        Engine(LoadedModel(model, EngineConfig(criterion=Criterion(speed=1.0), dtype="fp32"))).run(rows).exit_layers
+    ) == {1}
+    assert set(
+        Engine(LoadedModel(model, EngineConfig(criterion=Criterion(speed=0.99), dtype="fp32"))).run(rows).exit_layers
+    ) == {4}
 
 
 def test_rows_keep_their_order_and_calls_keep_no_state(exit_model: EarlyExitModel) -> None:
-    engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.4), dtype="fp32", token_budget=100))
+    engine = Engine(
+        LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.4), dtype="fp32", token_budget=100))
+    )
     rows = random_rows(64, 50, seed=7)
     first = engine.run(rows)
     shuffle = np.random.default_rng(0).permutation(len(rows))
@@ -202,14 +213,18 @@ def test_rows_keep_their_order_and_calls_keep_no_state(exit_model: EarlyExitMode
 
 
 def test_no_rows_give_no_predictions(exit_model: EarlyExitModel) -> None:
-    got = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.4))).run(TokenRows.from_lists([]))
+    got = Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.4)))).run(TokenRows.from_lists([]))
     assert len(got.exit_layers) == len(got.label_ids) == 0
 
 
 def test_bf16_gives_nearly_the_same_labels(exit_model: EarlyExitModel) -> None:
     rows = random_rows(300, 40, seed=11)
-    fp32 = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="fp32")).run(rows).label_ids
-    bf16 = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="bf16")).run(rows).label_ids
+    fp32 = (
+        Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="fp32"))).run(rows).label_ids
+    )
+    bf16 = (
+        Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="bf16"))).run(rows).label_ids
+    )
     assert (fp32 == bf16).mean() > 0.95
 
 
@@ -224,8 +239,10 @@ def test_int8_gives_nearly_the_same_probabilities(activation: str) -> None:
     model = random_exits(spread_weights(EarlyExitModel(config)), "pooled")
     widen_channels(model)
     rows = random_rows(300, 40, seed=11)
-    fp32 = Engine(copy.deepcopy(model), EngineConfig(criterion=Criterion(speed=0.4), dtype="fp32")).run(rows)
-    engine = Engine(model, EngineConfig(criterion=Criterion(speed=0.4), dtype="int8"))
+    fp32 = Engine(LoadedModel(copy.deepcopy(model), EngineConfig(criterion=Criterion(speed=0.4), dtype="fp32"))).run(
+        rows
+    )
+    engine = Engine(LoadedModel(model, EngineConfig(criterion=Criterion(speed=0.4), dtype="int8")))
     assert isinstance(engine.model.backbone.layer(1).ffn, Int8FeedForward) == (activation != "gelu_new")
     int8 = engine.run(rows)
     assert np.abs(int8.probabilities - fp32.probabilities).mean() < 0.02
@@ -247,12 +264,12 @@ def widen_channels(model: EarlyExitModel) -> None:
 def test_int8_on_a_device_without_it_is_refused(exit_model: EarlyExitModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(UnsupportedPrecisionError, match="int8 needs a CPU"):
-        Engine(exit_model, EngineConfig(dtype="int8"))
+        Engine(LoadedModel(exit_model, EngineConfig(dtype="int8")))
 
 
 def test_an_exit_that_the_model_lacks_is_named(exit_model: EarlyExitModel) -> None:
     with pytest.raises(ValueError, match="no exit after layer 9; it has them after 1 2 3 4"):
-        Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.5), exits=(2, 9)))
+        Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.5), exits=(2, 9))))
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from models.exits.criterion import Criterion
 from pipeline.bulk.quarantine import BrokenStageError, Stage, isolate
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
-from pipeline.engine.memory import run_within_memory
-from pipeline.engine.runner import ModelRunner
+from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.memory import Workspace, run_within_memory
 from pipeline.rows import Predictions, TokenRows
 from tests.support.models import CONFIGS, random_exits, random_rows, spread_weights
 
@@ -28,7 +28,7 @@ def model() -> EarlyExitModel:
 
 def new_engine(model: EarlyExitModel) -> Engine:
     config = EngineConfig(criterion=Criterion(name="entropy", speed=0.5), dtype="fp32", token_budget=512)
-    return Engine(copy.deepcopy(model), config)
+    return Engine(LoadedModel(copy.deepcopy(model), config))
 
 
 class SmallDevice:
@@ -43,14 +43,14 @@ class SmallDevice:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     def holds_buffers_of(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Limit the buffers that lanes keep hidden states in."""
-        memory = ModelRunner._memory
+        """Limit the buffers that runners keep hidden states in."""
+        take = Workspace.take
 
-        def limited(runner: ModelRunner, name: str, tokens: int, width: int) -> torch.Tensor:
+        def limited(workspace: Workspace, name: str, tokens: int, width: int) -> torch.Tensor:
             self.allocate(tokens)
-            return memory(runner, name, tokens, width)
+            return take(workspace, name, tokens, width)
 
-        monkeypatch.setattr(ModelRunner, "_memory", limited)
+        monkeypatch.setattr(Workspace, "take", limited)
 
     def holds_layers_of(self, engine: Engine, number: int) -> None:
         """Limit what a layer computes at once."""

@@ -18,6 +18,7 @@ from pipeline.benchmark.synthetic import CLASSES, reviews
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.evaluation.evaluation import EXIT_TEST_LAYERS, Evaluation, cheapest_within, exits_that_pay, luha
 from tests.support.jobs import run_job, run_job_here
 from tests.support.models import random_rows
@@ -69,7 +70,7 @@ def test_points_say_what_the_engine_does(name: str, exit_model: EarlyExitModel) 
     for step in (1, 2, 3):
         criterion = Criterion(name=name, speed=step / 4, patience=step)
         point = evaluation.at(criterion)
-        engine = Engine(exit_model, EngineConfig(criterion=criterion, dtype="fp32"))
+        engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=criterion, dtype="fp32")))
         said = engine.run(rows)
         assert point.exits == {layer: int((said.exit_layers == layer).sum()) for layer in LAYERS}
         assert point.quality == pytest.approx(float((said.label_ids == labels).mean()))
@@ -81,7 +82,7 @@ def test_points_say_what_the_engine_does(name: str, exit_model: EarlyExitModel) 
 
 def test_curves_start_at_full_depth_and_the_cheapest_point_keeps_the_quality(exit_model: EarlyExitModel) -> None:
     rows = random_rows(300, 40, seed=3)
-    truth = Engine(exit_model, EngineConfig(dtype="fp32")).run(rows).label_ids.astype(np.float32)
+    truth = Engine(LoadedModel(exit_model, EngineConfig(dtype="fp32"))).run(rows).label_ids.astype(np.float32)
     evaluation = Evaluation(exit_model, Chunk(rows=rows, labels=truth))
     for name in evaluation.criteria():
         curve = evaluation.curve(name)

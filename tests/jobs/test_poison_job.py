@@ -14,6 +14,7 @@ from pipeline.benchmark.synthetic import reviews
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import Predictions
 from tests.support.jobs import REPOSITORY, run_job
 from tests.support.poison.sitecustomize import RAISING_TOKENS, UPSETTING_TOKENS
@@ -70,4 +71,4 @@ def undisturbed(model: Path, tokenizer: PreTrainedTokenizerFast, texts: list[str
     """Classify texts here, without Ray."""
     tokenizer = Tokenizer(TokenizerSpec.from_hugging_face(tokenizer, 64))
     config = EngineConfig(criterion=Criterion(name="entropy", speed=0.6), dtype="fp32")
-    return Engine(EarlyExitModel.from_pretrained(model), config).run(tokenizer(texts).rows)
+    return Engine(LoadedModel(EarlyExitModel.from_pretrained(model), config)).run(tokenizer(texts).rows)

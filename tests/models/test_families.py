@@ -16,6 +16,7 @@ from models.length_group import LengthGroup
 from pipeline.engine.all_exits import all_exits
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import TokenRows
 from tests.support.models import CONFIGS, random_classifier, random_exits, random_rows, spread_weights
 
@@ -23,7 +24,7 @@ TELLS_SEGMENTS = {"bert", "electra", "ernie"}
 
 
 def reference_logits(model: PreTrainedModel, rows: TokenRows, *, pad_to_longest: bool) -> torch.Tensor:
-    """What transformers says: rows one at a time, or all in one padded batch."""
+    """Compute transformers' logits, of rows one at a time or all in one padded batch."""
     lengths = rows.lengths.tolist()
     width = max(lengths)
     pad = model.config.pad_token_id or 0
@@ -76,7 +77,7 @@ def test_engine_without_exits_equals_transformers(family: str, tmp_path: Path) -
     theirs = random_classifier(family)
     theirs.save_pretrained(tmp_path)
     rows = random_rows(31, 60, seed=2)  # a typed pad token among the ids
-    engine = Engine(EarlyExitModel.from_pretrained(tmp_path), EngineConfig(dtype="fp32", token_budget=128))
+    engine = Engine(LoadedModel(EarlyExitModel.from_pretrained(tmp_path), EngineConfig(dtype="fp32", token_budget=128)))
     expected = torch.softmax(reference_logits(theirs, rows, pad_to_longest=False), -1)
     torch.testing.assert_close(torch.from_numpy(engine.run(rows).probabilities), expected, atol=1e-4, rtol=0)
 

@@ -10,6 +10,8 @@ import pytest
 from models.exits.criterion import Criterion
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.rules import ExitRule, PerRowThresholds
 from pipeline.rows import Predictions, Thresholds, TokenRows
 from pipeline.serving.queue import BatchReport, EngineQueue, QueueFullError
 from tests.support.models import TOLERANCE, new_model, random_rows
@@ -32,7 +34,7 @@ def test_rows_of_many_speeds_in_one_call_get_the_answers_of_calls_of_their_own(n
     rows = random_rows(200, 40, seed=1)
     mixed = new_engine(Criterion(name=name, speed=1.0))
     speeds = np.resize(np.array(SPEEDS, np.float32), len(rows))
-    together = mixed.run(rows, thresholds=np.repeat(speeds[:, None], 4, 1))
+    together = mixed.run(rows, PerRowThresholds(mixed.config.criterion, np.repeat(speeds[:, None], 4, 1)))
     compared = 0
     for speed in SPEEDS:
         criterion = Criterion(name=name, speed=speed)
@@ -51,28 +53,27 @@ def test_rows_of_many_speeds_in_one_call_get_the_answers_of_calls_of_their_own(n
 
 
 def test_a_criterion_without_a_threshold_takes_no_speeds() -> None:
-    rows = random_rows(3, 10, seed=1)
     with pytest.raises(ValueError, match="patience"):
-        new_engine(Criterion(name="patience")).run(rows, thresholds=ones(3))
+        PerRowThresholds(Criterion(name="patience"), ones(3))
 
 
 class HeldEngine(Engine):
     """An engine that waits to be released, and records the rows and speeds of every call."""
 
     def __init__(self) -> None:
-        criterion = Criterion(speed=1.0)
-        super().__init__(new_model(), EngineConfig(criterion=criterion, dtype="fp32", token_budget=64))
+        config = EngineConfig(criterion=Criterion(speed=1.0), dtype="fp32", token_budget=64)
+        super().__init__(LoadedModel(new_model(), config))
         self.let_go, self.entered = threading.Semaphore(0), threading.Semaphore(0)
         self.calls: list[tuple[list[int], list[float]]] = []
 
-    def run(self, rows: TokenRows, exit_plan: object = None, thresholds: Thresholds | None = None) -> Predictions:
-        assert thresholds is not None
-        self.calls.append((rows.lengths.tolist(), thresholds[:, 0].tolist()))
+    def run(self, rows: TokenRows, rule: ExitRule | None = None) -> Predictions:
+        assert isinstance(rule, PerRowThresholds)
+        self.calls.append((rows.lengths.tolist(), rule.thresholds_BL[:, 0].tolist()))
         self.entered.release()
         assert self.let_go.acquire(timeout=60)
         if 13 in rows.lengths:
             raise MemoryError("thirteen")
-        return super().run(rows, thresholds=thresholds)
+        return super().run(rows, rule)
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 
 def random_classifier(family: str, seed: int = 0) -> PreTrainedModel:
-    """A classifier made by transformers alone, with weights large enough that logits differ between rows."""
+    """Make a classifier by transformers alone, with weights large enough that logits differ between rows."""
     torch.manual_seed(seed)
     return spread_weights(AutoModelForSequenceClassification.from_config(CONFIGS[family])).eval()
 
@@ -78,7 +78,7 @@ def random_rows(count: int, longest: int, seed: int, *, pairs: bool = False) -> 
 
 
 def wordpiece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A BERT-like tokenizer of the characters and words of these texts; trainers of `tokenizers` break ties at random."""
+    """Make a BERT-like tokenizer of the characters and words of these texts; trainers of `tokenizers` break ties at random."""
     normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     characters = sorted({character for word in counts for character in word})

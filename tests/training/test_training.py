@@ -21,6 +21,7 @@ from pipeline.corpus.labelled import Texts, hold_out, label_numbers, read_texts,
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import UserError
 from pipeline.schema import VALUE
 from pipeline.training.checkpoint import claim, release
@@ -105,7 +106,7 @@ def test_heads_on_a_frozen_backbone_learn_and_leave_the_rest_alone(
     kind: str, objective: Objective, teacher: tuple[EarlyExitModel, TrainState], split: tuple[Chunk, Chunk]
 ) -> None:
     model = with_exits(teacher[0], kind)
-    dev = add_teacher_logits(Engine(copy.deepcopy(teacher[0]), EngineConfig()), split[1])
+    dev = add_teacher_logits(Engine(LoadedModel(copy.deepcopy(teacher[0]), EngineConfig())), split[1])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     untrained = scores_by_exit(model, dev)
     state = fit(FrozenHeads(model, objective), split[0], dev)
@@ -143,7 +144,7 @@ def test_a_worker_with_fewer_rows_takes_as_many_steps_as_the_others(
 def test_soft_labels_from_a_file_train_the_same_heads_as_the_teacher_itself(
     teacher: tuple[EarlyExitModel, TrainState], split: tuple[Chunk, Chunk]
 ) -> None:
-    rows = add_teacher_logits(Engine(copy.deepcopy(teacher[0]), EngineConfig()), split[0])
+    rows = add_teacher_logits(Engine(LoadedModel(copy.deepcopy(teacher[0]), EngineConfig())), split[0])
     asked, read = with_exits(teacher[0]), with_exits(teacher[0])
     losses = fit(FrozenHeads(asked, SOFT), split[0], split[1]).losses
     np.testing.assert_allclose(
@@ -156,7 +157,7 @@ def test_backbone_and_exits_learn_together_from_soft_labels(
     strategy: str, teacher: tuple[EarlyExitModel, TrainState], split: tuple[Chunk, Chunk]
 ) -> None:
     model = with_exits(teacher[0])
-    dev = add_teacher_logits(Engine(copy.deepcopy(teacher[0]), EngineConfig()), split[1])
+    dev = add_teacher_logits(Engine(LoadedModel(copy.deepcopy(teacher[0]), EngineConfig())), split[1])
     nobody_knows = replace(split[0], labels=np.full(len(split[0]), math.nan, np.float32))
     frozen = {name: value.clone() for name, value in teacher[0].state_dict().items()}
     fit(WholeModel(model, SOFT, strategy=strategy, weights=[1, 2, 3], teacher=teacher[0]), nobody_knows, dev)

@@ -33,6 +33,7 @@ from pipeline.calibration.thresholds import Sample
 from pipeline.calibration.timing import TIMED_ROUNDS, time_curve
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.output.totals import Totals
 from pipeline.rows import TokenRows
 
@@ -52,7 +53,7 @@ def wall(args: argparse.Namespace) -> None:
         criteria = [curve.at_speedup(clock.flops_of(asked)).criterion for asked in reached]
         full, *timings = time_criteria(str(directory), [Criterion(), *criteria], second, "auto", "cpu", TIMED_ROUNDS)
         for asked, criterion, timing in zip(reached, criteria, timings, strict=True):
-            engine = Engine(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=criterion))
+            engine = Engine(LoadedModel(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=criterion)))
             spent = engine.flops.rows(second.lengths, engine.run(second).exit_layers).sum()
             fewer = engine.flops.full_depth(second.lengths).sum() / spent
             cells = f"{clock.flops_of(asked):.2f}x | {timing.speedup_over(full):.2f}x | {fewer:.2f}x"
@@ -96,7 +97,7 @@ def _planned_speedups(model: EarlyExitModel, curve: Curve, speedups: Sequence[fl
     """Time random tokens of a sample's lengths that leave as its uncertainties say; the first speed-up counts as 1."""
     random = np.random.default_rng(2)
     rows = TokenRows.from_lists([random.integers(1000, 30_000, length).tolist() for length in sample.lengths])
-    systems, engine = {}, Engine(copy.deepcopy(model), EngineConfig())
+    systems, engine = {}, Engine(LoadedModel(copy.deepcopy(model), EngineConfig()))
     for place, speedup in enumerate(speedups):
         criterion = curve.at_speedup(speedup).criterion
         work = Workload(rows=rows, exit_plan=exit_plan(sample, criterion))
@@ -106,7 +107,7 @@ def _planned_speedups(model: EarlyExitModel, curve: Curve, speedups: Sequence[fl
 
 
 def _planned(engine: Engine, work: Workload) -> object:
-    return engine.run(work.rows, work.exit_plan)
+    return engine.run(work.rows, work.rule)
 
 
 def sentences(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
@@ -130,7 +131,7 @@ def drift(args: argparse.Namespace) -> None:
     calibration = Calibration.load(directory)
     choice = calibration.curve.within(0.02, CONFIDENCE)
     model = EarlyExitModel.from_pretrained(directory)
-    engine = Engine(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=choice.criterion))
+    engine = Engine(LoadedModel(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=choice.criterion)))
     spec = AuditSpec(share=0.25, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
     guarantee = Guarantee(limit=0.02, exits=tuple(choice.exits), reference=calibration.reference)
     head("night", "audited", "differ", "bounds", "verdict", *(f"PSI {name}" for name in SIGNALS), "alarms")

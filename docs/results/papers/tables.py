@@ -13,15 +13,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
 from jobs.cli import options
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from models.precision import set_precision
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import read_texts, tokenize_texts
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.loaded import LoadedModel
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within, luha
 
 SETS = ("sst2", "ag_news", "trec", "subj", "qnli", "chnsenticorp", "stsb")
@@ -60,12 +60,12 @@ class Work:
     @cache  # noqa: B019 - one object for the whole program
     def evaluation(self, name: str, model: str, split: str) -> Evaluation:
         directory = str(self.folder / name / model)
-        loaded = EarlyExitModel.from_pretrained(directory)
-        tokenizer = options.load_tokenizer(directory, loaded, None)
+        exits_model = EarlyExitModel.from_pretrained(directory)
+        tokenizer = options.load_tokenizer(directory, exits_model, None)
         columns = Columns(pair="text_pair" if name in PAIRS else None, label="label")
         texts = read_texts(str(self.folder / "data" / f"{name}-{split}.parquet"), columns)
-        set_precision(loaded, "auto", torch.device("cpu"), 2048)
-        return Evaluation(loaded, tokenize_texts(texts, tokenizer, loaded.labels))
+        with LoadedModel(exits_model, EngineConfig()) as loaded:
+            return Evaluation(loaded.model, tokenize_texts(texts, tokenizer, loaded.model.labels))
 
     def chosen(self, name: str, model: str, criterion: str, drop: float) -> tuple[OperatingPoint, float]:
         """Return the point that dev rows choose, on test rows, and the quality of full depth there."""

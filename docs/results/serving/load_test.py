@@ -38,6 +38,7 @@ from pipeline.cluster.resources import ActorPlan
 from pipeline.corpus.tokenize import Tokenizer
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
 from pipeline.serving import deployment
 from pipeline.serving.limits import Limits
 from pipeline.serving.spec import ServingSpec
@@ -53,7 +54,7 @@ class FixedRows:
 
     def __init__(self, spec: ServingSpec, rows: int, wait: float) -> None:
         torch.set_num_threads(CORES)
-        self.engine = Engine(EarlyExitModel.from_pretrained(spec.model), spec.engine)
+        self.engine = Engine(LoadedModel(EarlyExitModel.from_pretrained(spec.model), spec.engine))
         self.tokenizer, self.thread = Tokenizer(spec.tokenizer), ThreadPoolExecutor(1)
         self.batch.set_max_batch_size(rows)
         self.batch.set_batch_wait_timeout_s(wait)
@@ -137,7 +138,7 @@ def main() -> None:
     )
     texts = texts_of(args.texts, seed=1)
     rows = Tokenizer(spec.tokenizer)(texts).rows
-    whole = Engine(model, engine).run(rows)
+    whole = Engine(LoadedModel(model, engine)).run(rows)
     clear = np.flatnonzero(np.abs(whole.uncertainty - args.speed) > MARGIN)
     texts = [texts[i] for i in clear]
     answers = [f"{whole.label_ids[i]}:{whole.exit_layers[i]}" for i in clear]

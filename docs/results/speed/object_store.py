@@ -25,7 +25,8 @@ from models.exits.criterion import Criterion
 from pipeline.benchmark.workload import Workload, make_workload
 from pipeline.cluster.connect import join_or_start
 from pipeline.engine.config import EngineConfig
-from pipeline.engine.engine import Engine, default_token_budget
+from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel, default_token_budget
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import micro_batches, sort_by_length
 
@@ -102,7 +103,9 @@ def main() -> None:
         work = make_workload(ROWS, **sizes, seed=seed)
         order = sort_by_length(work.rows.lengths)
         shards.append(Workload(rows=work.rows.take(order), exit_plan=work.exit_plan[order]))
-    engine = Engine(new_model(), EngineConfig(criterion=Criterion(speed=0.5), exits=(4, 8), first_token_first=False))
+    engine = Engine(
+        LoadedModel(new_model(), EngineConfig(criterion=Criterion(speed=0.5), exits=(4, 8), first_token_first=False))
+    )
     join_or_start()
     blocks = [ray.remote(Block).options(num_cpus=0.5).remote(first, last) for first, last in BLOCKS]
     for number in range(ROUNDS + 1):  # the first is the warm-up
@@ -110,7 +113,7 @@ def main() -> None:
         moved = through_the_object_store(blocks, shards)
         middle = time.perf_counter()
         for shard in shards:
-            engine.run(shard.rows, shard.exit_plan)
+            engine.run(shard.rows, shard.rule)
         ended = time.perf_counter()
         ours, theirs = SHARDS * ROWS / (ended - middle), SHARDS * ROWS / (middle - started)
         print(

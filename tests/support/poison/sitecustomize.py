@@ -51,12 +51,12 @@ def poison_tokenizer(module: ModuleType) -> None:
 def poison_engine(module: ModuleType) -> None:
     run = module.Engine.run
 
-    def poisoned(self, rows, exit_plan=None):  # type: ignore[no-untyped-def]
+    def poisoned(self, rows, rule=None):  # type: ignore[no-untyped-def]
         if (rows.lengths == UPSETTING_TOKENS).any():
             raise module.torch.AcceleratorError("CUDA error: device-side assert triggered")
         if (rows.lengths == RAISING_TOKENS).any():
             raise ValueError("this row cannot be classified")
-        return run(self, rows, exit_plan)
+        return run(self, rows, rule)
 
     module.Engine.run = poisoned
 

@@ -1,0 +1,257 @@
+"""Load and save model directories in the Hugging Face layout.
+
+    config.json         the family's own config, with an `early_exit` block beside: see ExitsBlock
+    model.safetensors   backbone and last head under transformers' names, branch heads under `exits.<layer>.` and `lte.`
+
+So transformers itself opens such a directory as the plain classifier, and any fine-tuned classifier of a supported family is
+a directory of ours without branch heads. Backbone and last head are read through transformers, which knows every layout that
+a checkpoint may have; branch heads directly.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from models.digest import weight_files
+from models.errors import UnsupportedModelError
+from models.exits.criterion import Criterion
+from models.families import Family, Shape, family_of, from_hugging_face, to_hugging_face
+from models.hugging_face import classifier_class, quiet_transformers
+
+WEIGHTS_FILE = "model.safetensors"
+BRANCH_PREFIXES = ("exits.", "lte.")
+
+Name = str | os.PathLike[str]
+"""A directory or a hub id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitsBlock:
+    """The `early_exit` block of config.json.
+
+    Example: `{"version": 1, "last_head": "classifier", "branch_head": "pooled", "lte": true}`, and after a threshold was chosen
+    `"criterion": {"name": "entropy", "speed": 0.3, ...}`.
+    """
+
+    last_head: str = "classifier"
+    branch_head: str | None = None
+    lte: bool = False
+    criterion: Criterion | None = None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Self:
+        """Read the block of a config; one without it is a plain classifier."""
+        block = getattr(config, "early_exit", None) or {}
+        return cls(
+            last_head=block.get("last_head", "classifier"),
+            branch_head=block.get("branch_head"),
+            lte=bool(block.get("lte")),
+            criterion=Criterion(**block["criterion"]) if "criterion" in block else None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Lay the block out as config.json has it."""
+        block: dict[str, Any] = {"version": 1, "last_head": self.last_head}
+        if self.branch_head is not None:
+            block |= {"branch_head": self.branch_head, "lte": self.lte}
+        if self.criterion is not None:
+            block["criterion"] = asdict(self.criterion)
+        return block
+
+
+class Model(Protocol):
+    """The parts of an EarlyExitModel that have a place in a checkpoint."""
+
+    config: PretrainedConfig
+    family: Family
+    shape: Shape
+
+    @property
+    def exits_block(self) -> ExitsBlock: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+def read_config(
+    name: Name, *, new_labels: Sequence[str] | None = None, new_last_head: str | None = None
+) -> PretrainedConfig:
+    """Read config.json; with `new_labels`, change it into that of a new classifier over these classes, without branch heads.
+
+    Raises FileNotFoundError if there is no model, UnsupportedModelError for one that offramp cannot run.
+    """
+    config = _read_config(name)
+    family_of(config)
+    if new_labels is not None:
+        config.early_exit = ExitsBlock(last_head=new_last_head or "classifier").to_json()
+        config.num_labels = len(new_labels)
+        config.problem_type = "regression" if len(new_labels) == 1 else "single_label_classification"
+        config.id2label = dict(enumerate(new_labels))
+        config.label2id = {label: index for index, label in enumerate(new_labels)}
+    elif config.problem_type == "multi_label_classification":
+        raise UnsupportedModelError(f"{name}: gives a row any number of labels (multi-label); offramp gives it one")
+    return config
+
+
+def _read_config(name: Name) -> PretrainedConfig:
+    looks_local = os.path.exists(name) or str(name).startswith((".", "/", "~"))
+    if looks_local and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"{name}: no model there (no config.json in that directory)")
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(name)
+    except ValueError as error:
+        raise UnsupportedModelError(f"{name}: config.json is not one of a model that transformers knows") from error
+    except OSError as error:
+        raise FileNotFoundError(f"{name}: neither a directory here nor a model that the hub gives") from error
+    return config
+
+
+def read_weights(name: Name, model: Model, *, new_last_head: bool = False) -> dict[str, Tensor]:
+    """Read the state dict of a model of this config; with `new_last_head` the last head may be missing or of another shape.
+
+    Raises UnsupportedModelError naming the first weight that is missing or has another shape than config.json says.
+    """
+    from transformers import AutoModelForSequenceClassification  # takes seconds to import
+
+    with quiet_transformers():
+        theirs, info = AutoModelForSequenceClassification.from_pretrained(
+            name, config=model.config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    branches: dict[str, Tensor] = {}
+    if not new_last_head:
+        wanted = _branch_keys(model)
+        for file in _safetensors_of(name):
+            with safe_open(file, framework="pt") as tensors:
+                branches |= {key: tensors.get_tensor(key) for key in tensors.keys() if key in wanted}  # noqa: SIM118
+    return _state_of(name, model, theirs, info, branches, new_last_head)
+
+
+def check_weights(name: Name, model: Model) -> None:
+    """Raise what `read_weights` would raise, from names and shapes in the headers of safetensors files; read no tensor.
+
+    `model` may be on the meta device (`EarlyExitModel.from_config`). Weights in other files than safetensors are loaded.
+    """
+    files = _safetensors_of(name)
+    if not files:
+        read_weights(name, model)
+        return
+    stand_ins: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                stand_ins[key] = torch.zeros(()).expand(tensors.get_slice(key).get_shape())  # one zero, seen many times
+    branches = {key: stand_ins[key] for key in _branch_keys(model) if key in stand_ins}
+    with quiet_transformers():
+        theirs, info = classifier_class(model.config).from_pretrained(
+            None,
+            config=copy.deepcopy(model.config),
+            dtype=torch.float32,
+            state_dict=stand_ins,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    _state_of(name, model, theirs.to("meta"), info, branches, new_last_head=False)
+
+
+def _state_of(
+    name: Name,
+    model: Model,
+    theirs: PreTrainedModel,
+    info: Mapping[str, Any],
+    branches: Mapping[str, Tensor],
+    new_last_head: bool,
+) -> dict[str, Tensor]:
+    """Put together our state dict: backbone and last head out of transformers' model, branch heads as they are."""
+    with_head = model.exits_block.last_head == "classifier"
+    _check_loading(name, model.family, info, head_too=with_head and not new_last_head)
+    state = from_hugging_face(theirs.state_dict(), model.family, model.shape, with_head=with_head) | dict(branches)
+    own = model.state_dict()
+    if new_last_head and not with_head:  # FastBERT's teacher head starts from random weights
+        state |= {key: value for key, value in own.items() if key.startswith("exits.")}
+    for key, buffer in model.named_buffers():
+        state.setdefault(key, buffer)  # of models made before pooled heads were standardized: as they were
+    missing = sorted(own.keys() - state.keys())
+    if missing:
+        raise UnsupportedModelError(f"{name}: config.json tells of exits, but the weights have no '{missing[0]}'")
+    for key in branches:
+        _check_shape(name, key, state[key].shape, own[key].shape)
+    return state
+
+
+def _check_loading(name: Name, family: Family, info: Mapping[str, Any], *, head_too: bool) -> None:
+    """Raise UnsupportedModelError for weights of the backbone, or of the head too, that transformers could not load."""
+
+    def in_backbone(key: str) -> bool:
+        return key.startswith(f"{family.prefix}.") and ".pooler." not in key
+
+    missing = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
+    wanted = [key for key in missing if in_backbone(key)] or (missing if head_too else [])
+    if wanted:
+        raise UnsupportedModelError(
+            f"{name}: the checkpoint has no '{wanted[0]}', so it is not a fine-tuned classifier; "
+            "fine-tune it first (jobs/finetune.py)"
+        )
+    for key, stored, own in sorted(info["mismatched_keys"]):
+        if head_too or in_backbone(key):
+            _check_shape(name, key, stored, own)
+
+
+def _check_shape(name: Name, key: str, stored: Sequence[int], wanted: Sequence[int]) -> None:
+    if tuple(stored) != tuple(wanted):
+        raise UnsupportedModelError(
+            f"{name}: '{key}' has shape {[*stored]} in the weights, and config.json makes it {[*wanted]}"
+        )
+
+
+def _branch_keys(model: Model) -> set[str]:
+    return {key for key in model.state_dict() if key.startswith(BRANCH_PREFIXES)}
+
+
+def _safetensors_of(name: Name) -> list[Path]:
+    """List the safetensors files of a checkpoint; empty if its weights are in files of another kind."""
+    try:
+        return [file for file in weight_files(name) if file.suffix == ".safetensors"]
+    except FileNotFoundError:
+        return []
+
+
+def save(directory: Name, model: Model) -> None:
+    """Write config.json and model.safetensors into a directory, made if absent."""
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    model.config.early_exit = model.exits_block.to_json()
+    model.config.architectures = [classifier_class(model.config).__name__]
+    model.config.dtype = "float32"
+    save_weights(path, model)
+    model.config.save_pretrained(path)
+
+
+def save_weights(directory: Name, model: Model) -> None:
+    """Write model.safetensors into a directory; one that is there is replaced at once, when the new one is whole."""
+    ours = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
+    with_head = model.exits_block.last_head == "classifier"
+    theirs = to_hugging_face(ours, model.family, model.shape, with_head=with_head)
+    temporary = Path(directory) / f".{WEIGHTS_FILE}.tmp"
+    save_file(theirs, temporary, metadata={"format": "pt"})
+    os.replace(temporary, Path(directory) / WEIGHTS_FILE)
+
+
+def save_criterion(directory: Name, criterion: Criterion | None) -> None:
+    """Store a criterion, or that there is none, in the config.json of a directory that `save` wrote."""
+    path = Path(directory) / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["early_exit"].pop("criterion", None)
+    if criterion is not None:
+        config["early_exit"]["criterion"] = asdict(criterion)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,33 @@
+"""What we need of transformers beside its configs: a quiet mode, and the classifier class of a config."""
+
+import contextlib
+from collections.abc import Iterator
+
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as hf_logging
+
+
+def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """Return transformers' sequence classifier of a config: `BertForSequenceClassification` of a BertConfig.
+
+    Its auto class hands out instances only, so this reads the private mapping behind it.
+    """
+    from transformers import AutoModelForSequenceClassification  # takes seconds to import
+
+    found: type[PreTrainedModel] = AutoModelForSequenceClassification._model_mapping[type(config)]
+    return found
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' load report and progress bars: what matters in them we check and report ourselves."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,67 @@
+"""Exit rules: which rows exit after a layer, given their uncertainty there.
+
+How the uncertainty is measured is up to the engine's criterion. What is compared with it is a matter of the call:
+
+    CriterionRule      the criterion's own thresholds, the same for all rows; the default
+    PerRowThresholds   thresholds of every row, for a server whose callers differ
+    ForcedPlan         no threshold at all but a given layer (pipeline.benchmark.workload)
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from models.exits.criterion import Criterion
+from models.exits.uncertainty import exits_at, should_exit
+from pipeline.rows import Thresholds
+
+
+class ExitRule(Protocol):
+    """Decides which rows exit. One object serves all runners of a call at once, so it keeps no state between exits."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return the rule with its tensors on this device."""
+        ...
+
+    def exits(self, layer: int, uncertainty_B: Tensor, rows_B: Tensor) -> Tensor:
+        """Return which of the rows numbered `rows_B` in the call exit after this layer: [B] bool.
+
+        It is not asked about the last layer, after which every row exits.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CriterionRule:
+    """Rows exit at the criterion's own thresholds; with patience, after a streak of exits that agree."""
+
+    criterion: Criterion
+
+    def to(self, device: torch.device) -> Self:
+        return self
+
+    def exits(self, layer: int, uncertainty_B: Tensor, rows_B: Tensor) -> Tensor:
+        return exits_at(self.criterion, layer, uncertainty_B)
+
+
+class PerRowThresholds:
+    """Every row exits at thresholds of its own.
+
+    Example: `PerRowThresholds(criterion, np.array([[0.1, 0.3, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]], np.float32))` for two rows in a
+    model of four layers: the first may exit after layers 1 and 2, the second exits after layer 1 in any case.
+    """
+
+    def __init__(self, criterion: Criterion, thresholds: Thresholds | Tensor) -> None:
+        """Take thresholds [B, L] of this criterion's uncertainty; raise ValueError if it has none."""
+        if criterion.name == "patience":
+            raise ValueError("criterion patience has no thresholds")
+        self.criterion = criterion
+        self.thresholds_BL = torch.as_tensor(thresholds)
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(self.criterion, self.thresholds_BL.to(device))
+
+    def exits(self, layer: int, uncertainty_B: Tensor, rows_B: Tensor) -> Tensor:
+        return should_exit(uncertainty_B, self.thresholds_BL[rows_B, layer - 1])
