@@ -152,7 +152,9 @@ def uncertainty(work: Work) -> None:
         seen = evaluation.recorded.uncertainty(Criterion(name="entropy", speed=0.5))
         cells = [name]
         for place in range(len(seen)):
-            middle, share, count = accuracy_by_uncertainty(seen[place], evaluation.recorded.answers[place] == evaluation.targets)
+            middle, share, count = accuracy_by_uncertainty(
+                seen[place], evaluation.recorded.answers[place] == evaluation.targets
+            )
             full = count >= 10
             cells.append(f"{spearmanr(middle[full], share[full]).statistic:.2f}" if full.sum() > 2 else "-")
         rows.append(cells)

@@ -1,8 +1,8 @@
 """Quality against cost: one pass through all exits of every row, from which every threshold's outcome follows by arithmetic.
 
-    evaluation = Evaluation(model, examples)
-    evaluation.at(Criterion(speed=0.3)).flops_speedup     # 2.1: FLOPs of full depth over those spent
-    cheapest_within(evaluation.curve("entropy"), 0.01)    # the cheapest threshold that loses at most a point of quality
+evaluation = Evaluation(model, examples)
+evaluation.at(Criterion(speed=0.3)).flops_speedup     # 2.1: FLOPs of full depth over those spent
+cheapest_within(evaluation.curve("entropy"), 0.01)    # the cheapest threshold that loses at most a point of quality
 """
 
 from collections.abc import Iterable, Sequence

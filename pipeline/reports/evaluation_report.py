@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from models.exits.criterion import Criterion
 from pipeline.benchmark.measure import Timing
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.reports.page import Figure, Section, Table, render
@@ -11,6 +12,15 @@ from pipeline.storage.locate import write_text
 
 DROPS = (0.005, 0.01, 0.03)
 """Losses of quality for which the report names the largest savings."""
+
+
+def points_to_report(
+    evaluation: Evaluation, name: str, curve: Sequence[OperatingPoint], speeds: Sequence[float]
+) -> list[OperatingPoint]:
+    """Return full depth, the criterion `name` at these thresholds, and its cheapest points for DROPS, each once."""
+    wanted = [evaluation.at(Criterion(name=name, speed=speed)) for speed in speeds]
+    cheapest = [cheapest_within(curve, drop) for drop in DROPS]
+    return list({point.criterion: point for point in [evaluation.full_depth(), *wanted, *cheapest]}.values())
 
 
 def point_table(points: Sequence[OperatingPoint], metric: str) -> Table:
@@ -39,9 +49,7 @@ def savings_table(curves: Mapping[str, Sequence[OperatingPoint]], metric: str) -
             best = cheapest_within(points, drop)
             cells.append(f"{best.flops_speedup:.2f}x ({best.quality:.4f}, {best.criterion.describe()})")
         rows.append(cells)
-    note = (
-        f"The largest saving of FLOPs with which {metric} is at most this far below full depth, chosen on these very rows."
-    )
+    note = f"The largest saving of FLOPs with which {metric} is at most this far below full depth, chosen on these very rows."
     return Table("What can be saved", head, rows, note)
 
 
@@ -69,9 +77,7 @@ def _name(point: OperatingPoint) -> str:
     return "full depth" if point.criterion.full_depth else point.criterion.describe()
 
 
-def write_report(
-    folder: Path, title: str, subtitle: str, tables: Sequence[Table], pictures: Sequence[Picture]
-) -> Path:
+def write_report(folder: Path, title: str, subtitle: str, tables: Sequence[Table], pictures: Sequence[Picture]) -> Path:
     """Write report.html, which needs no other file, and every figure as PNG beside it; return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     sections: list[Section] = [*tables]

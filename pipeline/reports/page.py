@@ -11,7 +11,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -19,8 +19,8 @@ from pipeline.reports import palette
 
 LONG_CELL = 40
 """A column with a cell of more characters than this is laid out as text, whose lines may be broken."""
-MANY_COLUMNS = 7
-"""A table with at least this many columns takes the whole width of the page."""
+HALF_PAGE = 60
+"""A table whose columns are wider than this many characters together takes the whole width of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,8 @@ class Table:
     @property
     def wide(self) -> bool:
         """Whether the table takes the whole width of the page."""
-        return len(self.head) >= MANY_COLUMNS or "text" in self.kinds()
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        return sum(widths) > HALF_PAGE or "text" in self.kinds()
 
     def kinds(self) -> list[str]:
         """Return what each column holds, which decides its layout: 'number', 'word' or, where cells are long, 'text'."""
@@ -69,7 +70,8 @@ class Facts:
     note: str = ""
 
 
-class Bar(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Bar:
     """One bar as the page shows it."""
 
     name: str
@@ -98,7 +100,8 @@ class Bars:
         ]
 
 
-class Polyline(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Polyline:
     """One line of a chart as SVG draws it."""
 
     name: str

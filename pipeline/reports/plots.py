@@ -68,7 +68,10 @@ def figures(
             "trade-off", "Quality against cost", trade_off(curves, metric), "By all criteria that this model can use."
         ),
         Picture(
-            "layers", "Quality by layer", by_layer(scores, metric), "The quality of every exit if all rows exited there."
+            "layers",
+            "Quality by layer",
+            by_layer(scores, metric),
+            "The quality of every exit if all rows exited there.",
         ),
     ]
     if compared:
@@ -94,7 +97,10 @@ def _uncertainty_pictures(evaluation: Evaluation, criterion: str) -> list[Pictur
     """Draw the figures about a criterion that measures uncertainty."""
     pictures = [
         Picture(
-            "exits", "Where rows exit", exits_at_speeds(evaluation, criterion), "Rows by exit layer at three thresholds."
+            "exits",
+            "Where rows exit",
+            exits_at_speeds(evaluation, criterion),
+            "Rows by exit layer at three thresholds.",
         ),
         Picture(
             "uncertainty",

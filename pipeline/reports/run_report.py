@@ -144,7 +144,11 @@ def lengths(totals: Totals) -> Section | None:
         (f"{low:,}-{high:,}" if low < high else f"{low:,}", rows)
         for (low, high), rows in zip(length_bounds(len(totals.length_histogram)), totals.length_histogram, strict=True)
     ]
-    return Bars("Length in tokens", counts, "As the model takes them: after truncation, special tokens included.") if counts else None
+    return (
+        Bars("Length in tokens", counts, "As the model takes them: after truncation, special tokens included.")
+        if counts
+        else None
+    )
 
 
 def cost(totals: Totals) -> Section:

@@ -1,4 +1,4 @@
-"""Benchmark work is what it says, and forced exits are obeyed."""
+"""Benchmark workloads have the wanted lengths and exits, planned exits are obeyed, and peers see every row once."""
 
 from functools import partial
 
@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.benchmark.peers import BATCH_ROWS, MissingPeerError, need, padded_batches
+from pipeline.benchmark.peers import BATCH_ROWS, padded_batches
 from pipeline.benchmark.workload import exit_shares, make_workload
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
+from pipeline.errors import MissingPackageError, require
 from tests.support.models import random_rows
 
 
@@ -35,7 +36,7 @@ def test_a_workload_repeats_and_has_the_wanted_means() -> None:
     assert np.array_equal(work.exit_plan, again.exit_plan)
 
 
-def test_the_engine_obeys_a_plan_and_still_answers_as_the_heads_do(exit_model: EarlyExitModel) -> None:
+def test_the_engine_obeys_a_plan_and_still_predicts_as_the_heads_do(exit_model: EarlyExitModel) -> None:
     rows = random_rows(80, 40, seed=1)
     plan = np.random.default_rng(0).integers(1, 5, len(rows))
     engine = Engine(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32", token_budget=90))
@@ -45,22 +46,22 @@ def test_the_engine_obeys_a_plan_and_still_answers_as_the_heads_do(exit_model: E
     np.testing.assert_allclose(got.probabilities[plan == 1], at_one.probabilities[plan == 1], atol=1e-5)
 
 
-def test_first_token_first_changes_no_answer(exit_model: EarlyExitModel) -> None:
+def test_first_token_first_changes_no_prediction(exit_model: EarlyExitModel) -> None:
     rows = random_rows(150, 50, seed=4)
-    answers = [
+    predictions = [
         Engine(
             exit_model,
             EngineConfig(criterion=Criterion(speed=0.7), dtype="fp32", token_budget=128, first_token_first=first),
         ).run(rows)
         for first in (True, False)
     ]
-    np.testing.assert_array_equal(answers[0].exit_layers, answers[1].exit_layers)
-    np.testing.assert_allclose(answers[0].probabilities, answers[1].probabilities, atol=1e-5)
-    assert len(set(answers[0].exit_layers)) > 1
+    np.testing.assert_array_equal(predictions[0].exit_layers, predictions[1].exit_layers)
+    np.testing.assert_allclose(predictions[0].probabilities, predictions[1].probabilities, atol=1e-5)
+    assert len(set(predictions[0].exit_layers)) > 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_lanes_changes_no_answer(exit_model: EarlyExitModel, threads: int) -> None:
+def test_the_number_of_runners_changes_no_prediction(exit_model: EarlyExitModel, threads: int) -> None:
     rows, before = random_rows(200, 50, seed=6), torch.get_num_threads()
     config = EngineConfig(criterion=Criterion(speed=0.7), dtype="fp32", token_budget=128)
     wanted = Engine(exit_model, config).run(rows)
@@ -76,9 +77,11 @@ def test_the_number_of_lanes_changes_no_answer(exit_model: EarlyExitModel, threa
     np.testing.assert_allclose(got.probabilities, wanted.probabilities, atol=1e-5)
 
 
-def test_peers_that_are_not_installed_are_named() -> None:
-    with pytest.raises(MissingPeerError, match="no_such_runtime"):
-        need("json", "no_such_runtime")
+def test_packages_that_are_not_installed_are_named_with_their_extra() -> None:
+    with pytest.raises(
+        MissingPackageError, match=r"^no_such_runtime is not installed: pip install 'offramp\[bench\]'$"
+    ):
+        require("json", "no_such_runtime", extra="bench")
 
 
 def test_every_takes_rows_with_their_exits() -> None:

@@ -18,7 +18,13 @@ from pipeline.benchmark.synthetic import CLASSES, reviews
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
-from pipeline.evaluation.evaluation import EXIT_TEST_LAYERS, Evaluation, accuracy_by_uncertainty, cheapest_within, worthwhile_exits
+from pipeline.evaluation.evaluation import (
+    EXIT_TEST_LAYERS,
+    Evaluation,
+    accuracy_by_uncertainty,
+    cheapest_within,
+    worthwhile_exits,
+)
 from tests.support.jobs import run_job, run_job_here
 from tests.support.models import random_rows
 
