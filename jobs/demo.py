@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Show the whole path on a made-up corpus, offline: train a small early-exit model, classify 50,000 rows, look at them.
+"""Show the whole path on a synthetic corpus, offline: train a small early-exit model, classify 50,000 rows, look at them.
 
-Everything it does is a command that you can run yourself; it prints each of them.
+Every step is a command that you can run yourself, and is printed before it runs.
 """
 
 import sys
@@ -31,9 +31,10 @@ TRAIN_ROWS, TEST_ROWS, CORPUS_FILES = 12_000, 2_000, 5
 
 
 def main(args: argparse.Namespace) -> int:
+    """Make the corpus, run the jobs on it one after the other, and show the result."""
     started = time.monotonic()
     folder = Path(args.folder)
-    shutil.rmtree(folder / "out", ignore_errors=True)  # so that the demo shows work, also the second time
+    shutil.rmtree(folder / "out", ignore_errors=True)  # else a second demo would find nothing to do
     (folder / "corpus").mkdir(parents=True, exist_ok=True)
     print(f"1. A corpus of {args.rows:,} reviews, easy to hard, in {folder}/corpus, and rows with labels beside it")
     write_reviews(folder / "train.parquet", TRAIN_ROWS, seed=1)
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     print("\n2. Fine-tune a small BERT, from scratch, into the full-depth classifier")
     job(f"finetune.py --backbone {folder}/backbone --train {folder}/train.parquet --dev {folder}/test.parquet "
         f"--class-names {','.join(CLASSES)} --output {folder}/teacher --epochs 5 --learning-rate 5e-4")  # fmt: skip
-    print("\n3. Distil an exit for every layer from its own answers: no labels needed")
+    print("\n3. Distil an exit for every layer from its own predictions: no labels needed")
     job(f"distill.py --model {folder}/teacher --input {folder}/train.parquet --output {folder}/model --head attention "
         "--epochs 2")  # fmt: skip
     print("\n4. Classify the corpus on Ray")
@@ -58,32 +59,26 @@ def main(args: argparse.Namespace) -> int:
 
 
 def write_reviews(path: Path, rows: int, seed: int) -> None:
-    """Write made-up reviews with their label and level."""
-    made = list(reviews(rows, seed))
+    """Write synthetic reviews with label, class name and level of each."""
+    drawn = list(reviews(rows, seed))
     table = pa.table(
         {
             "id": [f"{path.stem}-{row}" for row in range(rows)],
-            "text": [review.text for review in made],
-            "label": pa.array([review.label for review in made], pa.int64()),
-            "truth": [CLASSES[review.label] for review in made],
-            "level": [review.level for review in made],
+            "text": [review.text for review in drawn],
+            "label": pa.array([review.label for review in drawn], pa.int64()),
+            "truth": [CLASSES[review.label] for review in drawn],
+            "level": [review.level for review in drawn],
         }
     )
     pq.write_table(table, path)
 
 
 def make_backbone(directory: Path) -> None:
-    """Write a small BERT with random weights, and a tokenizer whose vocabulary is the corpus's words."""
+    """Write a small BERT with random weights, and a tokenizer with the words of the corpus as its vocabulary."""
     torch.manual_seed(0)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=128,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        intermediate_size=512,
-        max_position_embeddings=128,
-    )
+    sizes = {"hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 512}
+    config = BertConfig(vocab_size=len(words), max_position_embeddings=128, **sizes)
     with quiet_transformers():
         BertForSequenceClassification(config).save_pretrained(directory)
         (directory / "vocab.txt").write_text("\n".join(words) + "\n")
@@ -91,7 +86,7 @@ def make_backbone(directory: Path) -> None:
 
 
 def job(line: str) -> None:
-    """Show a job's command line, run it, and end the demo if it fails."""
+    """Print a job's command line and run it; a job that fails ends the demo."""
     print(f"\n   $ python jobs/{line}\n", flush=True)
     name, *options = shlex.split(line)
     subprocess.run([sys.executable, str(JOBS / name), *options], check=True)
@@ -99,20 +94,27 @@ def job(line: str) -> None:
 
 def look(folder: Path) -> None:
     """Look at the result with pandas, as a user would."""
-    print("\n6. Look at it: easy rows leave first\n")
+    print("\n6. Look at it: easy rows exit first\n")
     print(f'   >>> out = open_results("{folder}/out").to_table().to_pandas()')
     print('   >>> out["right"] = out.label == out.truth')
     print('   >>> out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean().round(3)\n')
     out = open_results(folder / "out").to_table().to_pandas()
     out["right"] = out.label == out.truth
     print(out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean().round(3).loc[LEVELS].to_string())
-    print(f"\n   {folder / 'out' / REPORT} tells of the run in a browser")
+    print(f"\n   {folder / 'out' / REPORT} shows the run in a browser")
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--folder", default="demo", metavar="DIR", help="folder for corpus, models and results")
-parser.add_argument("--rows", type=options.positive, default=50_000, metavar="N", help="rows of the corpus")
-parser.add_argument("--speed", type=float, default=0.2, metavar="S", help="speed to classify at")
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser of this job's options."""
+    parser = command.new_parser(__doc__)
+    add = parser.add_argument
+    add("--folder", default="demo", metavar="DIR", help="folder for corpus, models and results")
+    add("--rows", type=options.positive, default=50_000, metavar="N", help="rows of the corpus")
+    add("--speed", type=float, default=0.2, metavar="S", help="threshold to classify with")
+    return parser
+
+
+parser = build_parser()
 
 if __name__ == "__main__":
     command.run(main, parser)

@@ -8,6 +8,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import tests.support.jobs  # noqa: F401 - loads the profile of Hypothesis and torch's thread count for every test
 from models.early_exit import EarlyExitModel
 from pipeline.benchmark.synthetic import reviews
 from tests.support.models import random_classifier, random_exits, save_tiny_model, wordpiece_tokenizer

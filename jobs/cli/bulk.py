@@ -165,7 +165,7 @@ def run(
             totals=outcome.totals,
             fresh=outcome.fresh,
             timeline=outcome.timeline,
-            found=outcome.found,
+            audit=outcome.found,
             examples=examples(corpus.files, spec.columns, ledger.output) if args.examples else None,
         )
     )

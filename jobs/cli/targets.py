@@ -89,7 +89,7 @@ def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice 
     except ValueError as error:
         raise InputError("target_speedup", str(error)) from error
     timing = calibration.timing
-    time = f", {timing.time_of(choice.flops_speedup):.2f}x faster on {timing.hardware}" if timing else ""
+    time = f", {timing.time_speedup_at(choice.flops_speedup):.2f}x faster on {timing.hardware}" if timing else ""
     print(f"{choice.criterion.describe()}: {choice.flops_speedup:.2f}x fewer FLOPs expected{time}")
     return choice
 
@@ -99,7 +99,7 @@ def _for_speedup(args: argparse.Namespace, calibration: Calibration) -> Choice:
         return calibration.curve.at_speedup(args.target_speedup)
     if calibration.timing is None:
         raise ValueError("in time: calibrate.py was run without timing")
-    return calibration.curve.at_speedup(calibration.timing.flops_of(args.target_speedup))
+    return calibration.curve.at_speedup(calibration.timing.flops_speedup_for(args.target_speedup))
 
 
 def _for_limit(args: argparse.Namespace, calibration: Calibration) -> Choice:

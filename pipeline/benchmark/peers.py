@@ -1,4 +1,8 @@
-"""What users would run instead, to be measured beside the engine in one process. Each peer classifies the same token rows."""
+"""Peers: what users would run in place of the engine, timed beside it in one process on the same token rows.
+
+Every peer is a function that prepares the model (casts, compiles or exports it) and returns a Runner, which classifies a
+workload. Peers of packages that are not installed raise MissingPackageError when they are prepared.
+"""
 
 import contextlib
 import copy
@@ -7,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,39 +24,38 @@ from models.early_exit import EarlyExitModel
 from models.length_group import LengthGroup
 from pipeline.benchmark.workload import Workload
 from pipeline.engine.pack import pack
+from pipeline.errors import require
 from pipeline.rows import IntArray, TokenRows
 
 BATCH_ROWS = 32
-"""What people write: the batch size of most scripts and of the papers' training."""
+"""The batch size of most scripts, and of the papers' training."""
 INPUTS = ("input_ids", "attention_mask")
+"""The names of the inputs of an exported model."""
 Runner = Callable[[Workload], None]
+"""Classifies all rows of a workload and returns when that is done."""
 Ids = npt.NDArray[np.int64]
 
 
-class MissingPeerError(Exception):
-    """A peer's package is not installed; the message names it."""
-
-
 def padded_batches(rows: TokenRows, order: IntArray) -> Iterator[tuple[Ids, Ids]]:
-    """Cut rows into batches of BATCH_ROWS in this order, padded to their longest: (ids, mask), each [B, L]."""
+    """Cut rows, in this order, into batches of BATCH_ROWS, each padded to its longest row: (ids, mask), each [B, L]."""
     lengths = rows.lengths
     for start in range(0, len(order), BATCH_ROWS):
         batch = order[start : start + BATCH_ROWS]
         ids = np.zeros((len(batch), int(lengths[batch].max())), np.int64)
         mask = np.zeros_like(ids)
-        for place, row in enumerate(batch):
-            ids[place, : lengths[row]] = rows.token_ids[rows.offsets[row] : rows.offsets[row + 1]]
-            mask[place, : lengths[row]] = 1
+        for index, row in enumerate(batch):
+            ids[index, : lengths[row]] = rows.token_ids[rows.offsets[row] : rows.offsets[row + 1]]
+            mask[index, : lengths[row]] = 1
         yield ids, mask
 
 
 def sorted_batches(work: Workload) -> Iterator[tuple[Ids, Ids]]:
-    """Padded batches in order of length: what somebody who thought about it writes."""
+    """Return padded batches in order of length, as a careful user writes it."""
     return padded_batches(work.rows, np.argsort(work.rows.lengths, kind="stable"))
 
 
 def hugging_face(model: Callable[..., Any], *, in_order_of_length: bool, device: torch.device) -> Runner:
-    """Transformers' own model, in arrival order as most scripts do, or sorted by length."""
+    """Run transformers' own model, in arrival order as most scripts do, or sorted by length."""
 
     def run(work: Workload) -> None:
         batches = sorted_batches(work) if in_order_of_length else padded_batches(work.rows, np.arange(len(work.rows)))
@@ -69,7 +71,7 @@ def hugging_face(model: Callable[..., Any], *, in_order_of_length: bool, device:
 
 
 def compiled(model: nn.Module) -> Runner:
-    """Transformers' own model through torch.compile, weights frozen (the faster way on CPUs), sorted by length."""
+    """Run transformers' own model through torch.compile, sorted by length, with frozen weights on CPUs (the faster way)."""
     device = next(model.parameters()).device
     if device.type == "cpu":
         inductor.freezing = True  # read when the first batch compiles
@@ -77,7 +79,7 @@ def compiled(model: nn.Module) -> Runner:
 
 
 def one_row_at_a_time(model: EarlyExitModel) -> Runner:
-    """Early exit as the papers' published code runs it: batch size 1, every head looked at."""
+    """Run early exit as the papers' published code does: batch size 1, every head evaluated."""
     device = next(model.parameters()).device
 
     def run(work: Workload) -> None:
@@ -95,11 +97,11 @@ def one_row_at_a_time(model: EarlyExitModel) -> Runner:
 
 
 def openvino(model: nn.Module, *, precision: str, threads: int, calibration: Workload) -> Runner:
-    """OpenVINO on the CPU, 'f32', 'bf16' or 'int8' (NNCF's post-training quantization), sorted by length.
+    """Run OpenVINO on the CPU in 'f32', 'bf16' or 'int8' (NNCF's post-training quantization), sorted by length.
 
-    Its latency mode, all threads in one request: the faster one here. Raises MissingPeerError.
+    It runs in its latency mode, all threads in one request, which is the faster one here.
     """
-    need("openvino", "nncf") if precision == "int8" else need("openvino")
+    require("openvino", *(["nncf"] if precision == "int8" else []), extra="bench")
     import openvino as ov
 
     with torch.no_grad():
@@ -123,15 +125,15 @@ def openvino(model: nn.Module, *, precision: str, threads: int, calibration: Wor
 
 
 def onnx_runtime(model: nn.Module, *, int8: bool, threads: int) -> Runner:
-    """ONNX Runtime on the CPU, fp32 or its dynamic int8, sorted by length; raises MissingPeerError."""
-    need("onnx", "onnxruntime")
+    """Run ONNX Runtime on the CPU, in fp32 or with its dynamic int8 quantization, sorted by length."""
+    require("onnx", "onnxruntime", extra="bench")
     import onnxruntime as ort
     from onnxruntime.quantization import quantize_dynamic
 
     axes = {name: {0: "batch", 1: "length"} for name in INPUTS}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
-        # The old exporter: torch's new one cannot keep both axes of these models open.
+        # The old exporter: with torch's new one, these models cannot have both axes dynamic.
         torch.onnx.export(model, _example(), file, input_names=[*INPUTS], dynamic_axes=axes, dynamo=False)
         if int8:
             quantize_dynamic(file, file := file.with_name("int8.onnx"))
@@ -146,54 +148,53 @@ def onnx_runtime(model: nn.Module, *, int8: bool, threads: int) -> Runner:
     return run
 
 
-def need(*packages: str) -> None:
-    """Raise MissingPeerError naming the first of these packages that is not installed."""
-    for package in packages:
-        if find_spec(package) is None:
-            raise MissingPeerError(package)
-
-
 def _example() -> tuple[Tensor, Tensor]:
+    """Return ids and mask of two rows, for exporters that trace the model."""
     return torch.ones(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.long)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PeerNeeds:
-    """What peers are made of."""
+class PeerInputs:
+    """The models and settings that peers are made from."""
 
     theirs: nn.Module
-    """Transformers' model, in fp32, on the device."""
+    """Transformers' model in fp32, on the device."""
     ours: EarlyExitModel
     threads: int
+    """CPU threads that a peer may use."""
     calibration: Workload
-    """Rows for peers that look at some before they start."""
+    """Rows for peers that sample some before they start, for quantization."""
 
     @property
     def device(self) -> torch.device:
+        """The device that transformers' model is on."""
         return next(self.theirs.parameters()).device
 
     @property
     def on_cpu(self) -> nn.Module:
+        """A copy of transformers' model on the CPU."""
         return copy.deepcopy(self.theirs).cpu()
 
     @property
     def in_bf16(self) -> nn.Module:
+        """A copy of transformers' model in bf16."""
         return copy.deepcopy(self.theirs).to(torch.bfloat16)
 
 
-PEERS: Mapping[str, Callable[[PeerNeeds], Runner]] = {
-    "hf-fp32-arrival": lambda needs: hugging_face(needs.theirs, in_order_of_length=False, device=needs.device),
-    "hf-bf16-sorted": lambda needs: hugging_face(needs.in_bf16, in_order_of_length=True, device=needs.device),
-    "hf-bf16-compiled": lambda needs: compiled(needs.in_bf16),
-    "onnx-fp32": lambda needs: onnx_runtime(needs.on_cpu, int8=False, threads=needs.threads),
-    "onnx-int8": lambda needs: onnx_runtime(needs.on_cpu, int8=True, threads=needs.threads),
-    "openvino-bf16": lambda needs: openvino(
-        needs.on_cpu, precision="bf16", threads=needs.threads, calibration=needs.calibration
+PEERS: Mapping[str, Callable[[PeerInputs], Runner]] = {
+    "hf-fp32-arrival": lambda inputs: hugging_face(inputs.theirs, in_order_of_length=False, device=inputs.device),
+    "hf-bf16-sorted": lambda inputs: hugging_face(inputs.in_bf16, in_order_of_length=True, device=inputs.device),
+    "hf-bf16-compiled": lambda inputs: compiled(inputs.in_bf16),
+    "onnx-fp32": lambda inputs: onnx_runtime(inputs.on_cpu, int8=False, threads=inputs.threads),
+    "onnx-int8": lambda inputs: onnx_runtime(inputs.on_cpu, int8=True, threads=inputs.threads),
+    "openvino-bf16": lambda inputs: openvino(
+        inputs.on_cpu, precision="bf16", threads=inputs.threads, calibration=inputs.calibration
     ),
-    "openvino-int8": lambda needs: openvino(
-        needs.on_cpu, precision="int8", threads=needs.threads, calibration=needs.calibration
+    "openvino-int8": lambda inputs: openvino(
+        inputs.on_cpu, precision="int8", threads=inputs.threads, calibration=inputs.calibration
     ),
-    "papers-batch-1": lambda needs: one_row_at_a_time(copy.deepcopy(needs.ours).to(needs.device).eval()),
+    "papers-batch-1": lambda inputs: one_row_at_a_time(copy.deepcopy(inputs.ours).to(inputs.device).eval()),
 }
+"""How to prepare each peer, by the name that users give."""
 SLOW = {"hf-fp32-arrival": 8, "papers-batch-1": 8, "onnx-fp32": 4}
-"""Peers that get every n-th row only, since they take that many times longer; all figures are rows a second."""
+"""Slow peers, which run only every n-th row of the workload; all results are rows a second, so they stay comparable."""

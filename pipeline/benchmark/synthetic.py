@@ -1,11 +1,11 @@
-"""A made-up corpus of graded difficulty: hotel reviews whose label follows from rules, easy to hard.
+"""A synthetic corpus of graded difficulty: hotel reviews whose label follows from rules.
 
-    easy    every remark says the same                   "the room was clean and the staff was kind"
-    medium  remarks are negated; the sum of all decides  "the bed was not dirty , the pool was never cold"
-    hard    what follows "but" decides, whatever stood before; negations in it count
+    easy    all remarks agree                                         "the room was clean and the staff was kind"
+    medium  all remarks agree, but some say so by a negation          "the bed was not dirty , the pool was never cold"
+    hard    the part after "but" decides and contradicts the one before
             "the room was clean and the staff was kind but the food was not fresh"
 
-So a model that only counts words gets the easy rows right, and it takes composition to get the hard ones.
+A model that only counts words gets the easy rows right; the hard ones take composition.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ import numpy as np
 
 CLASSES = ["negative", "positive"]
 LEVELS = ["easy", "medium", "hard"]
-SHARES = [0.6, 0.25, 0.15]
-"""Of the three levels: most text is easy."""
+LEVEL_FRACTIONS = [0.6, 0.25, 0.15]
+"""The fraction of reviews of each level: most text is easy."""
 
 NOUNS = [
     "room",
@@ -120,21 +120,24 @@ TURNS = ["but", "however", "yet"]
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """One row of the corpus."""
+    """One review of the corpus."""
 
     text: str
     label: int
+    """The index of its class in CLASSES."""
     level: str
+    """Its difficulty, one of LEVELS."""
 
 
 def reviews(count: int, seed: int) -> Iterator[Review]:
-    """Make reviews, the same for the same seed."""
+    """Yield this many reviews, the same for the same seed."""
     random = np.random.default_rng(seed)
-    for level in random.choice(LEVELS, size=count, p=SHARES):
+    for level in random.choice(LEVELS, size=count, p=LEVEL_FRACTIONS):
         yield _review(random, str(level))
 
 
 def _review(random: np.random.Generator, level: str) -> Review:
+    """Draw a review of this difficulty, with either label equally likely."""
     label = int(random.integers(2))
     opening = str(random.choice(OPENINGS))
     if level == "easy":
@@ -149,6 +152,7 @@ def _review(random: np.random.Generator, level: str) -> Review:
 
 
 def _remarks(random: np.random.Generator, polarities: list[int], negate: float) -> str:
+    """Draw one remark for each polarity (1 is positive), negated with this probability, and join them."""
     remarks = []
     for polarity in polarities:
         negated = random.random() < negate
@@ -159,6 +163,6 @@ def _remarks(random: np.random.Generator, polarities: list[int], negate: float) 
 
 
 def vocabulary() -> list[str]:
-    """Every word that a review can hold, sorted."""
+    """Return every word that a review can contain, sorted."""
     opening = " ".join(OPENINGS).split()
     return sorted({*NOUNS, *GOOD, *BAD, *NEGATIONS, *TURNS, *opening, "the", "was", "and", ",", "."})

@@ -1,9 +1,13 @@
-"""Calibration: what thresholds cost and change on a sample, kept in the model directory; and thresholds for what is asked.
+"""The calibration of a model: what thresholds save and change on a sample, and the thresholds for a given target.
 
-The sample needs no labels, since an early answer is compared with that of the same model at full depth. It is split once, by
-its seed: a quarter finds a path of thresholds (pipeline.thresholds), the rest counts the answers that differ along it, so that
-what is promised does not rest on rows that chose. A small sample is not split, as it tests a path fixed beforehand, unless
-the quarter has chosen temperatures.
+The sample needs no labels, since a prediction at an exit is compared with that of the same model at full depth. It is split
+once, by its seed: a quarter fits a path of thresholds (pipeline.calibration.thresholds), and the rest counts the predictions
+that differ along it, so that no guarantee rests on rows that chose. A small sample is not split, since it tests a path that was
+fixed beforehand, unless the quarter has fitted temperatures. The result is kept as calibration.json in the model's directory.
+
+    calibration = Calibration.load("my-model")
+    calibration.curve.at_speedup(2.0)       # thresholds that halve the FLOPs on rows like these
+    calibration.curve.within(0.01, 0.95)    # the fastest ones with which at most 1 % of predictions differ, at 95 % confidence
 """
 
 import json
@@ -23,18 +27,21 @@ from pipeline.errors import UserError
 from pipeline.storage.locate import write_text
 
 FILE = "calibration.json"
-VERSION = 1
+VERSION = 2
+"""The version of the file's layout; other versions are refused."""
 STEP = 0.01
-"""Two neighbouring points of a path differ by about so much, as a share of the FLOPs of full depth."""
+"""Neighbouring points of a path differ by about this fraction of the FLOPs of full depth."""
 JUMP = 3 * STEP
-"""Between two points, that is more than a step."""
+"""Points further apart than this are not interpolated: many rows share one uncertainty, so nothing lies between."""
 SPLIT_ROWS = 4000
-"""From here on a part of the rows finds thresholds for every exit, and the rest tests them (docs/results/guarantees.md)."""
-FIND_SHARE = 0.25
+"""Samples of at least this many rows are split into rows that fit thresholds and rows that test them
+(docs/results/guarantees.md)."""
+FIT_FRACTION = 0.25
+"""The fraction of a sample that fits thresholds, or temperatures."""
 
 
 class Scaling(TypedDict):
-    """What was done to an exit: its temperature, and the expected calibration error without and with it."""
+    """The temperature that the logits of an exit were divided by, and its expected calibration error without and with it."""
 
     layer: int
     temperature: float
@@ -44,14 +51,15 @@ class Scaling(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A criterion for what was asked, and what the calibration lets one expect of it."""
+    """A criterion that reaches a target, and what the calibration lets one expect of it."""
 
     criterion: Criterion
     flops_speedup: float
+    """FLOPs of full depth over FLOPs spent."""
     exits: list[float]
-    """Calibration rows by exit layer, 1 to L."""
+    """Calibration rows by exit layer, layer 1 first, as [L]; interpolated, so not always whole."""
     differing: int | None = None
-    """Of the rows that tested a promise; None if none was asked for."""
+    """Test rows whose prediction differs at these thresholds; None without a limit."""
 
     def __post_init__(self) -> None:
         if isinstance(self.criterion, dict):  # from JSON
@@ -60,77 +68,81 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A path of thresholds with what was seen along it: P points, E exits below the last, L layers."""
+    """A path of thresholds with what was counted along it: P points, E exits below the last, L layers."""
 
     criterion: str
+    """The name of the criterion whose thresholds these are."""
     tolerance: float
+    """With regression, values further apart than this differ."""
     layers: list[int]
-    """[E]."""
+    """The layers of the exits below the last, as [E]."""
     depth: int
+    """The number of layers, L."""
     speeds: list[list[float]]
-    """[P, E], from full depth on; along the path no threshold falls."""
-    shares: list[float]
-    """[P]: FLOPs spent over those of full depth, on all rows."""
+    """The threshold of every exit at every point, as [P, E]: full depth first, and no threshold falls along the path."""
+    flops_fractions: list[float]
+    """FLOPs spent over those of full depth, on all rows of the sample, as [P]."""
     exits: list[list[int]]
-    """[P, E + 1]: all rows by exit."""
+    """All rows of the sample by exit, as [P, E + 1]."""
     differing: list[int]
-    """[P]: rows among the tested ones whose answer is another than at full depth."""
+    """Test rows whose prediction is not that of full depth, as [P]."""
     tested: int
+    """The number of test rows, which did not choose the path."""
 
     def at_speedup(self, speedup: float) -> Choice:
-        """Return the thresholds that save so many FLOPs on rows like these; raise ValueError if none do.
+        """Return the thresholds that save this many FLOPs on rows like these; raise ValueError if none do.
 
-        Between two points thresholds are interpolated; they are so close that the FLOPs between them go in a straight line.
-        Where they are not, many rows are equally certain and leave together: then it is the faster point.
+        Between two points thresholds are interpolated; the points are so close that FLOPs are linear between them. Where they
+        are not, because many rows are equally certain and exit together, the faster point is taken.
         """
         if speedup < 1:
             raise ValueError(f"a speed-up is at least 1, not {speedup:g}")
-        wanted = 1 / speedup
-        after = next((place for place, share in enumerate(self.shares) if share <= wanted + 1e-9), None)
+        wanted, fractions = 1 / speedup, self.flops_fractions
+        after = next((point for point, fraction in enumerate(fractions) if fraction <= wanted + 1e-9), None)
         if after is None:
-            raise ValueError(f"{speedup:g} cannot be reached; the fastest on these rows is {1 / min(self.shares):.2f}")
+            raise ValueError(f"{speedup:g} cannot be reached; the fastest on these rows is {1 / min(fractions):.2f}")
         if after == 0:
             return self._choice(0, 0, 0.0)
-        before, step = after - 1, self.shares[after - 1] - self.shares[after]
-        return self._choice(before, after, (self.shares[before] - wanted) / step if step < JUMP else 1.0)
+        before, step = after - 1, fractions[after - 1] - fractions[after]
+        return self._choice(before, after, (fractions[before] - wanted) / step if step < JUMP else 1.0)
 
     def within(self, limit: float, confidence: float) -> Choice:
-        """Return the fastest thresholds that may be promised to change at most a share `limit` of the answers.
+        """Return the fastest thresholds that are guaranteed to change at most a fraction `limit` of the predictions.
 
-        With probability `confidence` over the calibration rows the promise holds for all rows like them. Full depth if nothing
-        else can be promised (`shortage` says why).
+        With probability `confidence` over the calibration rows the guarantee holds for all rows like them. If nothing else can
+        be guaranteed the choice is full depth, and `shortage` says why.
         """
-        tested = self.differing[1:]  # the first point is full depth, where no answer differs
+        tested = self.differing[1:]  # the first point is full depth, where no prediction differs
         passed = fixed_sequence(tested, self.tested, limit, confidence)
-        best = min(range(passed + 1), key=lambda place: self.shares[place])
+        best = min(range(passed + 1), key=lambda point: self.flops_fractions[point])
         return self._choice(best, best, 0.0, self.differing[best])
 
     def shortage(self, limit: float, confidence: float) -> str:
-        """Say why nothing but full depth is promised, and how many rows are missing if more would help."""
+        """Explain why only full depth can be guaranteed, and how many rows would be enough, if any number would."""
         if fixed_sequence(self.differing[1:], self.tested, limit, confidence):
-            return "what can be promised costs more than it saves: few rows are sure enough to leave"
+            return "what can be guaranteed costs more than it saves: few rows are certain enough to exit"
         first = self.differing[1] if len(self.differing) > 1 else 0
         needed = rows_needed(limit, confidence, first / max(self.tested, 1))
         seen = f"{first:,} of {self.tested:,} rows differ at the safest thresholds"
         if needed is None:
             return f"{seen}, more than {limit:.3%}: no number of rows would do"
-        split = math.ceil(needed / (1 - FIND_SHARE))
+        split = math.ceil(needed / (1 - FIT_FRACTION))
         rows = split if split >= SPLIT_ROWS or self.tested < sum(self.exits[0]) else needed
         return f"{seen}: calibrate on about {rows:,} rows or more"
 
-    def _choice(self, before: int, after: int, part: float, differing: int | None = None) -> Choice:
-        """Interpolate between two points."""
+    def _choice(self, before: int, after: int, weight: float, differing: int | None = None) -> Choice:
+        """Interpolate between two points; `weight` 0 is the first of them, 1 the second."""
 
         def between(values: Sequence[Any]) -> npt.NDArray[np.float64]:
             low, high = np.asarray(values[before], np.float64), np.asarray(values[after], np.float64)
-            return low + part * (high - low)
+            return low + weight * (high - low)
 
         exits = np.zeros(self.depth)
         exits[np.array([*self.layers, self.depth]) - 1] = between(self.exits)
         speeds = tuple(zip(self.layers, between(self.speeds).tolist(), strict=True))
         return Choice(
             criterion=Criterion(name=self.criterion, speeds=speeds, tolerance=self.tolerance),
-            flops_speedup=1 / float(between(self.shares)),
+            flops_speedup=1 / float(between(self.flops_fractions)),
             exits=exits.tolist(),
             differing=differing,
         )
@@ -138,19 +150,21 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WallClock:
-    """Wall-clock time of the engine on some rows of the sample, on one machine."""
+    """Speed-ups of the engine in time on one machine, beside those in FLOPs, on some rows of the sample."""
 
     hardware: str
+    """The name of the processor or GPU."""
     flops_speedups: list[float]
-    """Ascending, from full depth on."""
+    """Speed-ups in FLOPs, ascending from 1, which is full depth."""
     time_speedups: list[float]
+    """The speed-ups in time that were measured with them."""
 
-    def time_of(self, flops_speedup: float) -> float:
+    def time_speedup_at(self, flops_speedup: float) -> float:
         """Return the speed-up in time that goes with one in FLOPs."""
         return float(np.interp(flops_speedup, self.flops_speedups, self.time_speedups))
 
-    def flops_of(self, time_speedup: float) -> float:
-        """Return the speed-up in FLOPs that it takes; raise ValueError if none was as fast."""
+    def flops_speedup_for(self, time_speedup: float) -> float:
+        """Return the speed-up in FLOPs that a speed-up in time takes; raise ValueError if none measured was as fast."""
         times = np.maximum.accumulate(self.time_speedups)
         if time_speedup > times[-1]:
             raise ValueError(
@@ -161,30 +175,35 @@ class WallClock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """What jobs/calibrate.py leaves in a model directory, and jobs/classify.py asks."""
+    """Everything that jobs/calibrate.py measures of a model, as classify.py and serve.py read it."""
 
     model: str
-    """Digest of the weights that it is about."""
+    """The digest of the weights that were calibrated."""
     precision: str
+    """The precision in which they ran, as the user named it: 'auto', 'bf16' and so on."""
     max_tokens: int
+    """The number of tokens to which rows were truncated."""
     data: dict[str, Any]
-    """Rows, rejected rows, tokens, a digest of them, the seed of the draw and the split."""
+    """The sample: rows, rejected rows, tokens, a digest of them, and the seed of the draw and the split."""
     curve: Curve
     reference: Reference
+    """The distribution of the sample's rows, for drift."""
     timing: WallClock | None = None
+    """Speed-ups in time, unless the user did without."""
     scalings: list[Scaling] = field(default_factory=list)
+    """The temperatures that were put on exits, if the user wanted them."""
     choices: dict[str, Choice] = field(default_factory=dict)
-    """Thresholds by target, for those who read the file; any other target follows from the curve."""
+    """Thresholds by usual target, for people who read the file; any other target follows from the curve."""
 
     def save(self, directory: str | Path) -> Path:
-        """Write calibration.json into a model directory."""
+        """Write calibration.json into a model's directory and return its path."""
         path = Path(directory) / FILE
         write_text(path, json.dumps({"version": VERSION} | asdict(self), indent=1) + "\n")
         return path
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """Read it from a model directory; raise UserError if there is none."""
+        """Read calibration.json from a model's directory; raise UserError if there is none or it has another layout."""
         path = Path(directory) / FILE
         if not path.is_file():
             raise UserError(
@@ -201,11 +220,11 @@ class Calibration:
         return cls(**values)
 
     def check(self, digest: str, precision: str, max_tokens: int) -> None:
-        """Raise UserError unless it is about this model, run in this way."""
+        """Raise UserError unless these weights were calibrated, in this precision and at this truncation."""
         for name, then, now in (
             ("weights", self.model, digest),
             ("precision", self.precision, precision),
-            ("max-tokens", self.max_tokens, max_tokens),
+            ("max_tokens", self.max_tokens, max_tokens),
         ):
             if then != now:
                 raise UserError(
@@ -214,10 +233,13 @@ class Calibration:
 
 
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0)
+"""Speed-ups in FLOPs that users usually ask for."""
 LIMITS = (0.005, 0.01, 0.02)
+"""Limits on the fraction of differing predictions that users usually ask for."""
 
 
 def choices(curve: Curve, confidence: float, limits: Sequence[float] = LIMITS) -> dict[str, Choice]:
-    """Return thresholds for usual targets by name, as far as they can be reached."""
-    reached = {f"{speedup:g}x": curve.at_speedup(speedup) for speedup in SPEEDUPS if speedup <= 1 / min(curve.shares)}
+    """Return thresholds by target, '2x' or 'at most 0.01', for the usual targets that can be reached."""
+    fastest = 1 / min(curve.flops_fractions)
+    reached = {f"{speedup:g}x": curve.at_speedup(speedup) for speedup in SPEEDUPS if speedup <= fastest}
     return reached | {f"at most {limit:g}": curve.within(limit, confidence) for limit in limits}

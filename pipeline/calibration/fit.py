@@ -1,4 +1,4 @@
-"""Making a calibration: from a recording of a sample to the curve that can be asked (pipeline.calibration)."""
+"""Fitting a calibration: from the recorded exits of a sample to the curve from which thresholds are chosen."""
 
 import hashlib
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.calibration.curve import FIND_SHARE, SPLIT_ROWS, Curve
+from pipeline.calibration.curve import FIT_FRACTION, SPLIT_ROWS, Curve
 from pipeline.calibration.thresholds import Floats, Sample, cheapest_path, single_path
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import check_exits
@@ -15,11 +15,11 @@ from pipeline.errors import UserError
 from pipeline.rows import IntArray, TokenRows
 
 CALIBRATED = ("entropy", "confidence", "lte")
-"""Criteria with thresholds: patience has none."""
+"""The criteria that have thresholds, which patience has not."""
 
 
 def criterion_for(model: EarlyExitModel, name: str | None, tolerance: float) -> Criterion:
-    """Return the criterion whose thresholds are looked for: as named, the model's own, or what suits its task.
+    """Return the criterion to calibrate: the named one, else the model's own, else what suits its task.
 
     Raises UserError if the model cannot use it.
     """
@@ -32,42 +32,44 @@ def criterion_for(model: EarlyExitModel, name: str | None, tolerance: float) -> 
     return criterion
 
 
-def finding_rows(count: int, seed: int) -> IntArray:
-    """Draw the rows of a sample that may choose something; what is promised is tested on the others."""
-    return np.random.default_rng(seed).permutation(count)[: int(FIND_SHARE * count)]
+def fit_rows(count: int, seed: int) -> IntArray:
+    """Draw the rows of a sample that fit thresholds or temperatures; guarantees are tested on the others."""
+    return np.random.default_rng(seed).permutation(count)[: int(FIT_FRACTION * count)]
 
 
-def curve_of(sample: Sample, criterion: Criterion, seed: int = 0, *, chose: bool = False) -> Curve:
-    """Find a path of thresholds on a part of a sample, and count along it on the rest.
+def fit_curve(sample: Sample, criterion: Criterion, seed: int = 0, *, temperatures_fitted: bool = False) -> Curve:
+    """Fit a path of thresholds on a part of a sample, and count along it on the rest.
 
-    A small sample is counted whole, along a path fixed beforehand, unless its `finding_rows` `chose` something already.
+    A small sample is counted as a whole, along a path fixed beforehand, unless temperatures were fitted on its `fit_rows`.
     """
-    finding, large = finding_rows(len(sample), seed), len(sample) >= SPLIT_ROWS
-    path = cheapest_path(sample.take(finding)) if large else single_path(len(sample.layers))
-    tested = np.delete(np.arange(len(sample)), finding if large or chose else [])
-    return curve_along(path, sample, sample.take(tested), criterion)
+    fit, large = fit_rows(len(sample), seed), len(sample) >= SPLIT_ROWS
+    path = cheapest_path(sample.take(fit)) if large else single_path(len(sample.layers))
+    tested = np.delete(np.arange(len(sample)), fit if large or temperatures_fitted else [])
+    return count_along(path, sample, sample.take(tested), criterion)
 
 
-def curve_along(path: Floats, sample: Sample, tested: Sample, criterion: Criterion) -> Curve:
-    """Count along a given path [P, E]: costs on all rows, differing answers on those that did not choose it."""
+def count_along(path: Floats, sample: Sample, tested: Sample, criterion: Criterion) -> Curve:
+    """Count along a path [P, E]: FLOPs and exits on all rows, differing predictions on those that did not choose it."""
     outcomes = [sample.outcome(speeds) for speeds in path]
-    # Points at which no row does anything else say nothing new; without them the file is small.
-    new = [place for place in range(len(path)) if not place or (outcomes[place][2] != outcomes[place - 1][2]).any()]
-    path, outcomes = path[new], [outcomes[place] for place in new]
+    # A point at which every row exits where it did before adds nothing; without such points the file is small.
+    new = [
+        point for point in range(len(path)) if not point or (outcomes[point].exits != outcomes[point - 1].exits).any()
+    ]
+    path, outcomes = path[new], [outcomes[point] for point in new]
     return Curve(
         criterion=criterion.name,
         tolerance=criterion.tolerance,
         layers=list(sample.layers),
         depth=sample.depth,
         speeds=path.tolist(),
-        shares=[share for share, _, _ in outcomes],
-        exits=[rows.tolist() for _, _, rows in outcomes],
-        differing=[tested.outcome(speeds)[1] for speeds in path],
+        flops_fractions=[outcome.flops_fraction for outcome in outcomes],
+        exits=[outcome.exits.tolist() for outcome in outcomes],
+        differing=[tested.outcome(speeds).differing for speeds in path],
         tested=len(tested),
     )
 
 
-def data_of(rows: TokenRows, rejected: int, seed: int) -> dict[str, Any]:
-    """Describe a sample: `Calibration.data`."""
+def describe_data(rows: TokenRows, rejected: int, seed: int) -> dict[str, Any]:
+    """Describe a sample for `Calibration.data`: its size, and a digest that tells it from any other."""
     digest = hashlib.blake2b(rows.token_ids.tobytes() + rows.offsets.tobytes(), digest_size=8).hexdigest()
     return {"rows": len(rows), "rejected": rejected, "tokens": len(rows.token_ids), "digest": digest, "seed": seed}

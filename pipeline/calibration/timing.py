@@ -7,12 +7,14 @@ from pipeline.calibration.curve import SPEEDUPS, Curve, WallClock
 from pipeline.rows import TokenRows
 
 TIMED_ROWS = 4096
+"""At most this many rows of the sample are timed."""
 TIMED_ROUNDS = 5
 
 
 def time_curve(model: str, curve: Curve, rows: TokenRows, dtype: str, device: str) -> WallClock:
-    """Measure the engine on some of the rows at several speed-ups in FLOPs, in turns with full depth."""
-    reached = [speedup for speedup in (1.0, *SPEEDUPS) if speedup <= 1 / min(curve.shares)]
+    """Time the engine at the usual speed-ups in FLOPs, on some of the rows, in turns with full depth."""
+    fastest = 1 / min(curve.flops_fractions)
+    reached = [speedup for speedup in (1.0, *SPEEDUPS) if speedup <= fastest]
     criteria = [curve.at_speedup(speedup).criterion for speedup in reached]
     rows = rows.take(np.random.default_rng(0).permutation(len(rows))[:TIMED_ROWS])
     timings = time_criteria(model, criteria, rows, dtype, device, TIMED_ROUNDS)

@@ -1,6 +1,11 @@
-"""Quality against cost: one pass through all exits of every row, from which all thresholds follow by arithmetic."""
+"""Quality against cost: one pass through all exits of every row, from which every threshold's outcome follows by arithmetic.
 
-from collections.abc import Iterable
+evaluation = Evaluation(model, examples)
+evaluation.at(Criterion(speed=0.3)).flops_speedup     # 2.1: FLOPs of full depth over those spent
+cheapest_within(evaluation.curve("entropy"), 0.01)    # the cheapest threshold that loses at most a point of quality
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,33 +19,39 @@ from pipeline.evaluation.metrics import CLASSIFICATION, REGRESSION
 from pipeline.evaluation.recorded import record_all_exits
 from pipeline.rows import FloatArray, IntArray
 
+Bools = npt.NDArray[np.bool_]
+
 GRID = 60
-"""Thresholds tried of each criterion: quantiles of the uncertainty that occurs."""
+"""At most this many thresholds of a criterion are tried: quantiles of the uncertainties that occur."""
+EXIT_TEST_LAYERS = 0.1
+"""The time to evaluate an exit, head and re-packing, in layers: measured at 0.03 to 0.12 (docs/results/speed.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
-    """Quality and cost with one criterion and threshold."""
+    """Quality and cost of a model under one criterion with its threshold."""
 
     criterion: Criterion
     quality: float
+    """The metric against the labels."""
     agreement: float
-    """The same measure against the answers of full depth; for accuracy, the share of equal labels."""
+    """The metric against the predictions at full depth; for accuracy, the fraction of rows with the same label."""
     mean_exit_layer: float
     flops_speedup: float
     """FLOPs of the plain full-depth model over FLOPs spent, heads included, on the same rows."""
     exits: dict[int, int]
-    """Rows by exit layer."""
-    exits_that_pay: tuple[int, ...]
+    """The number of rows by exit layer."""
+    worthwhile_exits: tuple[int, ...]
+    """The exits worth evaluating under this criterion; see `worthwhile_exits`."""
 
 
 class Evaluation:
-    """Labelled rows, what all exits of a model say of them, and what follows."""
+    """A model's outputs at all exits for labelled rows, and what follows from them for any criterion."""
 
     def __init__(self, model: EarlyExitModel, examples: Chunk, metric: str | None = None) -> None:
-        """`metric` names the measure of quality: of CLASSIFICATION or REGRESSION; None takes the first.
+        """Run the model on the examples; `metric` is a name in CLASSIFICATION or REGRESSION, None for the first of them.
 
-        Raises InputError if the model's task has no such measure.
+        Raises InputError if the model's task has no such metric.
         """
         self.metrics = REGRESSION if model.regression else CLASSIFICATION
         if metric is not None and metric not in self.metrics:
@@ -50,39 +61,39 @@ class Evaluation:
         self.recorded = record_all_exits(model, examples)
 
     def at(self, criterion: Criterion) -> OperatingPoint:
-        """Derive what the engine would do with this criterion, looking at all exits at which a row may leave."""
-        recorded, measure = self.recorded, self.metrics[self.metric]
-        exits_EB = recorded.exits_at(criterion)
-        first_B = exits_EB.argmax(0)
+        """Return what the engine would do under this criterion, evaluating every exit at which it lets rows exit."""
+        recorded, metric = self.recorded, self.metrics[self.metric]
+        would_exit_EB = recorded.exits_at(criterion)
+        first_B = would_exit_EB.argmax(0)
         layers = np.array(recorded.layers)
         exit_layers_B = layers[first_B]
-        answers_B = recorded.answers[first_B, np.arange(len(first_B))]
-        full = self.flops.full_depth(self.lengths)
-        looked_at = [layer for layer in recorded.layers[:-1] if criterion.uses_exit(layer)]
-        spent = self.flops.with_heads_at([*looked_at, recorded.layers[-1]]).rows(self.lengths, exit_layers_B)
+        predictions_B = recorded.answers[first_B, np.arange(len(first_B))]
+        used = [layer for layer in recorded.layers[:-1] if criterion.uses_exit(layer)]
+        spent = self.flops.with_heads_at([*used, recorded.layers[-1]]).rows(self.lengths, exit_layers_B)
         return OperatingPoint(
             criterion=criterion,
-            quality=measure(answers_B, self.targets),
-            agreement=measure(answers_B, recorded.answers[-1]),
+            quality=metric(predictions_B, self.targets),
+            agreement=metric(predictions_B, recorded.answers[-1]),
             mean_exit_layer=float(exit_layers_B.mean()),
-            flops_speedup=float(full.sum() / spent.sum()),
+            flops_speedup=float(self.flops.full_depth(self.lengths).sum() / spent.sum()),
             exits={int(layer): int((exit_layers_B == layer).sum()) for layer in layers},
-            exits_that_pay=exits_that_pay(recorded.layers, exits_EB),
+            worthwhile_exits=worthwhile_exits(recorded.layers, would_exit_EB),
         )
 
     def full_depth(self) -> OperatingPoint:
+        """Return the point at which every row runs through all layers."""
         return self.at(Criterion())
 
     def by_layer(self, metric: str | None = None) -> dict[int, float]:
-        """Quality if all rows left at one exit."""
+        """Return the quality of every exit when all rows exit there, by layer."""
         measure = self.metrics[metric or self.metric]
         return {
-            layer: measure(answers, self.targets)
-            for layer, answers in zip(self.recorded.layers, self.recorded.answers, strict=True)
+            layer: measure(predictions, self.targets)
+            for layer, predictions in zip(self.recorded.layers, self.recorded.answers, strict=True)
         }
 
     def criteria(self) -> list[str]:
-        """Criteria that this model can use."""
+        """Return the names of the criteria that this model can use; none for a model without exits."""
         if len(self.recorded.layers) == 1:
             return []
         skipped = {"lte"} if self.recorded.lte is None else set()
@@ -90,11 +101,12 @@ class Evaluation:
         return [name for name in CRITERIA if name not in skipped]
 
     def curve(self, name: str) -> list[OperatingPoint]:
-        """Points over a grid of thresholds of one criterion, from full depth to the fastest."""
+        """Return the points over a grid of thresholds of one criterion, from full depth to the fastest."""
         points = [self.at(criterion) for criterion in self._grid(name)]
         return [self.full_depth(), *sorted(points, key=lambda point: point.flops_speedup)]
 
     def _grid(self, name: str) -> Iterable[Criterion]:
+        """Return one criterion with each of the thresholds to try."""
         if name == "patience":
             exits = range(1, len(self.recorded.layers))
             if not self.recorded.regression:
@@ -102,38 +114,37 @@ class Evaluation:
             changes = np.abs(np.diff(self.recorded.answers, axis=0))
             steps = np.unique(np.quantile(changes, np.linspace(0.02, 1, GRID // 3)).round(4))
             return [Criterion(name=name, patience=n, tolerance=float(step)) for n in exits for step in steps]
-        seen = self.recorded.uncertainty(Criterion(name=name, speed=0.5))[:-1]
-        steps = np.unique(np.quantile(seen, np.linspace(0.01, 1, GRID)).round(4))
+        uncertainty_EB = self.recorded.uncertainty(Criterion(name=name, speed=0.5))[:-1]
+        steps = np.unique(np.quantile(uncertainty_EB, np.linspace(0.01, 1, GRID)).round(4))
         return [Criterion(name=name, speed=float(step)) for step in steps if 0 < step <= 1]
 
 
-def cheapest_within(points: Iterable[OperatingPoint], drop: float) -> OperatingPoint:
-    """Return the point that saves most FLOPs among those at most `drop` (0.01 is a point) below full depth."""
-    points = list(points)
+def cheapest_within(points: Sequence[OperatingPoint], drop: float) -> OperatingPoint:
+    """Return the point that saves most FLOPs among those whose quality is at most `drop` (0.01 is a point) below full depth."""
     full = next(point for point in points if point.criterion.full_depth)
     good = [point for point in points if point.quality >= full.quality - drop - 1e-9]
     return max(good, key=lambda point: point.flops_speedup)
 
 
-EXIT_TEST_LAYERS = 0.1
-"""Time of looking at an exit, head and re-packing, in layers: 0.03 to 0.12 (docs/results/speed.md)."""
+def worthwhile_exits(layers: tuple[int, ...], would_exit_EB: Bools) -> tuple[int, ...]:
+    """Return the exits with which these rows cost least, if evaluating an exit costs EXIT_TEST_LAYERS.
 
+    `would_exit_EB` holds, for each exit, which rows would exit there if they got so far; at the last exit all do. Starting from
+    all exits, the one whose loss gains most is dropped until no loss gains. (Patience counts the exits that are evaluated, so
+    for it the result is an estimate.)
 
-def exits_that_pay(layers: tuple[int, ...], exits_EB: npt.NDArray[np.bool_]) -> tuple[int, ...]:
-    """Choose the exits with which these rows cost least, where looking at one costs EXIT_TEST_LAYERS.
-
-    `exits_EB` says where rows would leave; the last exit takes all. Starts from all exits and drops the one whose loss gains
-    most, until none does. (Patience counts the exits that are looked at, so for it this is a guess.)
+        takes_half = np.array([[False, False], [True, False], [True, True]])
+        worthwhile_exits((1, 2, 3), takes_half)    # (2, 3): no row takes the exit after layer 1
     """
     numbers = np.array(layers)
 
     def cost(kept: list[int]) -> float:
-        first_B = exits_EB[kept].argmax(0)
+        first_B = would_exit_EB[kept].argmax(0)
         return float(numbers[kept][first_B].mean() + EXIT_TEST_LAYERS * first_B.mean())
 
     kept = list(range(len(layers)))
     while len(kept) > 1:
-        without = [[*kept[:place], *kept[place + 1 :]] for place in range(len(kept) - 1)]
+        without = [[*kept[:index], *kept[index + 1 :]] for index in range(len(kept) - 1)]
         best = min(without, key=cost)
         if cost(best) >= cost(kept):
             break
@@ -141,13 +152,20 @@ def exits_that_pay(layers: tuple[int, ...], exits_EB: npt.NDArray[np.bool_]) -> 
     return tuple(int(layer) for layer in numbers[kept])
 
 
-def luha(
-    uncertainty_B: FloatArray, right_B: npt.NDArray[np.bool_], bins: int = 10
+def accuracy_by_uncertainty(
+    uncertainty_B: FloatArray, correct_B: Bools, bins: int = 10
 ) -> tuple[FloatArray, FloatArray, IntArray]:
-    """Return middle, share of right answers (NaN where empty) and rows of equal bins of uncertainty (FastBERT, figure 3)."""
-    where = np.minimum((uncertainty_B * bins).astype(np.int64), bins - 1)
-    rows = np.bincount(where, minlength=bins)
-    right = np.bincount(where, weights=right_B, minlength=bins)
+    """Return middle, accuracy (NaN where empty) and rows of equal bins of uncertainty.
+
+    FastBERT (Liu et al. 2020, figure 3) calls it LUHA, lower uncertainty, higher accuracy: a good criterion's accuracy falls
+    from bin to bin.
+
+        accuracy_by_uncertainty(np.array([0.1, 0.2, 0.9]), np.array([True, True, False]), bins=2)
+        # [0.25, 0.75], [1.0, 0.0], [2, 1]
+    """
+    index_B = np.minimum((uncertainty_B * bins).astype(np.int64), bins - 1)
+    rows = np.bincount(index_B, minlength=bins)
+    correct = np.bincount(index_B, weights=correct_B, minlength=bins)
     with np.errstate(invalid="ignore"):
-        share = (right / rows).astype(np.float32)
-    return ((np.arange(bins) + 0.5) / bins).astype(np.float32), share, rows
+        accuracy = (correct / rows).astype(np.float32)
+    return ((np.arange(bins) + 0.5) / bins).astype(np.float32), accuracy, rows

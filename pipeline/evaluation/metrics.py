@@ -1,35 +1,59 @@
-"""Measures of quality: answers [B] and targets [B], class indices as float or values, -> a number, higher being better."""
+"""Metrics of quality: predictions [B] and targets [B], class indices as float or values, to a number; higher is better.
+
+    CLASSIFICATION["accuracy"](np.array([0, 1, 1]), np.array([0, 1, 0]))  # 0.667
+
+F1 and Matthews' correlation need scikit-learn, which the extra `report` brings; it is imported when one of them is computed.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import spearmanr
-from sklearn.metrics import f1_score, matthews_corrcoef
 
+from pipeline.errors import require
 from pipeline.rows import FloatArray
 
-
-def _f1(answers: FloatArray, targets: FloatArray) -> float:
-    many = len(np.unique(targets)) > 2
-    return float(f1_score(targets, answers, average="macro" if many else "binary", zero_division=0))
-
-
-def correlation(answers: FloatArray, targets: FloatArray) -> float:
-    """Pearson's correlation; 0 where one side is constant."""
-    constant = np.ptp(answers) == 0 or np.ptp(targets) == 0
-    return 0.0 if constant else float(np.corrcoef(answers, targets)[0, 1])
-
-
-def _rank_correlation(answers: FloatArray, targets: FloatArray) -> float:
-    constant = np.ptp(answers) == 0 or np.ptp(targets) == 0
-    return 0.0 if constant else float(spearmanr(answers, targets).statistic)
-
-
 Metric = Callable[[FloatArray, FloatArray], float]
-CLASSIFICATION: dict[str, Metric] = {
-    "accuracy": lambda answers, targets: float((answers == targets).mean()),
-    "f1": _f1,
-    "mcc": lambda answers, targets: float(matthews_corrcoef(targets, answers)),
-}
-"""F1 is that of class 1 with two classes, else the mean over classes."""
-REGRESSION: dict[str, Metric] = {"pearson": correlation, "spearman": _rank_correlation}
+
+
+def accuracy(predictions: FloatArray, targets: FloatArray) -> float:
+    """Return the fraction of rows whose predicted class is the target."""
+    return float((predictions == targets).mean())
+
+
+def f1(predictions: FloatArray, targets: FloatArray) -> float:
+    """Return the F1 score of class 1 where there are two classes, else the mean over the classes."""
+    require("sklearn", extra="report")
+    from sklearn.metrics import f1_score
+
+    average = "macro" if len(np.unique(targets)) > 2 else "binary"
+    return float(f1_score(targets, predictions, average=average, zero_division=0))
+
+
+def matthews(predictions: FloatArray, targets: FloatArray) -> float:
+    """Return Matthews' correlation coefficient."""
+    require("sklearn", extra="report")
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(targets, predictions))
+
+
+def correlation(predictions: FloatArray, targets: FloatArray) -> float:
+    """Return Pearson's correlation; 0 where one side is constant."""
+    return 0.0 if _constant(predictions, targets) else float(np.corrcoef(predictions, targets)[0, 1])
+
+
+def rank_correlation(predictions: FloatArray, targets: FloatArray) -> float:
+    """Return Spearman's rank correlation; 0 where one side is constant."""
+    return 0.0 if _constant(predictions, targets) else float(spearmanr(predictions, targets).statistic)
+
+
+def _constant(predictions: FloatArray, targets: FloatArray) -> bool:
+    """Return whether one side has the same value everywhere, so that no correlation is defined."""
+    return bool(np.ptp(predictions) == 0 or np.ptp(targets) == 0)
+
+
+CLASSIFICATION: dict[str, Metric] = {"accuracy": accuracy, "f1": f1, "mcc": matthews}
+"""Metrics of models that predict a class, by the name that users give; the first is the default."""
+REGRESSION: dict[str, Metric] = {"pearson": correlation, "spearman": rank_correlation}
+"""Metrics of models that predict a value, by the name that users give; the first is the default."""

@@ -1,7 +1,7 @@
-"""Example rows for the run report: some of every exit layer, with their texts, which only the input has.
+"""Example rows for the report of a run: some rows of every exit layer, with their texts.
 
-Texts may be private, so this is done on request only. Rows are found by reading parts, and their texts by reading the shards
-that the parts were made of once more.
+Texts may be private and stand in no output, so examples are made on request only. Rows are found by reading output parts; their
+texts, by reading once more the input shards that the parts were made from.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,56 +18,59 @@ from pipeline.reports.page import Table
 from pipeline.schema import EXIT_LAYER, ID, LABEL, PAIR, REASON, SCORE, TEXT, UNCERTAINTY, VALUE
 from pipeline.storage.locate import storage_of
 
-PER_LAYER = 10
-SHARDS_READ = 20
-"""At most: the report is no reason to read a corpus twice."""
-CHARACTERS = 300
-"""Of a text; enough to see what it is about."""
+ROWS_PER_LAYER = 10
+MAX_SHARDS = 20
+"""At most this many shards are read: a report is no reason to read a corpus twice."""
+MAX_CHARACTERS = 300
+"""Texts are cut after this many characters, enough to see what they are about."""
 
 
 def examples(files: Sequence[InputFile], columns: Columns, output: Output) -> Table | None:
-    """Return a table of rows by exit layer, out of the parts in `output`; None for runs that write no exit layers."""
-    found: dict[int, list[list[str]]] = {}
-    for _, (part, texts) in zip(range(SHARDS_READ), _parts_with_texts(files, columns, output), strict=False):
+    """Return a table of rows by exit layer, from the parts in `output`; None for a run that writes no exit layers."""
+    cells: dict[int, list[list[str]]] = {}
+    for _, (part, texts) in zip(range(MAX_SHARDS), _parts_with_texts(files, columns, output), strict=False):
         if EXIT_LAYER not in part.column_names:
             return None
         layers = part[EXIT_LAYER].to_numpy()
         for layer in sorted({*layers.tolist()}):
-            wanted = PER_LAYER - len(found.setdefault(layer, []))
-            rows = pa.array((layers == layer).nonzero()[0][:wanted])
-            chosen = zip(part.take(rows).to_pylist(), texts.take(rows).to_pylist(), strict=True)
-            found[layer] += [_cells(layer, row, text) for row, text in chosen]
-    rows = [row for layer in sorted(found) for row in found[layer]]
+            wanted = ROWS_PER_LAYER - len(cells.setdefault(layer, []))
+            indices = pa.array((layers == layer).nonzero()[0][:wanted])
+            chosen = zip(part.take(indices).to_pylist(), texts.take(indices).to_pylist(), strict=True)
+            cells[layer] += [_cells(layer, row, text) for row, text in chosen]
+    rows = [row for layer in sorted(cells) for row in cells[layer]]
     note = (
-        f"The first {PER_LAYER} of every exit layer, from the first shards; texts are cut at {CHARACTERS} characters."
+        f"The first {ROWS_PER_LAYER} rows of every exit layer, from the first shards; "
+        f"texts are cut after {MAX_CHARACTERS} characters."
     )
-    return Table("Examples", ["exit", "answer", "score", "uncertainty", "id", "text"], rows, note)
+    return Table("Examples", ["exit", "prediction", "score", "uncertainty", "id", "text"], rows, note)
 
 
 def _parts_with_texts(
     files: Sequence[InputFile], columns: Columns, output: Output
 ) -> Iterator[tuple[pa.Table, pa.Array]]:
-    """Yield parts with the texts of their rows."""
+    """Yield output parts, each with the texts of its rows; parts that are missing or lack some rows are skipped."""
     storage = storage_of(output.folder)
     for file in files:
         for shard in read_shards(file, columns):
-            found = storage.read(f"{output.folder}/{output.part(shard.id)}")
-            good = shard.rows.filter(pc.is_null(shard.rows[REASON]))
-            if found is None or not len(good):
+            stored = storage.read(f"{output.folder}/{output.part(shard.id)}")
+            readable = shard.rows.filter(pc.is_null(shard.rows[REASON]))
+            if stored is None or not len(readable):
                 continue
-            part = pq.read_table(pa.BufferReader(found[0]))
-            if part[ID].to_pylist() != good[ID].to_pylist():
-                continue  # a stage gave up rows of this shard
-            texts = good[TEXT] if PAIR not in good.column_names else _joined(good)
+            part = pq.read_table(pa.BufferReader(stored[0]))
+            if part[ID].to_pylist() != readable[ID].to_pylist():
+                continue  # a later stage rejected rows of this shard
+            texts = readable[TEXT] if PAIR not in readable.column_names else _join_pairs(readable)
             yield part, texts.combine_chunks()
 
 
-def _joined(rows: pa.Table) -> pa.ChunkedArray:
+def _join_pairs(rows: pa.Table) -> pa.ChunkedArray:
+    """Return both texts of every row as one: 'first | second'."""
     return pc.binary_join_element_wise(rows[TEXT], rows[PAIR], " | ")
 
 
 def _cells(layer: int, row: dict[str, object], text: str) -> list[str]:
-    answer = row[LABEL] if LABEL in row else f"{row[VALUE]:.3f}"
+    """Return one row of the table."""
+    prediction = row[LABEL] if LABEL in row else f"{row[VALUE]:.3f}"
     score = f"{row[SCORE]:.3f}" if SCORE in row else ""
-    short = text if len(text) <= CHARACTERS else f"{text[:CHARACTERS]} ..."
-    return [str(layer), str(answer), score, f"{row[UNCERTAINTY]:.3f}", str(row[ID]), short]
+    short = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."
+    return [str(layer), str(prediction), score, f"{row[UNCERTAINTY]:.3f}", str(row[ID]), short]

@@ -1,41 +1,61 @@
-"""One self-contained HTML page out of sections: facts, bars, lines, tables. No script, no other file; readable on a phone.
+"""One self-contained HTML page made of sections: tables, facts, bars, lines and figures.
 
-Bars are HTML, so that their text keeps its size on a narrow screen; lines are inline SVG under HTML captions.
+The page has no script and loads no other file, and it is readable on a phone. Bars are HTML, so that their text keeps its size
+on a narrow screen; lines are inline SVG under HTML captions; figures are PNG images inside the page. The layout is in
+page.html.jinja and page.css beside this module.
+
+    page = render("offramp run", "/data/out", [("rows", "24,000")], [Bars("Exits", [("layer 1", 9600), ("layer 2", 14400)])])
 """
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's palette, which color-blind readers can tell apart."""
+from pipeline.reports import palette
+
 LONG_CELL = 40
-"""Characters from which a table's cell may be broken into lines."""
-WIDTH, HEIGHT = 600, 180
-"""Of a line chart, in its own units: it is stretched to the page."""
+"""A column with a cell of more characters than this is laid out as text, whose lines may be broken."""
+HALF_PAGE = 60
+"""A table whose columns are wider than this many characters together takes the whole width of the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells as text, the first row being the head."""
+    """A table of cells that are text already.
+
+    Table("Savings", head=["criterion", "FLOPs"], rows=[["entropy 0.3", "2.10x"], ["patience 2", "1.64x"]])
+    """
 
     title: str
     head: list[str]
+    """The names of the columns."""
     rows: list[list[str]]
+    """The cells, row by row; every row is as long as the head."""
     note: str = ""
 
+    @property
+    def wide(self) -> bool:
+        """Whether the table takes the whole width of the page."""
+        widths = [max(map(len, column)) for column in zip(self.head, *self.rows, strict=True)]
+        return sum(widths) > HALF_PAGE or "text" in self.kinds()
+
     def kinds(self) -> list[str]:
-        """Return what each column holds, which decides how it is laid out: 'number', 'word' or, where long, 'text'."""
+        """Return what each column holds, which decides its layout: 'number', 'word' or, where cells are long, 'text'."""
         columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.head)
         return [_kind_of(cells) for cells in columns]
 
     def markdown(self) -> str:
+        """Return the table in Markdown, its title above it and its note below."""
         lines = ["| " + " | ".join(cells) + " |" for cells in (self.head, ["---"] * len(self.head), *self.rows)]
-        return "\n".join([f"{self.title}", "", *lines, *(["", self.note] if self.note else [])])
+        return "\n".join([self.title, "", *lines, *(["", self.note] if self.note else [])])
 
 
 def _kind_of(cells: Sequence[str]) -> str:
+    """Return the kind of a column with these cells; see `Table.kinds`."""
     if all(cell[:1] in "-0123456789" for cell in cells):
         return "number"
     return "text" if max(map(len, cells)) > LONG_CELL else "word"
@@ -43,7 +63,7 @@ def _kind_of(cells: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Names and what they are."""
+    """A list of names and values: Facts("Rows", [("read", "24,240"), ("rejected", "240")])."""
 
     title: str
     pairs: Sequence[tuple[str, str]]
@@ -51,112 +71,104 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar as the page shows it."""
+
+    name: str
+    count: str
+    fraction: str
+    """The part of all counts that this one is, in percent."""
+    width: float
+    """The bar's length in percent of the longest bar."""
+
+
+@dataclass(frozen=True, slots=True)
 class Bars:
-    """Counts by name, one bar a name, with their share of the sum."""
+    """A bar chart of counts: Bars("Exits", [("layer 1", 9600), ("layer 2", 14400)]) shows 40 % and 60 %."""
 
     title: str
     counts: Sequence[tuple[str, float]]
     note: str = ""
 
-    def rows(self) -> list[tuple[str, str, str, float]]:
-        """Name, count, share of the sum, width in percent of the longest bar."""
+    def bars(self) -> list[Bar]:
+        """Return the bars in the order of the counts."""
         total = sum(count for _, count in self.counts) or 1
         most = max((count for _, count in self.counts), default=0) or 1
-        return [(n, f"{c:,.0f}", f"{c / total:.1%}", round(100 * c / most, 2)) for n, c in self.counts]
+        return [
+            Bar(name, f"{count:,.0f}", f"{count / total:.1%}", round(100 * count / most, 2))
+            for name, count in self.counts
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Polyline:
+    """One line of a chart as SVG draws it."""
+
+    name: str
+    color: str
+    points: str
+    """'x,y x,y ...' in the units of the chart's viewBox."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Values over equally spaced steps, one line a name; the lowest value shown is 0."""
+    """A line chart of values at equally spaced steps, whose vertical axis starts at 0.
 
+    Lines("Throughput", {"rows": [900.0, 1100.0, 1000.0]}, first="after 2 s", last="after 8 s", unit="rows a second")
+    """
+
+    width: ClassVar[int] = 600
+    height: ClassVar[int] = 180
+    """Width and height of the SVG's viewBox, which is stretched to the page."""
     title: str
     values: Mapping[str, Sequence[float]]
+    """The values of each line, by its name."""
     first: str
-    """Caption of the first step, and below, of the last."""
+    """The caption of the first step."""
     last: str
+    """The caption of the last step."""
     unit: str = ""
     note: str = ""
 
     @property
     def top(self) -> float:
+        """The highest value, at the upper edge of the chart."""
         return max((value for line in self.values.values() for value in line), default=0) or 1
 
-    def paths(self) -> list[tuple[str, str, str]]:
-        """Name, color, and points in the chart's units."""
+    def polylines(self) -> list[Polyline]:
+        """Return the lines in the order of the values."""
         drawn = []
-        for place, (name, line) in enumerate(self.values.items()):
-            step = WIDTH / max(len(line) - 1, 1)
-            points = " ".join(f"{i * step:.1f},{HEIGHT * (1 - v / self.top):.1f}" for i, v in enumerate(line))
-            drawn.append((name, COLORS[place % len(COLORS)], points))
+        for index, (name, line) in enumerate(self.values.items()):
+            step = self.width / max(len(line) - 1, 1)
+            points = " ".join(f"{i * step:.1f},{self.height * (1 - v / self.top):.1f}" for i, v in enumerate(line))
+            drawn.append(Polyline(name, palette.CYCLE[index % len(palette.CYCLE)], points))
         return drawn
 
 
-Section = Table | Facts | Bars | Lines
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A PNG image with a caption below it, which is also its alternative text."""
 
-STYLE = """
-:root { color-scheme: light; --ink: #1c2430; --soft: #5b6573; --line: #dfe3e8; --fill: #0072b2 }
-* { box-sizing: border-box }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1.2rem 1rem 3rem; color: var(--ink) }
-main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 0 3rem }
-main > section { min-width: 0 } main > .Table:has(td.text) { grid-column: 1 / -1 }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: .4rem 0 } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem }
-p { margin: .4rem 0 } .note, figcaption { color: var(--soft); font-size: .9rem }
-table { border-collapse: collapse; font-size: .9rem } .wide { overflow-x: auto }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
-th:first-child, td:first-child, .word, .text { text-align: left } td.text { white-space: normal; min-width: 14rem }
-figure { margin: 2rem 0 } img { max-width: 100%; height: auto }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .7rem; margin: 1.2rem 0 }
-.tile { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem }
-.tile b { display: block; font-size: 1.35rem; line-height: 1.3 } .tile span { color: var(--soft); font-size: .85rem }
-dl { display: grid; grid-template-columns: fit-content(35%) 1fr; gap: .2rem 1rem; margin: 0 }
-dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-.bars { display: grid; grid-template-columns: max-content 1fr max-content max-content; gap: .15rem .7rem; align-items: center;
-  font-size: .9rem; font-variant-numeric: tabular-nums }
-.bars .bar { height: 1rem; background: var(--fill); border-radius: 0 .2rem .2rem 0 }
-.bars .number, .bars .share { text-align: right } .bars .share { color: var(--soft) }
-svg.lines { display: block; width: 100%; height: 11rem; border-bottom: 1px solid var(--line); overflow: visible }
-svg.lines polyline { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; stroke-linejoin: round }
-.ends { display: flex; justify-content: space-between; color: var(--soft); font-size: .85rem }
-.key { display: inline-flex; align-items: center; gap: .35rem; margin-right: 1rem; font-size: .9rem }
-.key i { width: .8rem; height: .8rem; border-radius: .15rem }
-@media (max-width: 32rem) { h1 { font-size: 1.25rem } h2 { margin-top: 1.7rem } }
-"""
+    title: str
+    png: bytes
+    caption: str
+    note: str = ""
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,"><title>{{ title }}</title>
-<style>{{ style|safe }}</style></head><body>
-<h1>{{ title }}</h1><p class="note">{{ subtitle }}</p>
-<div class="tiles">{% for name, value in tiles %}<div class="tile"><b>{{ value }}</b><span>{{ name }}</span></div>
-{% endfor %}</div>
-<main>{% for section in sections %}<section class="{{ kind(section) }}"><h2>{{ section.title }}</h2>
-{% if kind(section) == 'Facts' %}<dl>{% for name, value in section.pairs %}<dt>{{ name }}</dt><dd>{{ value }}</dd>
-{% endfor %}</dl>
-{% elif kind(section) == 'Bars' %}<div class="bars">{% for name, count, share, width in section.rows() -%}
-<span>{{ name }}</span><div><div class="bar" style="width: {{ width }}%"></div></div><span class="number">{{ count }}</span>
-<span class="share">{{ share }}</span>{% endfor %}</div>
-{% elif kind(section) == 'Lines' %}
-<p>{% for name, color, _ in section.paths() %}<span class="key"><i style="background: {{ color }}"></i>{{ name }}</span>
-{% endfor %}</p>
-<div class="ends"><span>{{ '{:,.4g}'.format(section.top) }} {{ section.unit }}</span></div>
-<svg class="lines" viewBox="0 0 {{ width }} {{ height }}" preserveAspectRatio="none" role="img"
- aria-label="{{ section.title }}">
-{% for _, color, points in section.paths() %}<polyline points="{{ points }}" stroke="{{ color }}"/>{% endfor %}</svg>
-<div class="ends"><span>{{ section.first }}</span><span>{{ section.last }}</span></div>
-{% else %}<div class="wide"><table><thead>
-<tr>{% for cell in section.head %}<th class="{{ section.kinds()[loop.index0] }}">{{ cell }}</th>
-{%- endfor %}</tr></thead><tbody>
-{% for row in section.rows %}<tr>{% for cell in row %}<td class="{{ section.kinds()[loop.index0] }}">{{ cell }}</td>
-{%- endfor %}</tr>{% endfor %}</tbody></table></div>{% endif %}
-{% if section.note %}<p class="note">{{ section.note }}</p>{% endif %}</section>
-{% endfor %}</main></body></html>
-"""
+    @property
+    def base64(self) -> str:
+        """The image as a data URL holds it."""
+        return base64.b64encode(self.png).decode()
+
+
+Section = Table | Facts | Bars | Lines | Figure
 
 
 def render(title: str, subtitle: str, tiles: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
-    """Return the page; every text is escaped. `tiles` are the few figures to see first."""
-    page = Environment(autoescape=True).from_string(PAGE)
-    page.globals["kind"] = lambda section: type(section).__name__
-    return page.render(
-        title=title, subtitle=subtitle, tiles=tiles, sections=sections, style=STYLE, width=WIDTH, height=HEIGHT
-    )
+    """Return the page; every text is escaped.
+
+    `tiles` are names and values of the few figures that a reader should see first; there may be none.
+    """
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment.filters["kind"] = lambda section: type(section).__name__.lower()
+    template = environment.get_template("page.html.jinja")
+    return template.render(title=title, subtitle=subtitle, tiles=tiles, sections=sections, palette=palette)

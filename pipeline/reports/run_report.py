@@ -1,4 +1,8 @@
-"""The report of a bulk run: `_report.html` beside the manifest, from sums and counts alone. One function a section, below."""
+"""The report of a bulk run: `_report.html` beside the manifest, made from sums and counts alone, never from rows.
+
+`run_page` builds the page. Each section is one function below, in the order of `sections_of`; a section that has nothing to
+show is None.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,38 +18,44 @@ from pipeline.reports.page import Bars, Facts, Lines, Section, Table, render
 
 REPORT = "_report.html"
 STEPS = 60
-"""Points of a line over time, at most."""
-FEWEST_MOMENTS = 6
-"""Shards that make a line worth drawing."""
-CAUSES_SHOWN = 50
+"""A chart over time has at most this many steps."""
+MIN_MOMENTS = 6
+"""A chart over time needs at least this many shards to be worth drawing."""
+FILES_SHOWN = 50
+"""At most this many unreadable files are listed by name."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """What the report tells of."""
+    """Everything that the report of a run shows."""
 
     folder: str
+    """The output folder, which heads the page."""
     fingerprint: dict[str, str]
+    """What decides the results, by name: model, criterion, tokenizer and so on."""
     files: int
+    """The number of input files."""
     input_bytes: int
+    """The size of all input files together."""
     seconds: float
-    """Of this run."""
+    """The wall-clock time that this run took."""
     totals: Totals
-    """Of the whole output folder."""
+    """The counts of the whole output folder, earlier runs included."""
     fresh: Totals
-    """Of this run."""
+    """The counts of this run alone."""
     timeline: Timeline
-    found: AuditResult
-    """By the audit, in rows that were not published before."""
+    """When this run finished each of its shards."""
+    audit: AuditResult
+    """The audit of the rows that no earlier manifest covers."""
     examples: Table | None = None
-    """Rows with their texts, which nobody shows without being asked."""
+    """Rows with their texts, which are shown on request only."""
 
 
 def run_page(run: RunSummary) -> str:
-    """Build the page."""
+    """Return the report as a self-contained HTML page."""
     totals = run.totals
     tiles = [
-        ("rows answered", f"{totals.rows_out:,}"),
+        ("rows classified", f"{totals.rows_out:,}"),
         ("rows rejected", f"{totals.rows_rejected:,}"),
         ("rows a second", f"{run.fresh.rows_in / run.seconds:,.0f}" if run.seconds else "-"),
         ("fewer FLOPs than full depth", f"{totals.flops_speedup:.2f}x"),
@@ -58,14 +68,14 @@ def run_page(run: RunSummary) -> str:
 
 
 def sections_of(run: RunSummary) -> list[Section | None]:
-    """Build the page from top to bottom; None where there is nothing to say."""
+    """Return the sections from top to bottom; None stands for one that has nothing to show."""
     return [
         rows(run.totals),
         exits(run.totals),
         cost(run.totals),
-        audit(run.found),
-        drift(run.found),
-        device_time(run.found),
+        audit(run.audit),
+        drift(run.audit),
+        device_time(run.audit),
         uncertainty(run.totals),
         lengths(run.totals),
         rejects(run.totals),
@@ -79,34 +89,34 @@ def sections_of(run: RunSummary) -> list[Section | None]:
 
 
 def what_ran(run: RunSummary) -> Section:
-    """Everything that decides the answers, and what it ran on."""
+    """Show what decides the results, and how much input there was."""
     inputs = f"{run.files:,} files, {run.input_bytes / 1e6:,.1f} MB"
     return Facts("What ran", [("input", inputs), *run.fingerprint.items()])
 
 
 def rows(totals: Totals) -> Section:
-    """Where the rows went."""
+    """Show how many rows were read, classified, rejected and truncated."""
     pairs = [
         ("read", f"{totals.rows_in:,}"),
-        ("answered", f"{totals.rows_out:,} in {totals.shards:,} parts"),
+        ("classified", f"{totals.rows_out:,} in {totals.shards:,} parts"),
         ("rejected", f"{totals.rows_rejected:,}, each with a reason in _rejects/"),
-        ("truncated", f"{totals.truncated:,} were longer than the model reads"),
+        ("truncated", f"{totals.truncated:,} were longer than the model takes"),
         ("tokens", f"{totals.tokens:,}"),
     ]
     return Facts("Rows", pairs)
 
 
 def rejects(totals: Totals) -> Section | None:
-    """Rejects by reason."""
+    """Count rejected rows by reason, the most frequent first."""
     by_count = sorted(totals.rejected.items(), key=lambda item: -item[1])
     return Bars("Rejected rows, by reason", by_count) if by_count else None
 
 
 def unreadable(totals: Totals) -> Section | None:
-    """Files that could not be read to their end."""
+    """List the files that could not be read to their end."""
     if not totals.unreadable:
         return None
-    lines = [[file, cause] for file, cause in list(totals.unreadable.items())[:CAUSES_SHOWN]]
+    lines = [[file, cause] for file, cause in list(totals.unreadable.items())[:FILES_SHOWN]]
     left = len(totals.unreadable) - len(lines)
     return Table(
         "Files that could not be read to their end", ["file", "cause"], lines, f"and {left:,} more" * (left > 0)
@@ -114,31 +124,35 @@ def unreadable(totals: Totals) -> Section | None:
 
 
 def exits(totals: Totals) -> Section:
-    """Rows by the layer after which they left."""
+    """Count rows by the layer after which they exited."""
     counts = [(f"layer {layer}", rows) for layer, rows in enumerate(totals.exits, start=1)]
-    return Bars("Where rows left", counts, f"The mean is layer {totals.mean_exit_layer:.2f} of {len(totals.exits)}.")
+    return Bars("Where rows exited", counts, f"The mean is layer {totals.mean_exit_layer:.2f} of {len(totals.exits)}.")
 
 
 def uncertainty(totals: Totals) -> Section | None:
-    """Rows by their uncertainty at the exit."""
+    """Count rows by their uncertainty at the exit that they took, in ten equal bins."""
     fine = totals.uncertainty_histogram
-    bins = [sum(fine[place : place + 2]) for place in range(0, len(fine), 2)]
-    counts = [(f"{place / len(bins):.1f}-{(place + 1) / len(bins):.1f}", rows) for place, rows in enumerate(bins)]
-    note = "At the exit that the row took; rows right of the speed went to full depth and are uncertain still."
+    bins = [sum(fine[index : index + 2]) for index in range(0, len(fine), 2)]
+    counts = [(f"{index / len(bins):.1f}-{(index + 1) / len(bins):.1f}", rows) for index, rows in enumerate(bins)]
+    note = "At the exit that a row took; rows above the threshold went to full depth and are still uncertain there."
     return Bars("Uncertainty", counts, note) if any(bins) else None
 
 
 def lengths(totals: Totals) -> Section | None:
-    """Rows by their length."""
+    """Count rows by their number of tokens, in bins that double."""
     counts = [
         (f"{low:,}-{high:,}" if low < high else f"{low:,}", rows)
         for (low, high), rows in zip(length_bounds(len(totals.length_histogram)), totals.length_histogram, strict=True)
     ]
-    return Bars("Length in tokens", counts, "As the model reads them, special tokens included.") if counts else None
+    return (
+        Bars("Length in tokens", counts, "As the model takes them: after truncation, special tokens included.")
+        if counts
+        else None
+    )
 
 
 def cost(totals: Totals) -> Section:
-    """What was computed, beside what the plain model would have."""
+    """Compare the FLOPs spent with those of the plain full-depth model."""
     whole = totals.layer_tokens + totals.padding_tokens
     pairs = [
         ("spent", f"{totals.flops / 1e12:,.3f} TFLOPs, exit heads included"),
@@ -149,68 +163,69 @@ def cost(totals: Totals) -> Section:
     return Facts("Cost against full depth", pairs)
 
 
-def audit(found: AuditResult) -> Section | None:
-    """Early answers against those of full depth, on the rows that were drawn for it."""
-    if not found.rows:
+def audit(result: AuditResult) -> Section | None:
+    """Compare predictions at the exits with those at full depth, on the audited rows."""
+    if not result.rows:
         return None
     pairs = [
-        ("audited", f"{found.rows:,} rows went to full depth as well"),
-        ("differ", f"{found.differing:,} ({found.share:.3%})"),
-        ("true share", f"at most {found.at_most:.3%}, with {found.confidence:.0%} confidence"),
+        ("audited", f"{result.rows:,} rows went to full depth as well"),
+        ("differ", f"{result.differing:,} ({result.share:.3%})"),
+        ("true fraction", f"at most {result.at_most:.3%}, with {result.confidence:.0%} confidence"),
     ]
-    if found.limit is not None:
-        pairs.append(("limit", f"{found.limit:.3%}: {found.verdict}"))
-    return Facts("Audit", pairs, "Of the rows that no manifest told of before.")
+    if result.limit is not None:
+        pairs.append(("limit", f"{result.limit:.3%}: {result.verdict}"))
+    return Facts("Audit", pairs, "Of the rows that no earlier manifest covers.")
 
 
-def drift(found: AuditResult) -> Section | None:
-    """Whether the rows look like those of the calibration."""
-    if not found.signals:
+def drift(result: AuditResult) -> Section | None:
+    """Compare the distribution of the rows with that of the calibration sample."""
+    if not result.signals:
         return None
-    cells = [[s.name, f"{s.psi:.3f}", f"{s.watch:.3f}", f"{s.alarm:.3f}", s.state] for s in found.signals]
-    note = "Population stability index against the calibration."
-    return Table("Drift", ["of", "index", "watch above", "alarm above", "state"], cells, note)
+    cells = [[s.name, f"{s.psi:.3f}", f"{s.watch:.3f}", f"{s.alarm:.3f}", s.state] for s in result.signals]
+    note = "PSI: population stability index against the calibration sample."
+    return Table("Drift", ["of", "PSI", "watch above", "alarm above", "state"], cells, note)
 
 
-def device_time(found: AuditResult) -> Section | None:
-    """Time of the actors, and what full depth would have taken by the audited rows."""
-    if found.full_depth_seconds is None:
+def device_time(result: AuditResult) -> Section | None:
+    """Compare the actors' time with what full depth would have taken, estimated from the audited rows."""
+    if result.full_depth_seconds is None:
         return None
-    saved = found.full_depth_seconds - found.device_seconds - found.audit_seconds
+    saved = result.full_depth_seconds - result.device_seconds - result.audit_seconds
     pairs = [
-        ("classifying", f"{found.device_seconds:,.1f} device-seconds"),
-        ("audit", f"{found.audit_seconds:,.1f} device-seconds"),
-        ("full depth", f"about {found.full_depth_seconds:,.1f} device-seconds"),
+        ("classifying", f"{result.device_seconds:,.1f} device-seconds"),
+        ("audit", f"{result.audit_seconds:,.1f} device-seconds"),
+        ("full depth", f"about {result.full_depth_seconds:,.1f} device-seconds"),
     ]
-    if found.price_per_hour is not None:
-        pairs.append(("saved", f"{found.money(saved):.4g} in money, at {found.price_per_hour:g} an hour"))
+    if result.price_per_hour is not None:
+        pairs.append(("saved", f"{result.money(saved):.4g} in money, at {result.price_per_hour:g} an hour"))
     return Facts("Device time against full depth", pairs)
 
 
 def throughput(moments: Sequence[Moment]) -> Section | None:
-    """Rows a second over the run."""
+    """Chart rows a second over the run."""
     return _over_time(moments, "Throughput over time", "rows a second", {"rows": lambda moment: moment.rows})
 
 
 def stages_over_time(moments: Sequence[Moment]) -> Section | None:
-    """How many workers each stage kept busy over the run."""
+    """Chart how many workers each stage kept busy over the run."""
     names = dict.fromkeys(stage for moment in moments for stage in moment.seconds)
     readers = {name: partial(_seconds_of, name) for name in names}
-    note = "Counted when a shard is done, so a stage shows up a little later than it worked."
+    note = "Counted when a shard is done, so a stage appears a little later than it worked."
     return _over_time(moments, "Workers busy, by stage", "workers", readers, note)
 
 
 def _seconds_of(stage: str, moment: Moment) -> float:
+    """Return the seconds that a stage spent on the shard that was done at this moment."""
     return moment.seconds.get(stage, 0.0)
 
 
 def stages(fresh: Totals) -> Section | None:
-    """Time and memory by stage."""
+    """List time and memory by stage."""
     cells = [
         [stage, f"{seconds:,.1f}", f"{fresh.cpu_seconds.get(stage, 0):,.1f}", f"{fresh.peak_mb.get(stage, 0):,.0f}"]
         for stage, seconds in fresh.seconds.items()
     ]
-    note = "Of this run, over all workers."
+    note = "Summed over all workers of this run; the peak is that of one worker."
     return (
         Table("Time and memory, by stage", ["stage", "seconds", "CPU seconds", "peak MB"], cells, note)
         if cells
@@ -221,13 +236,13 @@ def stages(fresh: Totals) -> Section | None:
 def _over_time(
     moments: Sequence[Moment], title: str, unit: str, readers: Mapping[str, Callable[[Moment], float]], note: str = ""
 ) -> Section | None:
-    """Sum what shards say, by the time at which they came in, per second."""
-    if len(moments) < FEWEST_MOMENTS or moments[-1].at <= moments[0].at:
+    """Chart what `readers` take from each shard, per second, over the time at which the shards were done."""
+    if len(moments) < MIN_MOMENTS or moments[-1].at <= moments[0].at:
         return None
     first, span = moments[0].at, moments[-1].at - moments[0].at
     steps = min(STEPS, len(moments) // 2)
     values = {name: [0.0] * steps for name in readers}
-    for moment in moments[1:]:  # the work of the first was done before this clock starts
+    for moment in moments[1:]:  # the clock starts when the first shard is done
         step = min(int((moment.at - first) / span * steps), steps - 1)
         for name, read in readers.items():
             values[name][step] += read(moment) * steps / span

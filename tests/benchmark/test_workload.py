@@ -1,4 +1,4 @@
-"""Benchmark work is what it says, and forced exits are obeyed."""
+"""Benchmark workloads have the wanted lengths and exits, planned exits are obeyed, and peers see every row once."""
 
 from functools import partial
 
@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.benchmark.peers import BATCH_ROWS, MissingPeerError, need, padded_batches
+from pipeline.benchmark.peers import BATCH_ROWS, padded_batches
 from pipeline.benchmark.workload import ForcedPlan, exit_fractions, make_workload
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.errors import MissingPackageError, require
 from tests.support.models import random_rows
 
 
@@ -50,7 +51,7 @@ def test_the_engine_obeys_a_plan_and_still_predicts_as_the_heads_do(exit_model: 
 
 def test_first_token_first_changes_no_prediction(exit_model: EarlyExitModel) -> None:
     rows = random_rows(150, 50, seed=4)
-    answers = [
+    predictions = [
         Engine(
             LoadedModel(
                 exit_model,
@@ -59,9 +60,9 @@ def test_first_token_first_changes_no_prediction(exit_model: EarlyExitModel) -> 
         ).run(rows)
         for first in (True, False)
     ]
-    np.testing.assert_array_equal(answers[0].exit_layers, answers[1].exit_layers)
-    np.testing.assert_allclose(answers[0].probabilities, answers[1].probabilities, atol=1e-5)
-    assert len(set(answers[0].exit_layers)) > 1
+    np.testing.assert_array_equal(predictions[0].exit_layers, predictions[1].exit_layers)
+    np.testing.assert_allclose(predictions[0].probabilities, predictions[1].probabilities, atol=1e-5)
+    assert len(set(predictions[0].exit_layers)) > 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -81,9 +82,11 @@ def test_the_number_of_runners_changes_no_prediction(exit_model: EarlyExitModel,
     np.testing.assert_allclose(got.probabilities, wanted.probabilities, atol=1e-5)
 
 
-def test_peers_that_are_not_installed_are_named() -> None:
-    with pytest.raises(MissingPeerError, match="no_such_runtime"):
-        need("json", "no_such_runtime")
+def test_packages_that_are_not_installed_are_named_with_their_extra() -> None:
+    with pytest.raises(
+        MissingPackageError, match=r"^no_such_runtime is not installed: pip install 'offramp\[bench\]'$"
+    ):
+        require("json", "no_such_runtime", extra="bench")
 
 
 def test_every_takes_rows_with_their_exits() -> None:

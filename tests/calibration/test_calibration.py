@@ -1,4 +1,4 @@
-"""Calibration: what is asked for is what comes out on other rows; files, refusals, temperatures, drift."""
+"""A calibration keeps its targets on other rows; files, refusals, temperatures and drift."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,7 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.calibration.curve import SPLIT_ROWS, Calibration, Curve, WallClock, choices
 from pipeline.calibration.drift import ALARM, WATCH, bin_counts, compare, length_counts, reference_of, stability_index
-from pipeline.calibration.fit import curve_of, finding_rows
+from pipeline.calibration.fit import fit_curve, fit_rows
 from pipeline.calibration.guarantees import upper_bound
 from pipeline.calibration.temperature import calibration_error, fit_exits, fit_temperature, scale_exits
 from pipeline.calibration.thresholds import Sample
@@ -26,18 +26,18 @@ from pipeline.evaluation.recorded import AllExits
 from tests.support.samples import made_up
 
 CALIBRATIONS = 60
-"""Of the statistical test."""
+"""The number of calibrations in the statistical test."""
 
 
 def curve_from(sample: Sample, seed: int = 0) -> Curve:
-    return curve_of(sample, Criterion(speed=1.0), seed)
+    return fit_curve(sample, Criterion(speed=1.0), seed)
 
 
 def outcome(sample: Sample, criterion: Criterion) -> tuple[float, float]:
-    """FLOPs speed-up and share of differing answers of a criterion on rows."""
+    """Return speed-up in FLOPs and fraction of differing predictions of a criterion on rows."""
     speeds = np.array([criterion.speed_at(layer) for layer in sample.layers])
-    share, differing, _ = sample.outcome(speeds)
-    return 1 / share, differing / len(sample)
+    fraction, differing, _ = sample.outcome(speeds)
+    return 1 / fraction, differing / len(sample)
 
 
 @pytest.mark.parametrize("rows", [1500, 8000])
@@ -54,7 +54,7 @@ def test_a_wanted_speedup_comes_out_on_other_rows(rows: int) -> None:
         curve.at_speedup(0.5)
 
 
-def test_rows_that_are_equally_certain_leave_together_so_it_may_be_faster() -> None:
+def test_rows_that_are_equally_certain_exit_together_so_it_may_be_faster() -> None:
     sample = made_up(5000, 0)
     coarse = replace(sample, uncertainty=np.maximum(sample.uncertainty, 0.2).astype(np.float32))
     choice = curve_from(coarse).at_speedup(1.2)
@@ -73,7 +73,7 @@ CURVE = curve_from(made_up(5000, 3))
 
 
 @pytest.mark.parametrize("rows", [1200, SPLIT_ROWS])
-def test_promises_break_as_rarely_as_stated(rows: int) -> None:
+def test_guarantees_break_as_rarely_as_stated(rows: int) -> None:
     """60 calibrations at 90 %: 6 may break it; 13 or more would happen by chance once in 300."""
     truth, broken, speedups = made_up(200_000, 12345), 0, []
     for seed in range(CALIBRATIONS):
@@ -96,7 +96,7 @@ def test_more_confidence_or_a_lower_limit_is_never_faster() -> None:
     assert upper_bound(best.differing, CURVE.tested, 0.95) <= 0.02
 
 
-def test_too_few_rows_promise_full_depth_and_say_how_many_are_missing() -> None:
+def test_too_few_rows_guarantee_full_depth_only_and_the_shortage_says_how_many_are_needed() -> None:
     curve = curve_from(made_up(100, 0))
     assert curve.within(0.01, 0.95).criterion.full_depth
     assert "about 299 rows or more" in curve.shortage(0.01, 0.95)
@@ -106,10 +106,10 @@ def test_too_few_rows_promise_full_depth_and_say_how_many_are_missing() -> None:
     assert "costs more than it saves" in costly.shortage(0.01, 0.95)
 
 
-def test_rows_that_chose_temperatures_test_nothing() -> None:
-    sample, chose = made_up(1000, 0), finding_rows(1000, 0)
-    curve = curve_of(sample, Criterion(speed=1.0), 0, chose=True)
-    others = sample.take(np.setdiff1d(np.arange(1000), chose))
+def test_rows_that_fitted_temperatures_test_no_guarantee() -> None:
+    sample, fit = made_up(1000, 0), fit_rows(1000, 0)
+    curve = fit_curve(sample, Criterion(speed=1.0), 0, temperatures_fitted=True)
+    others = sample.take(np.setdiff1d(np.arange(1000), fit))
     assert curve.tested == len(others) == 750
     assert curve.differing == [others.outcome(np.array(speeds))[1] for speeds in curve.speeds]
 
@@ -136,21 +136,23 @@ def test_a_calibration_survives_its_file_and_knows_its_model(tmp_path: Path) -> 
         with pytest.raises(UserError, match=r"run jobs/calibrate\.py again"):
             again.check(*wrong)
     values = json.loads((tmp_path / "calibration.json").read_text())
-    (tmp_path / "calibration.json").write_text(json.dumps(values | {"version": 0}))
-    with pytest.raises(UserError, match="another version"):
-        Calibration.load(tmp_path)
+    assert values["version"] == 2
+    for other in (0, 1):
+        (tmp_path / "calibration.json").write_text(json.dumps(values | {"version": other}))
+        with pytest.raises(UserError, match=r"of another version of offramp; run jobs/calibrate\.py again"):
+            Calibration.load(tmp_path)
 
 
 def test_wall_clock_time_is_read_off_both_ways() -> None:
     clock = WallClock(hardware="", flops_speedups=[1, 2, 3], time_speedups=[1, 1.8, 2.4])
-    assert clock.time_of(2.5) == pytest.approx(2.1)
-    assert clock.flops_of(2.1) == pytest.approx(2.5)
+    assert clock.time_speedup_at(2.5) == pytest.approx(2.1)
+    assert clock.flops_speedup_for(2.1) == pytest.approx(2.5)
     with pytest.raises(ValueError, match=r"the fastest was 2\.40"):
-        clock.flops_of(3)
+        clock.flops_speedup_for(3)
 
 
 def overconfident(rows: int, seed: int) -> tuple[AllExits, np.ndarray]:
-    """Two exits, of logits twice and half of what they should be, and labels drawn from the right ones."""
+    """Return two exits with logits twice and half of what they should be, and labels drawn from the right ones."""
     random = np.random.default_rng(seed)
     true = random.normal(0, 2, (rows, 3)).astype(np.float32)
     powers = np.exp(true)

@@ -1,4 +1,4 @@
-"""Bounds against slow oracles, and what they promise against a simulation with known probabilities."""
+"""Bounds against slow oracles, and what they guarantee against a simulation with known probabilities."""
 
 import math
 from itertools import pairwise
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pipeline.calibration.guarantees import fixed_sequence, lower_bound, most_allowed, p_value, rows_needed, upper_bound
 
 SPLITS = 400
-"""Simulated calibrations of the statistical test."""
+"""The number of simulated calibrations in the statistical test."""
 
 
-def at_most(count: int, rows: int, share: float) -> float:
-    """P(Binomial(rows, share) <= count), term by term."""
-    return math.fsum(math.comb(rows, k) * share**k * (1 - share) ** (rows - k) for k in range(count + 1))
+def at_most(count: int, rows: int, fraction: float) -> float:
+    """Return P(Binomial(rows, fraction) <= count), summed term by term."""
+    return math.fsum(math.comb(rows, k) * fraction**k * (1 - fraction) ** (rows - k) for k in range(count + 1))
 
 
 @given(rows=st.integers(1, 200), part=st.floats(0, 1), confidence=st.sampled_from([0.5, 0.9, 0.95, 0.99]))
@@ -73,18 +73,18 @@ def test_p_values_grow_with_the_count_and_fall_with_the_limit() -> None:
     assert all(a > b for a, b in pairwise(p_value(3, 500, limit) for limit in (0.01, 0.02, 0.03, 0.05)))
 
 
-def test_broken_promises_are_as_rare_as_stated() -> None:
-    """True shares are known; the limit lies between two of them, so a promise breaks when one step too many is taken.
+def test_broken_guarantees_are_as_rare_as_stated() -> None:
+    """True fractions are known; the limit lies between two of them, so a guarantee breaks when one step too many is taken.
 
     At 95 % confidence at most 5 % of 400 calibrations may break it; 33 or more would happen by chance once in 180.
     """
-    shares = np.linspace(0, 0.03, 61)
+    fractions = np.linspace(0, 0.03, 61)
     limit, broken, reached = 0.0101, 0, []
     for seed in range(SPLITS):
         draws = np.sort(np.random.default_rng(seed).random(1500))
-        counts = np.searchsorted(draws, shares, side="right").tolist()  # nested, as along a path
+        counts = np.searchsorted(draws, fractions, side="right").tolist()  # nested, as along a path
         passed = fixed_sequence(counts, 1500, limit, 0.95)
-        reached.append(shares[passed - 1] if passed else 0.0)
+        reached.append(fractions[passed - 1] if passed else 0.0)
         broken += reached[-1] > limit
     assert broken <= 32
     assert broken > 2  # a rule that never breaks it would be needlessly slow

@@ -23,23 +23,23 @@ from tests.support.samples import made_up
 
 @given(rows=st.integers(1, 300), seed=st.integers(0, 1000))
 @settings(max_examples=25)
-def test_along_a_path_no_threshold_falls_and_no_row_leaves_later(rows: int, seed: int) -> None:
+def test_along_a_path_no_threshold_falls_and_no_row_exits_later(rows: int, seed: int) -> None:
     sample = made_up(rows, seed)
     path = cheapest_path(sample)
     assert (np.diff(path, axis=0) >= 0).all()
     assert not path[0].any()
-    share, differing, exits = sample.outcome(path[0])
-    assert share == pytest.approx(1.0)
+    fraction, differing, exits = sample.outcome(path[0])
+    assert fraction == pytest.approx(1.0)
     assert (differing, exits.tolist()) == (0, [0, 0, 0, rows])
     assert sample.outcome(path[-1])[2].tolist() == [rows, 0, 0, 0]
-    left = np.array([np.cumsum(sample.outcome(speeds)[2])[:-1] for speeds in path])
-    assert (np.diff(left, axis=0) >= 0).all()
+    exited = np.array([np.cumsum(sample.outcome(speeds)[2])[:-1] for speeds in path])
+    assert (np.diff(exited, axis=0) >= 0).all()
     assert all(float(f"{speed:.6g}") == speed for speed in path.ravel())
 
 
 @given(rows=st.integers(1, 300), seed=st.integers(0, 1000))
 @settings(max_examples=25)
-def test_risk_is_a_share_and_only_grows_with_uncertainty(rows: int, seed: int) -> None:
+def test_risk_is_a_probability_and_only_grows_with_uncertainty(rows: int, seed: int) -> None:
     sample = made_up(rows, seed)
     if seed % 2:  # as lower exits often are: all rows uncertain, and close together
         sample = replace(sample, uncertainty=(1 - sample.uncertainty / 100).astype(np.float32))
@@ -55,8 +55,8 @@ def test_a_path_saves_about_as_much_as_the_best_of_all_thresholds() -> None:
     every = [sample.outcome(np.array(speeds)) for speeds in product(grid, repeat=3)]
     points = [sample.outcome(speeds) for speeds in cheapest_path(sample)]
     for allowed in (4, 8, 16, 32):
-        best = min(share for share, differing, _ in every if differing <= allowed)
-        found = min(share for share, differing, _ in points if differing <= allowed)
+        best = min(fraction for fraction, differing, _ in every if differing <= allowed)
+        found = min(fraction for fraction, differing, _ in points if differing <= allowed)
         assert found <= best + 0.08
 
 
@@ -64,8 +64,8 @@ def test_an_exit_that_knows_nothing_is_left_out_and_a_single_threshold_pays_for_
     found_on, tested = made_up(4000, 0, odd_exit=0), made_up(20_000, 1, odd_exit=0)
     own = [tested.outcome(speeds) for speeds in cheapest_path(found_on)]
     single = [tested.outcome(speeds) for speeds in single_path(3)]
-    best_own = min(share for share, differing, _ in own if differing <= 400)
-    best_single = min(share for share, differing, _ in single if differing <= 400)
+    best_own = min(fraction for fraction, differing, _ in own if differing <= 400)
+    best_single = min(fraction for fraction, differing, _ in single if differing <= 400)
     assert best_own < 0.95 * best_single
     half = next(speeds for speeds in cheapest_path(found_on) if tested.outcome(speeds)[0] < 0.7)
     assert half[0] < 0.05
@@ -82,22 +82,22 @@ def test_an_outcome_is_what_the_engine_does(exit_model: EarlyExitModel) -> None:
     recorded = record_all_exits(exit_model, Chunk(rows=rows, labels=np.zeros(200, np.float32)))
     sample = Sample.of(recorded, Criterion(speed=1.0), rows.lengths, exit_model.flops)
     seen = set()
-    for shares in ((0.2, 0.3, 0.4), (0.0, 0.5, 0.3), (0.4, 0.0, 0.0), (0.1, 0.6, 0.0), (0.0, 0.0, 0.9)):
+    for quantiles in ((0.2, 0.3, 0.4), (0.0, 0.5, 0.3), (0.4, 0.0, 0.0), (0.1, 0.6, 0.0), (0.0, 0.0, 0.9)):
         speeds = np.array(
-            [np.quantile(row, q).round(5) if q else 0.0 for row, q in zip(sample.uncertainty, shares, strict=True)]
+            [np.quantile(row, q).round(5) if q else 0.0 for row, q in zip(sample.uncertainty, quantiles, strict=True)]
         )
-        share, differing, exits = sample.outcome(speeds)
+        fraction, differing, exits = sample.outcome(speeds)
         criterion = Criterion(speeds=tuple(zip(sample.layers, speeds.tolist(), strict=True)))
         engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=criterion, dtype="fp32")))
-        said = engine.run(rows)
+        got = engine.run(rows)
         full = engine.run(rows, ForcedPlan(np.full(200, 4)))
         near = np.abs(sample.uncertainty - speeds[:, None].astype(np.float32)).min(0) < 1e-5
-        wrong = np.bincount(said.exit_layers, minlength=5)[1:] - exits
+        wrong = np.bincount(got.exit_layers, minlength=5)[1:] - exits
         assert (
             np.abs(wrong).sum() <= 2 * near.sum()
         )  # packing moves sums by rounding, which may move rows on a threshold
-        assert abs(int((said.label_ids != full.label_ids).sum()) - differing) <= near.sum()
-        spent = engine.flops.rows(rows.lengths, said.exit_layers).sum() / engine.flops.full_depth(rows.lengths).sum()
-        assert spent == pytest.approx(share, abs=0.01 * near.sum() + 1e-6)
-        seen |= set(said.exit_layers)
+        assert abs(int((got.label_ids != full.label_ids).sum()) - differing) <= near.sum()
+        spent = engine.flops.rows(rows.lengths, got.exit_layers).sum() / engine.flops.full_depth(rows.lengths).sum()
+        assert spent == pytest.approx(fraction, abs=0.01 * near.sum() + 1e-6)
+        seen |= set(got.exit_layers)
     assert len(seen) >= 3

@@ -1,4 +1,4 @@
-"""Quality against cost: which exits pay, against an exhaustive search; points, against the engine itself; and the report."""
+"""Quality against cost: worthwhile exits against an exhaustive search, points against the engine itself, and the report."""
 
 import json
 import re
@@ -19,17 +19,23 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.evaluation.evaluation import EXIT_TEST_LAYERS, Evaluation, cheapest_within, exits_that_pay, luha
+from pipeline.evaluation.evaluation import (
+    EXIT_TEST_LAYERS,
+    Evaluation,
+    accuracy_by_uncertainty,
+    cheapest_within,
+    worthwhile_exits,
+)
 from tests.support.jobs import run_job, run_job_here
 from tests.support.models import random_rows
 
 LAYERS = (1, 2, 3, 4)
 
 
-def cost(kept: tuple[int, ...], exits_EB: np.ndarray) -> float:
-    """Layers and exit tests of every row, one row at a time."""
+def cost(kept: tuple[int, ...], would_exit_EB: np.ndarray) -> float:
+    """Return the cost in layers of all rows, exit tests included, one row at a time."""
     total = 0.0
-    for row in exits_EB.T:
+    for row in would_exit_EB.T:
         for tests, layer in enumerate(kept):
             if row[layer - 1] or layer == LAYERS[-1]:
                 total += layer + EXIT_TEST_LAYERS * tests
@@ -37,32 +43,33 @@ def cost(kept: tuple[int, ...], exits_EB: np.ndarray) -> float:
     return total
 
 
-def leaving(count: int) -> np.ndarray:
-    exits_EB = np.zeros((4, 10), np.bool_)
-    exits_EB[1, :count] = True
-    exits_EB[-1] = True
-    return exits_EB
+def exiting(count: int) -> np.ndarray:
+    """Return [4, 10]: the first `count` rows would exit after layer 2, and all after layer 4."""
+    would_exit_EB = np.zeros((4, 10), np.bool_)
+    would_exit_EB[1, :count] = True
+    would_exit_EB[-1] = True
+    return would_exit_EB
 
 
-@given(seed=st.integers(0, 10_000), share=st.floats(0, 1))
-def test_no_exit_can_be_dropped_from_those_that_pay(seed: int, share: float) -> None:
-    exits_EB = np.random.default_rng(seed).random((4, 30)) < share * np.array([[0.1], [0.3], [0.5], [1]])
-    exits_EB[-1] = True
-    chosen = exits_that_pay(LAYERS, exits_EB)
+@given(seed=st.integers(0, 10_000), fraction=st.floats(0, 1))
+def test_no_exit_can_be_dropped_from_those_worth_evaluating(seed: int, fraction: float) -> None:
+    would_exit_EB = np.random.default_rng(seed).random((4, 30)) < fraction * np.array([[0.1], [0.3], [0.5], [1]])
+    would_exit_EB[-1] = True
+    chosen = worthwhile_exits(LAYERS, would_exit_EB)
     assert chosen[-1] == 4
-    least = cost(chosen, exits_EB)
-    assert least <= cost(LAYERS, exits_EB) + 1e-9
+    least = cost(chosen, would_exit_EB)
+    assert least <= cost(LAYERS, would_exit_EB) + 1e-9
     for fewer in combinations(chosen[:-1], max(len(chosen) - 2, 0)):
-        assert least <= cost((*fewer, 4), exits_EB) + 1e-9
+        assert least <= cost((*fewer, 4), would_exit_EB) + 1e-9
 
 
-def test_an_exit_that_nobody_takes_does_not_pay_and_one_that_half_take_does() -> None:
-    assert exits_that_pay(LAYERS, leaving(5)) == (2, 4)
-    assert exits_that_pay(LAYERS, leaving(0)) == (4,)
+def test_an_exit_that_no_row_takes_is_not_worthwhile_and_one_that_half_take_is() -> None:
+    assert worthwhile_exits(LAYERS, exiting(5)) == (2, 4)
+    assert worthwhile_exits(LAYERS, exiting(0)) == (4,)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
-def test_points_say_what_the_engine_does(name: str, exit_model: EarlyExitModel) -> None:
+def test_points_are_what_the_engine_does(name: str, exit_model: EarlyExitModel) -> None:
     rows = random_rows(200, 40, seed=3)
     labels = np.random.default_rng(0).integers(0, 3, 200).astype(np.float32)
     evaluation = Evaluation(exit_model, Chunk(rows=rows, labels=labels))
@@ -71,11 +78,11 @@ def test_points_say_what_the_engine_does(name: str, exit_model: EarlyExitModel) 
         criterion = Criterion(name=name, speed=step / 4, patience=step)
         point = evaluation.at(criterion)
         engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=criterion, dtype="fp32")))
-        said = engine.run(rows)
-        assert point.exits == {layer: int((said.exit_layers == layer).sum()) for layer in LAYERS}
-        assert point.quality == pytest.approx(float((said.label_ids == labels).mean()))
+        got = engine.run(rows)
+        assert point.exits == {layer: int((got.exit_layers == layer).sum()) for layer in LAYERS}
+        assert point.quality == pytest.approx(float((got.label_ids == labels).mean()))
         full = engine.flops.full_depth(rows.lengths).sum()
-        assert point.flops_speedup == pytest.approx(full / engine.flops.rows(rows.lengths, said.exit_layers).sum())
+        assert point.flops_speedup == pytest.approx(full / engine.flops.rows(rows.lengths, got.exit_layers).sum())
         exits |= {layer for layer, count in point.exits.items() if count}
     assert len(exits) > 2
 
@@ -95,12 +102,12 @@ def test_curves_start_at_full_depth_and_the_cheapest_point_keeps_the_quality(exi
     assert evaluation.by_layer("mcc")[1] < 1.0
 
 
-def test_luha_counts_right_answers_by_uncertainty() -> None:
+def test_accuracy_is_counted_by_bins_of_uncertainty() -> None:
     uncertainty = np.array([0.05, 0.05, 0.55, 1.0], np.float32)
-    middle, share, rows = luha(uncertainty, np.array([True, True, True, False]))
+    middle, accuracy, rows = accuracy_by_uncertainty(uncertainty, np.array([True, True, True, False]))
     assert rows.tolist() == [2, 0, 0, 0, 0, 1, 0, 0, 0, 1]
-    assert (share[0], share[5], share[9]) == (1.0, 1.0, 0.0)
-    assert np.isnan(share[1])
+    assert (accuracy[0], accuracy[5], accuracy[9]) == (1.0, 1.0, 0.0)
+    assert np.isnan(accuracy[1])
     assert middle[0] == pytest.approx(0.05)
 
 

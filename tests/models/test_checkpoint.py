@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
@@ -93,7 +95,7 @@ def no_tensor_is_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Fail if a tensor is read through `safe_open`, which both readers of a checkpoint import by name."""
 
     class Header:
-        def __init__(self, *args: object, **options: object) -> None:
+        def __init__(self, *args: Any, **options: Any) -> None:
             self.file = real(*args, **options)
 
         def __enter__(self) -> "Header":
@@ -110,7 +112,7 @@ def no_tensor_is_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         def get_slice(self, name: str) -> object:
             return self.file.get_slice(name)
 
-    real = checkpoint.safe_open
+    real = safe_open
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "safe_open", Header)
         patch.setattr("transformers.modeling_utils.safe_open", None)

@@ -1,4 +1,4 @@
-"""The report of a run: what it says, that it stands alone, and that a browser shows it, on a phone too."""
+"""The report of a run shows all counts, needs no other file, and fits a browser window, on a phone too."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ from pipeline.output.parts import Output
 from pipeline.output.receipts import Receipt, length_histogram, uncertainty_histogram
 from pipeline.output.totals import Totals
 from pipeline.reports.examples import examples
-from pipeline.reports.page import Bars, Facts, Lines, Section, Table, render
+from pipeline.reports.page import Bars, Facts, Figure, Lines, Section, Table, render
 from pipeline.reports.run_report import RunSummary, run_page, sections_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -58,7 +58,7 @@ def receipt(number: int) -> Receipt:
     )
 
 
-FOUND = AuditResult(
+AUDIT = AuditResult(
     rows=2000, differing=12, limit=0.01, confidence=0.95, signals=[Signal(name="length", psi=0.31, watch=0.1, alarm=0.25)],
     flops=1e12, flops_full_depth=3e12, audit_flops=4e10, device_seconds=3600.0, audit_seconds=120.0,
     full_depth_seconds=9000.0, price_per_hour=2.0,
@@ -79,13 +79,13 @@ def example_run(shards: int = 24) -> RunSummary:
         totals=totals,
         fresh=totals,
         timeline=timeline,
-        found=FOUND,
+        audit=AUDIT,
         examples=Table("Examples", ["exit", "text"], [["1", "a <b>bold</b> claim, and much more text than that"]]),
     )
 
 
 class Reader(HTMLParser):
-    """Collects text and what a page would load; fails on tags that do not match."""
+    """Collect the text of a page and what it would load; fail on tags that do not match."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,15 +116,15 @@ def read(page: str) -> Reader:
     return reader
 
 
-def test_the_page_tells_all_counts_and_loads_nothing() -> None:
+def test_the_page_shows_all_counts_and_loads_nothing() -> None:
     reader = read(run_page(example_run()))
     text = re.sub(r"\s+", " ", " ".join(reader.text))
-    for said in ("24,000 rows answered", "240 rows rejected", "2.50x", "null_text", "168", "layer 1", "9,600 40.0%"):
-        assert said in text, said
-    for said in ("Unexpected end of <file>", "a <b>bold</b> claim", "entropy 0.3", "60.0%", "0.9-1.0", "256-511"):
-        assert said in text, said
-    for said in ("12 (0.600%)", "1.000%: kept", "length 0.310 0.100 0.250 alarm", "2.933 in money, at 2 an hour"):
-        assert said in text, said
+    for shown in ("24,000 rows classified", "240 rows rejected", "2.50x", "null_text", "168", "layer 1", "9,600 40.0%"):
+        assert shown in text, shown
+    for shown in ("Unexpected end of <file>", "a <b>bold</b> claim", "entropy 0.3", "60.0%", "0.9-1.0", "256-511"):
+        assert shown in text, shown
+    for shown in ("12 (0.600%)", "1.000%: kept", "length 0.310 0.100 0.250 alarm", "2.933 in money, at 2 an hour"):
+        assert shown in text, shown
     assert all(load.startswith("data:") for load in reader.loads)
     assert "<script" not in run_page(example_run())
 
@@ -154,7 +154,7 @@ def test_rows_over_time_add_up() -> None:
 
 
 def test_examples_show_the_texts_of_their_rows(tmp_path: Path) -> None:
-    """Rejects lie between the rows, one layer has more rows than are shown, and a part of another file is not there."""
+    """Show rows between rejects, no more of a layer than wanted, and go on where a file has no part."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out" / "_rejects").mkdir(parents=True)
     output, none = Output(str(tmp_path / "out")), pa.table({"id": []})
@@ -209,7 +209,8 @@ def test_every_kind_of_section_escapes_its_texts() -> None:
         Bars(bad, [(bad, 1)], bad),
         Lines(bad, {bad: [1.0, 2.0]}, bad, bad, bad, bad),
         Table(bad, [bad], [[bad]], bad),
+        Figure(bad, b"", bad, bad),
     ]
     page = render(bad, bad, [(bad, bad)], sections)
     assert bad not in page
-    assert "".join(read(page).text).count(bad) == 2 + 2 + 4 + 3 + 6 + 4 + 1
+    assert "".join(read(page).text).count(bad) == 2 + 2 + 4 + 3 + 6 + 4 + 3 + 1

@@ -11,7 +11,7 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.benchmark.synthetic import reviews
 from pipeline.calibration.curve import Curve
-from pipeline.calibration.fit import curve_of
+from pipeline.calibration.fit import fit_curve
 from pipeline.calibration.thresholds import Sample
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
@@ -35,7 +35,7 @@ def curve(model_directory: Path, tokenizer: Tokenizer) -> Curve:
     model = EarlyExitModel.from_pretrained(model_directory)
     rows = tokenizer([review.text for review in reviews(2000, seed=8)], None).rows
     recorded = record_as_run(model, Chunk(rows=rows, labels=np.zeros(len(rows), np.float32)), "fp32", "cpu")
-    return curve_of(Sample.of(recorded, CRITERION, rows.lengths, model.flops), CRITERION)
+    return fit_curve(Sample.of(recorded, CRITERION, rows.lengths, model.flops), CRITERION)
 
 
 def client_of(directory: Path, tokenizer: Tokenizer, curve: Curve | None) -> TestClient:

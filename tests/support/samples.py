@@ -1,4 +1,4 @@
-"""Made-up recordings of exits."""
+"""Synthetic samples of exits, whose true properties are known."""
 
 import numpy as np
 
@@ -11,9 +11,9 @@ SHAPE = shape_of(CONFIGS["bert"])
 
 
 def made_up(rows: int, seed: int, *, odd_exit: int | None = None) -> Sample:
-    """Rows whose answers differ the more often the more uncertain they are, less so at later exits; known to be so.
+    """Draw rows whose predictions differ more often the more uncertain they are, and less often at later exits.
 
-    At the odd exit uncertainty says nothing.
+    At the exit with index `odd_exit`, uncertainty says nothing.
     """
     random = np.random.default_rng(seed)
     hard = random.beta(0.5, 1.5, rows)

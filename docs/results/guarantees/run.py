@@ -22,7 +22,7 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from models.families import shape_of
-from pipeline.calibration.fit import curve_of
+from pipeline.calibration.fit import fit_curve
 from pipeline.calibration.guarantees import rows_needed
 from pipeline.calibration.thresholds import Sample, cheapest_path, single_path
 from pipeline.corpus.chunks import Chunk
@@ -133,7 +133,7 @@ def targets(args: argparse.Namespace) -> None:
             got = []
             for seed in range(20):
                 known, other = halves(sample, seed, len(sample) // 2)
-                speeds = dict(curve_of(known, CRITERION, seed).at_speedup(speedup).criterion.speeds)
+                speeds = dict(fit_curve(known, CRITERION, seed).at_speedup(speedup).criterion.speeds)
                 share, differing, _ = other.outcome(np.array([speeds.get(layer, 0.0) for layer in sample.layers]))
                 got.append((1 / share, differing / len(other)))
             found = np.array(got)
@@ -183,7 +183,7 @@ def made_up(args: argparse.Namespace) -> dict[str, Sample]:
 def _one_split(sample: Sample, seed: int, rows: int) -> tuple[float, float, float, float]:
     """Speed-up on all rows, shares of differing answers among all and among the others, whether it stays at full depth."""
     known, other = halves(sample, seed, rows)
-    criterion = curve_of(known, CRITERION, seed).within(LIMIT, CONFIDENCE).criterion
+    criterion = fit_curve(known, CRITERION, seed).within(LIMIT, CONFIDENCE).criterion
     speeds = np.array([criterion.speed_at(layer) for layer in sample.layers])
     share, differing, _ = sample.outcome(speeds)
     return 1 / share, differing / len(sample), other.outcome(speeds)[1] / len(other), float(criterion.full_depth)

@@ -28,7 +28,7 @@ from pipeline.benchmark.measure import System, hardware, measure, time_criteria
 from pipeline.benchmark.workload import Workload
 from pipeline.calibration.audit import AuditSpec, Guarantee, audit, judge
 from pipeline.calibration.curve import Calibration, Curve, WallClock
-from pipeline.calibration.fit import curve_of
+from pipeline.calibration.fit import fit_curve
 from pipeline.calibration.thresholds import Sample
 from pipeline.calibration.timing import TIMED_ROUNDS, time_curve
 from pipeline.engine.config import EngineConfig
@@ -46,24 +46,24 @@ def wall(args: argparse.Namespace) -> None:
     for name, sample in pools(args).items():
         model, directory = EarlyExitModel.from_pretrained(args.work / name), args.work / name
         pool = pd.read_parquet(args.work / "data" / f"{name}-pool.parquet")
-        curve = curve_of(sample.take(np.arange(len(sample) // 2)), CRITERION)
+        curve = fit_curve(sample.take(np.arange(len(sample) // 2)), CRITERION)
         first, second = (tokenize(directory, model, pool[start : start + 3000]).rows for start in (0, len(pool) // 2))
         clock = time_curve(str(directory), curve, first, "auto", "cpu")
         reached = [asked for asked in (1.5, 2.0, 3.0) if asked <= max(clock.time_speedups)]
-        criteria = [curve.at_speedup(clock.flops_of(asked)).criterion for asked in reached]
+        criteria = [curve.at_speedup(clock.flops_speedup_for(asked)).criterion for asked in reached]
         full, *timings = time_criteria(str(directory), [Criterion(), *criteria], second, "auto", "cpu", TIMED_ROUNDS)
         for asked, criterion, timing in zip(reached, criteria, timings, strict=True):
             engine = Engine(LoadedModel(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=criterion)))
             spent = engine.flops.rows(second.lengths, engine.run(second).exit_layers).sum()
             fewer = engine.flops.full_depth(second.lengths).sum() / spent
-            cells = f"{clock.flops_of(asked):.2f}x | {timing.speedup_over(full):.2f}x | {fewer:.2f}x"
+            cells = f"{clock.flops_speedup_for(asked):.2f}x | {timing.speedup_over(full):.2f}x | {fewer:.2f}x"
             print(f"| {name}, {clock.hardware} | {asked:g}x | {cells} |", flush=True)
 
 
 def exit_plan(sample: Sample, criterion: Criterion) -> np.ndarray:
     """Where rows leave: [B]."""
     speeds = np.array([criterion.speed_at(layer) for layer in sample.layers])
-    leaves = np.vstack([sample.exits_at(speeds), np.ones((1, len(sample)), np.bool_)])
+    leaves = np.vstack([sample.would_exit(speeds), np.ones((1, len(sample)), np.bool_)])
     return np.array([*sample.layers, sample.depth])[leaves.argmax(0)]
 
 
@@ -75,11 +75,11 @@ def forced(_args: argparse.Namespace) -> None:
     known, timed, other, many = (
         synthetic(rows, seed, model.flops) for rows, seed in ((5000, 0), (600, 4), (600, 1), (20_000, 3))
     )
-    curve, asked, points = curve_of(known, CRITERION), (1.5, 2.0, 3.0), (1.0, 1.5, 2.0, 3.0, 4.0)
+    curve, asked, points = fit_curve(known, CRITERION), (1.5, 2.0, 3.0), (1.0, 1.5, 2.0, 3.0, 4.0)
     clock = WallClock(
         hardware=hardware("cpu"), flops_speedups=[*points], time_speedups=_planned_speedups(model, curve, points, timed)
     )
-    needed = [clock.flops_of(speedup) for speedup in asked]
+    needed = [clock.flops_speedup_for(speedup) for speedup in asked]
     faster = _planned_speedups(model, curve, (1.0, *asked, *needed), other)[1:]
     head("rows", "asked", "in", "fewer FLOPs on 20,000 other rows", "fewer FLOPs on the 600 rows timed", "faster there")
     for unit, speedups, took in (("FLOPs", asked, faster[:3]), ("time", needed, faster[3:])):
@@ -158,7 +158,7 @@ def drift(args: argparse.Namespace) -> None:
 
 
 def publish(args: argparse.Namespace) -> None:
-    """Run the two nights by classify.py itself: a night of movie sentences, and one of newswire, into one folder; after `drift`."""
+    """Run the two nights by classify.py itself: one of movie sentences, one of newswire, into one folder; after `drift`."""
     texts, directory = sentences(args), args.work / "sst2-movie"
     corpus, out = args.work / "nights", args.work / "nights-out"
     for folder in (corpus, out):

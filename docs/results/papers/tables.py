@@ -22,7 +22,7 @@ from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
-from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within, luha
+from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, accuracy_by_uncertainty, cheapest_within
 
 SETS = ("sst2", "ag_news", "trec", "subj", "qnli", "chnsenticorp", "stsb")
 PAIRS = ("qnli", "stsb")
@@ -153,7 +153,9 @@ def uncertainty(work: Work) -> None:
         seen = evaluation.recorded.uncertainty(Criterion(name="entropy", speed=0.5))
         cells = [name]
         for place in range(len(seen)):
-            middle, share, count = luha(seen[place], evaluation.recorded.answers[place] == evaluation.targets)
+            middle, share, count = accuracy_by_uncertainty(
+                seen[place], evaluation.recorded.answers[place] == evaluation.targets
+            )
             full = count >= 10
             cells.append(f"{spearmanr(middle[full], share[full]).statistic:.2f}" if full.sum() > 2 else "-")
         rows.append(cells)
