@@ -27,6 +27,7 @@ from pipeline.corpus.listing import InputFile
 from pipeline.errors import InputError, StorageError, UserError
 from pipeline.output.manifest import (
     MANIFEST_VERSION,
+    SHARDS,
     SHARDS_PREFIX,
     Fingerprint,
     Manifest,
@@ -53,7 +54,6 @@ from pipeline.output.receipt_log import (
 from pipeline.output.receipts import Receipt
 from pipeline.output.shard_index import ShardIndex
 from pipeline.output.totals import Totals
-from pipeline.schema import SHARDS
 from pipeline.storage.base import is_remote
 from pipeline.storage.local import lock_folder
 from pipeline.storage.locate import storage_of
@@ -133,7 +133,7 @@ class Ledger:
         self._journal.flush()
 
     def totals(self) -> Totals:
-        """All stored receipts added up."""
+        """Return the sum of all stored receipts, as of now."""
         return self._totals
 
     def unpublished(self) -> Totals:
@@ -287,7 +287,7 @@ class Ledger:
                 self._lost = np.concatenate([self._lost, shard_names(table)[~mask]])
                 table = table if mask.all() else table.filter(pa.array(mask))
             self._index.add_table(table)
-            self._totals.add_table(table)
+            self._totals = self._totals.plus_table(table)
 
     def _parts_there(self) -> ShardNames:
         """List the parts of this generation, in order. Not for S3: what was put stays, and a million names take minutes."""
@@ -297,7 +297,7 @@ class Ledger:
         return np.sort(np.concatenate(found))
 
     def _keep(self, receipt: Receipt) -> None:
-        self._totals.add(receipt)
+        self._totals = self._totals.plus(receipt)
         self._index.add(receipt)
 
     def _try_to_publish(self, replaced: Manifest | None, seconds: float, checked: Mapping[str, object]) -> bool:
@@ -312,7 +312,7 @@ class Ledger:
         lost = np.setdiff1d(self._lost, np.concatenate([NO_SHARDS, *(shard_names(table) for table in distinct(mine))]))
         with pq.ParquetWriter(sink, SHARDS, compression="zstd") as writer:
             for table in distinct([*mine, *older], lost):
-                totals.add_table(table)
+                totals = totals.plus_table(table)
                 index.add_table(table)
                 writer.write_table(with_parts(table, self.output))
                 rows += len(table)

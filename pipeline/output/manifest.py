@@ -17,12 +17,15 @@ import pyarrow.compute as pc
 
 from pipeline.errors import StorageError
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER, Output
+from pipeline.output.receipts import RECEIPTS
 from pipeline.output.totals import Totals
-from pipeline.schema import PART, REJECTS_PART, SHARDS
 from pipeline.storage.locate import storage_of
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 SHARDS_PREFIX = "_shards-"
+PART, REJECTS_PART = "part", "rejects_part"
+SHARDS = pa.schema([pa.field(PART, pa.string(), nullable=False), pa.field(REJECTS_PART, pa.string()), *RECEIPTS])
+"""Columns of the list of shards: paths of a shard's part and of its rejects, if any, relative to the folder; its receipt."""
 Fingerprint = dict[str, str]
 """What decides the answers, by name: model, tokenizer, criterion, columns, schema, code version."""
 

@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
 from pipeline.output.parts import parquet_bytes
-from pipeline.output.receipts import Receipt, receipts_table
-from pipeline.schema import RECEIPTS
+from pipeline.output.receipts import RECEIPTS, Receipt, receipts_table
 from pipeline.storage.locate import storage_of
 
 FLUSH_SECONDS = 1.0

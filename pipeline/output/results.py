@@ -18,9 +18,9 @@ from pyarrow import fs
 
 from pipeline.corpus.listing import Corpus, list_inputs, of_entries
 from pipeline.errors import UserError
-from pipeline.output.manifest import Manifest, read_manifest
+from pipeline.output.manifest import PART, REJECTS_PART, Manifest, read_manifest
 from pipeline.output.parts import MANIFEST, RECEIPTS_FOLDER
-from pipeline.schema import PART, REJECTS, REJECTS_PART
+from pipeline.schema import REJECTS
 from pipeline.storage.base import S3_SCHEME, absolute, is_remote
 from pipeline.storage.locate import storage_of
 

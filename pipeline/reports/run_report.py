@@ -7,8 +7,8 @@ from functools import partial
 
 from pipeline.bulk.progress import duration
 from pipeline.bulk.timeline import Moment, Timeline
-from pipeline.calibration.audit import AuditResult
-from pipeline.output.receipts import length_bounds
+from pipeline.calibration.verdict import AuditResult
+from pipeline.output.histograms import length_bounds
 from pipeline.output.totals import Totals
 from pipeline.reports.page import Bars, Facts, Lines, Section, Table, render
 
@@ -130,11 +130,11 @@ def uncertainty(totals: Totals) -> Section | None:
 
 def lengths(totals: Totals) -> Section | None:
     """Rows by their length."""
-    counts = [
-        (f"{low:,}-{high:,}" if low < high else f"{low:,}", rows)
-        for (low, high), rows in zip(length_bounds(len(totals.length_histogram)), totals.length_histogram, strict=True)
-    ]
-    return Bars("Length in tokens", counts, "As the model reads them, special tokens included.") if counts else None
+    if not totals.length_histogram:
+        return None
+    names = [f"{low:,} or more" if high is None else f"{low:,}-{high:,}" for low, high in length_bounds()]
+    counts = list(zip(names, totals.length_histogram, strict=True))
+    return Bars("Length in tokens", counts, "As the model reads them, special tokens included.")
 
 
 def cost(totals: Totals) -> Section:
@@ -155,7 +155,7 @@ def audit(found: AuditResult) -> Section | None:
         return None
     pairs = [
         ("audited", f"{found.rows:,} rows went to full depth as well"),
-        ("differ", f"{found.differing:,} ({found.share:.3%})"),
+        ("differ", f"{found.differing:,} ({found.disagreement:.3%})"),
         ("true share", f"at most {found.at_most:.3%}, with {found.confidence:.0%} confidence"),
     ]
     if found.limit is not None:
