@@ -1,4 +1,7 @@
-"""Names and types of the columns that stages exchange, and of those in the output."""
+"""Names and types of the columns of rows: as stages exchange them, and in the output.
+
+Receipts have columns of their own, derived from `output.receipts.Receipt`.
+"""
 
 from collections.abc import Sequence
 
@@ -38,42 +41,6 @@ REJECTS = pa.schema(
     ]
 )
 """Schema of files in the folder of rejects."""
-
-RECEIPTS = pa.schema(
-    [
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("file", pa.string(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
-        pa.field("version", pa.string(), nullable=False),
-        pa.field("start", pa.int64(), nullable=False),
-        pa.field("last", pa.bool_(), nullable=False),
-        pa.field("input_bytes", pa.float64(), nullable=False),
-        pa.field("read_error", pa.string()),
-        pa.field("rows_in", pa.int64(), nullable=False),
-        pa.field("rows_out", pa.int64(), nullable=False),
-        pa.field("rejected", pa.map_(pa.string(), pa.int64()), nullable=False),
-        pa.field("truncated", pa.int64(), nullable=False),
-        pa.field("tokens", pa.int64(), nullable=False),
-        *(
-            pa.field(name, pa.list_(pa.int64()), nullable=False)
-            for name in ("exits", "uncertainty_histogram", "length_histogram")
-        ),
-        pa.field("layer_tokens", pa.int64(), nullable=False),
-        pa.field("padding_tokens", pa.int64(), nullable=False),
-        pa.field("flops", pa.float64(), nullable=False),
-        pa.field("flops_full_depth", pa.float64(), nullable=False),
-        *(
-            pa.field(name, pa.map_(pa.string(), pa.float32()), nullable=False)
-            for name in ("seconds", "cpu_seconds", "peak_mb")
-        ),
-        pa.field("sums", pa.map_(pa.string(), pa.float64()), nullable=False),
-    ]
-)
-"""Finished shards, by `receipts.Receipt`."""
-
-PART, REJECTS_PART = "part", "rejects_part"
-SHARDS = pa.schema([pa.field(PART, pa.string(), nullable=False), pa.field(REJECTS_PART, pa.string()), *RECEIPTS])
-"""Published shards: where their results are, and, where there are rejects, those; relative to the output folder."""
 
 
 def travelling(keep: pa.Schema) -> pa.Schema:

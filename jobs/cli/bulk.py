@@ -16,7 +16,8 @@ from pipeline.bulk.progress import duration
 from pipeline.bulk.run import Outcome, classify_corpus
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.bulk.stages import abandon
-from pipeline.calibration.audit import AuditResult, AuditSpec, Guarantee, summary
+from pipeline.calibration.audit import AuditSpec
+from pipeline.calibration.verdict import AuditResult, Guarantee, summary
 from pipeline.cluster.connect import use_endpoint
 from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.listing import list_inputs

@@ -4,9 +4,10 @@ import argparse
 
 from jobs.cli import options
 from models.digest import weights_digest
-from pipeline.calibration.audit import AuditSpec, Guarantee
+from pipeline.calibration.audit import AuditSpec
 from pipeline.calibration.curve import Calibration, Choice
 from pipeline.calibration.guarantees import CONFIDENCE, upper_bound
+from pipeline.calibration.verdict import Guarantee
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.errors import InputError
 
@@ -117,10 +118,10 @@ def _for_limit(args: argparse.Namespace, calibration: Calibration) -> Choice:
 
 def audit_spec(args: argparse.Namespace, calibration: Calibration | None) -> AuditSpec | None:
     """Say what actors count; None if nothing needs to be."""
-    if args.audit is None and calibration is None:
+    if not args.audit:
         return None
     edges = () if calibration is None else tuple(calibration.reference.uncertainty_edges)
-    return AuditSpec(share=args.audit or 0.0, uncertainty_edges=edges)
+    return AuditSpec(fraction=args.audit, uncertainty_edges=edges)
 
 
 def guarantee(args: argparse.Namespace, calibration: Calibration | None, choice: Choice | None) -> Guarantee:

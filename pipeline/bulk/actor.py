@@ -20,7 +20,7 @@ from pipeline.calibration.audit import audit
 from pipeline.cluster.resources import ActorPlan
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.output.receipts import length_histogram, uncertainty_histogram
+from pipeline.output.histograms import length_histogram, uncertainty_histogram
 from pipeline.rows import Predictions, TokenRows
 from pipeline.schema import (
     DETAIL,
@@ -53,6 +53,7 @@ class ClassifyActor:
             self.labels = np.array(model.labels)
             self.layers = model.shape.layers
             self.engine = Engine(LoadedModel(model, spec.engine, plan.device))
+            self.full_depth = self.engine.with_criterion(spec.engine.criterion.at_full_depth())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         block = ShardBlock.from_arrow(batch)
@@ -82,8 +83,9 @@ class ClassifyActor:
             )
         if self.spec.audit is not None:
             with block.stage("audit"):
-                sums = audit(self.engine, self.spec.audit, block.receipt.shard, tokens, predictions)
-            block.receipt = replace(block.receipt, sums=sums)
+                shard = block.receipt.shard
+                counts = audit(self.engine, self.full_depth, self.spec.audit, shard, tokens, predictions)
+            block.receipt = replace(block.receipt, **counts)
         return block.to_arrow()
 
     def _run(self, tokens: TokenRows, attempts: AttemptLog | None) -> Isolated[Predictions]:

@@ -1,6 +1,5 @@
 """Metrics of a bulk run, exported by its driver."""
 
-from pipeline.calibration import audit
 from pipeline.cluster.monitoring import COUNTER, ENGINE, STAGE_SECONDS, Metric, RegisteredMetrics
 from pipeline.output.receipts import Receipt
 
@@ -30,8 +29,8 @@ class BulkMetrics(RegisteredMetrics):
             layer_tokens=receipt.layer_tokens,
             padding_tokens=receipt.padding_tokens,
         )
-        self.count(AUDITED, receipt.sums.get(audit.ROWS, 0.0))
-        self.count(DIFFERING, receipt.sums.get(audit.DIFFERING, 0.0))
+        self.count(AUDITED, receipt.audited)
+        self.count(DIFFERING, receipt.differing)
         for reason, rows in receipt.rejected.items():
             self.count(REJECTS, rows, reason=reason)
         for stage, seconds in receipt.seconds.items():

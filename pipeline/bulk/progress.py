@@ -23,7 +23,7 @@ class Progress:
 
     def add(self, receipt: Receipt) -> None:
         """Count a finished shard and say so when it is time."""
-        self.totals.add(receipt)
+        self.totals = self.totals.plus(receipt)
         now = time.monotonic()
         if self.live or now - self.shown >= LOG_SECONDS:
             self.shown = now

@@ -1,6 +1,5 @@
 """The main run, from a checked request to published results: resume, stream, write receipts down, publish."""
 
-import copy
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pipeline.bulk.quarantine import clear_attempts
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.bulk.stages import classify_files, receipts_of
 from pipeline.bulk.timeline import Timeline
-from pipeline.calibration.audit import AuditResult, Guarantee, judge
+from pipeline.calibration.verdict import AuditResult, Guarantee, judge
 from pipeline.clock import peak_memory_mb
 from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import check_free, plan_actors
@@ -57,13 +56,13 @@ def classify_corpus(
         plan = plan_actors(*(actors or ()))
         check_free(plan)
         files = [file for file in corpus.files if file.path in left]
-        already = copy.deepcopy(ledger.totals())
+        already = ledger.totals()
         progress = Progress(int(already.input_bytes) + sum(file.size for file in files), already)
         metrics = BulkMetrics()
         try:
             for receipt in receipts_of(classify_files(files, left, spec, plan)):
                 ledger.add(receipt)
-                fresh.add(receipt)
+                fresh = fresh.plus(receipt)
                 progress.add(receipt)
                 timeline.add(receipt)
                 metrics.count_shard(receipt)

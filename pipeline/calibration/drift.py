@@ -1,9 +1,9 @@
-"""Drift: whether the rows of a run look like those that the model was calibrated on. Counts by bin, never text.
+"""Drift: whether the rows of a run look like those that the model was calibrated on. Counts by bin are compared, never texts.
 
-The population stability index of two sets of counts is sum over bins of (q - p) log(q / p), p and q being the shares of a bin
-(Jeffreys' divergence; Lewis 1994 and credit scoring since). By habit 0.1 is worth a look and 0.25 is a change. When nothing
-changed it is not 0 but (1/n + 1/m) x chi-squared with bins - 1 degrees of freedom (Yurdakul 2018), n and m being the rows: a
-small run must be further off than that before it is worth a look.
+The population stability index of two sets of counts is the sum over bins of (q - p) log(q / p), p and q being the fractions of
+rows in a bin (Jeffreys' divergence; Lewis 1994 and credit scoring since). By convention 0.1 is worth a look and 0.25 is a
+change. When nothing changed it is not 0 but (1/n + 1/m) x chi-squared with bins - 1 degrees of freedom (Yurdakul 2018), n and m
+being the rows: a small run must be further off than that before it is worth a look.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,25 +11,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtri
+from scipy.stats import chi2
+
+from pipeline.output.histograms import bin_counts, length_histogram
 
 WATCH, ALARM = 0.1, 0.25
 BY_CHANCE = 1e-4
-"""How often chance alone may reach the threshold of a signal."""
-LENGTH_EDGES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-"""Bins of length in tokens: at most 8, at most 16, ... and the rest."""
-UNCERTAINTY_BINS = 10
+"""Probability with which chance alone may reach the threshold of a signal."""
+UNCERTAINTY_QUANTILES = 10
+"""Bins of the uncertainty at full depth, with about equally many rows of the calibration in each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
-    """One thing that is looked at."""
+    """One property of rows, compared with the calibration."""
 
     name: str
     psi: float
+    """Population stability index."""
     watch: float
-    """Thresholds for these numbers of rows."""
+    """Index above which these numbers of rows are worth a look."""
     alarm: float
+    """Index above which these numbers of rows show a change."""
 
     @property
     def state(self) -> str:
@@ -39,55 +42,45 @@ class Signal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What the rows of a calibration looked like."""
+    """The rows of a calibration, in counts."""
 
     lengths: list[int]
-    """Rows by bin of length."""
+    """Rows by tokens, in the bins of `histograms.LENGTH_EDGES`."""
     truncation: list[int]
-    """Rows that were read whole, and that were cut."""
+    """Rows that were read whole, and rows that were truncated."""
     uncertainty_edges: list[float]
+    """Edges between the bins of uncertainty."""
     uncertainty: list[int]
-    """Rows by bin of the uncertainty at full depth."""
+    """Rows by uncertainty at full depth, in these bins."""
 
-    def signals(self, exits: Sequence[float], seen: Mapping[str, Sequence[float]]) -> list[Signal]:
-        """Compare with the counts of a run by name; `exits` are the rows by exit layer that its thresholds let one expect.
+    def signals(self, exits: Sequence[float], counts: Mapping[str, Sequence[float]]) -> list[Signal]:
+        """Compare with the counts of a run by name; `exits` are the rows by exit layer to expect at its thresholds.
 
-        What has no rows on one side says nothing and is left out.
+        Example: `reference.signals((600, 400), {"exits": [300, 200], "length": [...]})`. A property that has no rows on
+        either side is left out.
         """
         expected = {"exits": exits, "length": self.lengths, "truncation": self.truncation}
         expected["uncertainty"] = self.uncertainty
-        pairs = {name: (expected[name], counts) for name, counts in seen.items()}
+        pairs = {name: (expected[name], actual) for name, actual in counts.items()}
         return [compare(name, p, q) for name, (p, q) in pairs.items() if sum(p) and sum(q)]
 
 
 def reference_of(lengths: npt.ArrayLike, truncated: npt.ArrayLike, uncertainty: npt.ArrayLike) -> Reference:
-    """Describe rows [B]: tokens, whether they were cut, uncertainty at full depth."""
-    edges = uncertainty_edges(uncertainty)
+    """Describe rows by their tokens, whether they were truncated, and their uncertainty at full depth: [B] each."""
+    edges = quantile_edges(uncertainty)
     cut = int(np.sum(truncated))
     return Reference(
-        lengths=length_counts(lengths),
+        lengths=length_histogram(lengths),
         truncation=[np.size(truncated) - cut, cut],
         uncertainty_edges=edges,
         uncertainty=bin_counts(uncertainty, edges),
     )
 
 
-def uncertainty_edges(uncertainty: npt.ArrayLike) -> list[float]:
-    """Return edges between bins with about equally many of these rows."""
-    edges = np.quantile(np.asarray(uncertainty), np.linspace(0, 1, UNCERTAINTY_BINS + 1)[1:-1])
+def quantile_edges(uncertainty: npt.ArrayLike) -> list[float]:
+    """Return edges between UNCERTAINTY_QUANTILES bins with about equally many of these rows; equal edges are merged."""
+    edges = np.quantile(np.asarray(uncertainty), np.linspace(0, 1, UNCERTAINTY_QUANTILES + 1)[1:-1])
     return [float(f"{edge:.6g}") for edge in np.unique(edges)]
-
-
-def length_counts(lengths: npt.ArrayLike) -> list[int]:
-    """Count rows by bin of LENGTH_EDGES."""
-    return bin_counts(lengths, LENGTH_EDGES)
-
-
-def bin_counts(values: npt.ArrayLike, edges: Sequence[float]) -> list[int]:
-    """Count values by bin: up to the first edge, up to the second, ..., above the last."""
-    where = np.searchsorted(np.asarray(edges, np.float64), np.asarray(values, np.float64), side="left")
-    counts: list[int] = np.bincount(where, minlength=len(edges) + 1).tolist()
-    return counts
 
 
 def stability_index(expected: npt.ArrayLike, actual: npt.ArrayLike) -> float:
@@ -101,5 +94,5 @@ def compare(name: str, expected: Sequence[float], actual: Sequence[float]) -> Si
     """Compare two sets of counts over the same bins; bins that are empty in both do not count."""
     both = [(p, q) for p, q in zip(expected, actual, strict=True) if p or q]
     before, after = zip(*both, strict=True)
-    chance = float(chdtri(max(len(both) - 1, 1), BY_CHANCE)) * (1 / sum(before) + 1 / sum(after))
+    chance = float(chi2.isf(BY_CHANCE, max(len(both) - 1, 1))) * (1 / sum(before) + 1 / sum(after))
     return Signal(name=name, psi=stability_index(before, after), watch=max(WATCH, chance), alarm=max(ALARM, chance))

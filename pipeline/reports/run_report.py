@@ -11,8 +11,8 @@ from functools import partial
 
 from pipeline.bulk.progress import duration
 from pipeline.bulk.timeline import Moment, Timeline
-from pipeline.calibration.audit import AuditResult
-from pipeline.output.receipts import length_bounds
+from pipeline.calibration.verdict import AuditResult
+from pipeline.output.histograms import length_bounds
 from pipeline.output.totals import Totals
 from pipeline.reports.page import Bars, Facts, Lines, Section, Table, render
 
@@ -139,16 +139,12 @@ def uncertainty(totals: Totals) -> Section | None:
 
 
 def lengths(totals: Totals) -> Section | None:
-    """Count rows by their number of tokens, in bins that double."""
-    counts = [
-        (f"{low:,}-{high:,}" if low < high else f"{low:,}", rows)
-        for (low, high), rows in zip(length_bounds(len(totals.length_histogram)), totals.length_histogram, strict=True)
-    ]
-    return (
-        Bars("Length in tokens", counts, "As the model takes them: after truncation, special tokens included.")
-        if counts
-        else None
-    )
+    """Count rows by their number of tokens."""
+    if not totals.length_histogram:
+        return None
+    names = [f"{low:,} or more" if high is None else f"{low:,}-{high:,}" for low, high in length_bounds()]
+    counts = list(zip(names, totals.length_histogram, strict=True))
+    return Bars("Length in tokens", counts, "As the model takes them: after truncation, special tokens included.")
 
 
 def cost(totals: Totals) -> Section:
@@ -169,7 +165,7 @@ def audit(result: AuditResult) -> Section | None:
         return None
     pairs = [
         ("audited", f"{result.rows:,} rows went to full depth as well"),
-        ("differ", f"{result.differing:,} ({result.share:.3%})"),
+        ("differ", f"{result.differing:,} ({result.disagreement:.3%})"),
         ("true fraction", f"at most {result.at_most:.3%}, with {result.confidence:.0%} confidence"),
     ]
     if result.limit is not None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.calibration.curve import SPLIT_ROWS, Calibration, Curve, WallClock, choices
-from pipeline.calibration.drift import ALARM, WATCH, bin_counts, compare, length_counts, reference_of, stability_index
+from pipeline.calibration.drift import ALARM, WATCH, compare, reference_of, stability_index
 from pipeline.calibration.fit import fit_curve, fit_rows
 from pipeline.calibration.guarantees import upper_bound
 from pipeline.calibration.temperature import calibration_error, fit_exits, fit_temperature, scale_exits
@@ -23,6 +23,7 @@ from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import sample_texts
 from pipeline.errors import UserError
 from pipeline.evaluation.recorded import AllExits
+from pipeline.output.histograms import bin_counts, length_histogram
 from tests.support.samples import made_up
 
 CALIBRATIONS = 60
@@ -214,7 +215,7 @@ def test_equal_rows_do_not_alarm_whatever_their_number() -> None:
 
 def test_bins_hold_their_upper_edge() -> None:
     assert bin_counts([1, 2, 2, 3, 9], [2, 3]) == [3, 1, 1]
-    assert length_counts([1, 8, 9, 256, 257]) == [2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert length_histogram([1, 8, 9, 256, 257]) == [2, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1]
 
 
 def test_a_sample_is_drawn_evenly_from_all_shards(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.corpus.listing import Corpus
 from pipeline.errors import StorageError, UserError
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import Output, prepare_folder
-from pipeline.output.receipt_log import SEGMENT_RECEIPTS, are_among, as_numbers, shard_names
+from pipeline.output.receipt_log import SEGMENT_RECEIPTS, are_among, parse_ids, shard_ids
 from pipeline.output.receipts import Receipt, receipts_table
 from pipeline.output.results import published
 from pipeline.output.totals import Totals
@@ -82,6 +82,19 @@ def test_the_same_again_does_nothing_and_new_files_only_are_added(corpus: Corpus
     assert len(read_all(folder)[0]) == 90
 
 
+def test_totals_are_a_snapshot(corpus: Corpus, folder: str) -> None:
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        finish(ledger, receipt(corpus, 0, 0, 20, last=False))
+        ledger.flush()
+        before = ledger.totals()
+        finish(ledger, receipt(corpus, 0, 20, 10, last=True))
+        ledger.flush()
+        assert (before.shards, before.rows_in, before.exits, before.rejected) == (1, 20, [19, 0], {"null_text": 1})
+        after = ledger.totals()
+        assert (after.shards, after.rows_in, after.exits, after.rejected) == (2, 30, [28, 0], {"null_text": 2})
+
+
 def test_receipts_are_stored_within_about_a_second(corpus: Corpus, folder: str) -> None:
     with Ledger(folder, FINGERPRINT) as ledger:
         ledger.begin(SCHEMA)
@@ -144,7 +157,8 @@ def test_shards_done_twice_are_listed_once(corpus: Corpus, folder: str) -> None:
 def test_another_fingerprint_is_refused_with_the_difference(name: str, corpus: Corpus, folder: str) -> None:
     run_all(folder, corpus, FINGERPRINT)
     before = files_in(folder)
-    refusal = f"holds results of another run: {name} was {FINGERPRINT[name]}, is another. Choose another folder, or overwrite it"
+    refusal = f"holds results of another run: {name} was {FINGERPRINT[name]}, is another. "
+    refusal += "Choose another folder, or overwrite it"
     with pytest.raises(UserError, match=re.escape(refusal)), Ledger(folder, FINGERPRINT | {name: "another"}):
         pass
     assert files_in(folder) == before
@@ -175,8 +189,8 @@ def test_results_of_files_that_are_gone_stay_if_wanted(corpus: Corpus, folder: s
 
 
 def test_busy_servers_are_asked_again_and_dead_ones_named(s3: S3Server) -> None:
-    place = "s3://bucket/busy"
-    corpus, folder = make_corpus(place), make_folder(place)
+    location = "s3://bucket/busy"
+    corpus, folder = make_corpus(location), make_folder(location)
     s3.faults += [Fault(method, "out", times=1) for method in ("PUT", "GET", "POST")]
     run_all(folder, corpus, FINGERPRINT)
     assert all(fault.times == 0 for fault in s3.faults[:2])
@@ -190,8 +204,8 @@ def test_busy_servers_are_asked_again_and_dead_ones_named(s3: S3Server) -> None:
 
 
 def test_receipts_that_cannot_be_stored_end_the_run(s3: S3Server) -> None:
-    place = "s3://bucket/full"
-    corpus, folder = make_corpus(place), make_folder(place)
+    location = "s3://bucket/full"
+    corpus, folder = make_corpus(location), make_folder(location)
 
     def run_on() -> None:
         with Ledger(folder, FINGERPRINT) as ledger:
@@ -281,22 +295,22 @@ def test_totals_of_a_table_are_those_of_its_receipts(tmp_path: Path) -> None:
         ),
         replace(one, exits=[], seconds={}, peak_mb={"read": 7.0, "write": 1.0}),
     ]
-    single, table = Totals(), Totals()
+    single = Totals()
     for done in receipts:
-        single.add(done)
-    table.add_table(receipts_table(receipts[:1]))
-    table.add_table(receipts_table(receipts[1:]))
+        single = single.plus(done)
+    table = Totals().plus_table(receipts_table(receipts[:1])).plus_table(receipts_table(receipts[1:]))
     assert table == single
     assert table.exits == [3, 5, 2]
 
 
-def test_names_of_shards_are_numbers_too() -> None:
+def test_ids_of_shards_are_numbers_too() -> None:
     names = ["0123456789abcdef", "ffffffffffffffff", "0000000000000000", "a0b1c2d3e4f50617"]
-    numbers = as_numbers(pa.array(names))
-    assert numbers.tolist() == [int(name, 16) for name in names]
-    assert shard_names(pa.table({"shard": names}).slice(1)).tolist() == numbers[1:].tolist()
-    assert are_among(numbers, np.sort(numbers[:2])).tolist() == [True, True, False, False]
-    assert are_among(numbers, numbers[:0]).tolist() == [False] * 4
+    ids = parse_ids(pa.array(names))
+    assert ids.dtype == np.uint64
+    assert ids.tolist() == [int(name, 16) for name in names]
+    assert shard_ids(pa.table({"shard": names}).slice(1)).tolist() == ids[1:].tolist()
+    assert are_among(ids, np.sort(ids[:2])).tolist() == [True, True, False, False]
+    assert are_among(ids, ids[:0]).tolist() == [False] * 4
 
 
 def test_parts_are_known_by_their_generation() -> None:
@@ -311,6 +325,7 @@ def test_totals_add_up() -> None:
     totals = Totals()
     plain = {"file": "f", "size": 1, "version": "m", "start": 0, "last": True, "input_bytes": 1.0}
     for exits in ([3, 1], [0, 4]):
-        totals.add(Receipt(**plain, shard="s", rows_in=4, rows_out=4, exits=exits))  # type: ignore[arg-type]
+        receipt = Receipt(**plain, shard="s", rows_in=4, rows_out=4, exits=exits)  # type: ignore[arg-type]
+        totals = totals.plus(receipt)
     assert totals.exits == [3, 5]
     assert totals.mean_exit_layer == pytest.approx((3 + 10) / 8)

@@ -52,7 +52,7 @@ def test_a_stored_result_leaves_nothing_but_itself(corpus: Corpus, folder: str) 
     assert names == {"_manifest.json", "_shards-*.parquet", "part-*.parquet", "_rejects/part-*.parquet"}
 
 
-def test_the_manifest_and_its_list_tell_of_every_row_once(corpus: Corpus, folder: str) -> None:
+def test_the_manifest_and_its_list_account_for_every_row_once(corpus: Corpus, folder: str) -> None:
     run_all(folder, corpus, FINGERPRINT)
     manifest = published(folder)
     totals, table = manifest.facts["totals"], shards(manifest)
@@ -101,6 +101,23 @@ def test_there_is_nothing_to_read_before_the_end(corpus: Corpus, folder: str) ->
         finish(ledger, receipt(corpus, 0, 0, 30, last=True))
     with pytest.raises(UserError, match="the run that writes there has not ended"):
         open_results(folder)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_results_of_another_version_of_offramp_are_refused_in_one_line(
+    overwrite: bool, corpus: Corpus, folder: str
+) -> None:
+    run_all(folder, corpus, FINGERPRINT)
+    storage, path = storage_of(folder), f"{folder}/_manifest.json"
+    facts = published(folder).facts
+    storage.write(path, json.dumps(facts | {"version": facts["version"] - 1}).encode())
+    before = files_in(folder)
+    with (
+        pytest.raises(UserError, match=r"holds results of another version of offramp; choose another folder$"),
+        Ledger(folder, FINGERPRINT, overwrite=overwrite),
+    ):
+        pass
+    assert files_in(folder) == before
 
 
 def test_parts_of_unknown_origin_are_not_mixed_in(corpus: Corpus, folder: str) -> None:
@@ -188,11 +205,11 @@ def test_two_drivers_end_with_one_correct_result(corpus: Corpus, folder: str) ->
 
 
 def test_two_drivers_that_add_to_published_results_lose_nothing(s3: S3Server) -> None:
-    place = "s3://bucket/adding"
-    old = make_corpus(place, ("a.txt",))
-    folder = make_folder(place)
+    location = "s3://bucket/adding"
+    old = make_corpus(location, ("a.txt",))
+    folder = make_folder(location)
     run_all(folder, old, FINGERPRINT)
-    corpus = make_corpus(place)
+    corpus = make_corpus(location)
     with Ledger(folder, FINGERPRINT) as first, Ledger(folder, FINGERPRINT) as second:
         for driver in (first, second):
             driver.begin(SCHEMA)
@@ -202,9 +219,9 @@ def test_two_drivers_that_add_to_published_results_lose_nothing(s3: S3Server) ->
 
 
 def test_who_lost_receipts_to_another_driver_does_not_publish_without_them(s3: S3Server) -> None:
-    place = "s3://bucket/taken"
-    corpus = make_corpus(place)
-    folder = make_folder(place)
+    location = "s3://bucket/taken"
+    corpus = make_corpus(location)
+    folder = make_folder(location)
     with Ledger(folder, FINGERPRINT) as slow:
         slow.begin(SCHEMA)
         finish(slow, receipt(corpus, 1, 0, 30, last=True))
@@ -213,9 +230,7 @@ def test_who_lost_receipts_to_another_driver_does_not_publish_without_them(s3: S
             fast.begin(SCHEMA)
             finish(fast, receipt(corpus, 0, 0, 30, last=True))
             fast.flush()
-            storage_of(folder).delete(
-                slow._journal.segments
-            )  # as fast.finish() would, had slow stored it a moment later
+            storage_of(folder).delete(slow._log.segments)  # as fast.finish() would, had slow stored it a moment later
             fast.publish(1.0, {})
         with pytest.raises(StorageError, match="the same command does their shards again"):
             slow.publish(1.0, {})
@@ -248,8 +263,8 @@ def test_overwriting_that_was_stopped_starts_over_when_its_input_changed(
 
 
 def test_a_driver_whose_results_were_replaced_publishes_no_more(s3: S3Server) -> None:
-    place = "s3://bucket/replaced"
-    corpus, folder = make_corpus(place), make_folder(place)
+    location = "s3://bucket/replaced"
+    corpus, folder = make_corpus(location), make_folder(location)
     with Ledger(folder, FINGERPRINT) as zombie:
         zombie.begin(SCHEMA)
         finish(zombie, receipt(corpus, 0, 0, 30, last=True), "zombie")

@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.bulk.timeline import Moment, Timeline
-from pipeline.calibration.audit import AuditResult
 from pipeline.calibration.drift import Signal
+from pipeline.calibration.verdict import AuditResult
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
+from pipeline.output.histograms import LENGTH_EDGES, length_bounds, length_histogram, uncertainty_histogram
 from pipeline.output.parts import Output
-from pipeline.output.receipts import Receipt, length_histogram, uncertainty_histogram
+from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
 from pipeline.reports.examples import examples
 from pipeline.reports.page import Bars, Facts, Figure, Lines, Section, Table, render
@@ -68,7 +69,8 @@ AUDIT = AuditResult(
 def example_run(shards: int = 24) -> RunSummary:
     totals, timeline = Totals(), Timeline()
     for number in range(shards):
-        totals.add(one := receipt(number))
+        one = receipt(number)
+        totals = totals.plus(one)
         timeline.moments.append(Moment(2.0 + number * 1.5 + number % 3, one.rows_in, one.seconds))
     return RunSummary(
         folder="/data/out",
@@ -121,7 +123,15 @@ def test_the_page_shows_all_counts_and_loads_nothing() -> None:
     text = re.sub(r"\s+", " ", " ".join(reader.text))
     for shown in ("24,000 rows classified", "240 rows rejected", "2.50x", "null_text", "168", "layer 1", "9,600 40.0%"):
         assert shown in text, shown
-    for shown in ("Unexpected end of <file>", "a <b>bold</b> claim", "entropy 0.3", "60.0%", "0.9-1.0", "256-511"):
+    for shown in (
+        "Unexpected end of <file>",
+        "a <b>bold</b> claim",
+        "entropy 0.3",
+        "60.0%",
+        "0.9-1.0",
+        "129-192",
+        "257 or more",
+    ):
         assert shown in text, shown
     for shown in ("12 (0.600%)", "1.000%: kept", "length 0.310 0.100 0.250 alarm", "2.933 in money, at 2 an hour"):
         assert shown in text, shown
@@ -137,10 +147,10 @@ def test_a_run_of_one_shard_has_no_lines_over_time_and_an_empty_one_a_page() -> 
 
 def test_histograms_add_up_and_lie_in_the_right_bins() -> None:
     assert uncertainty_histogram(np.array([0.0, 0.04, 0.05, 0.999, 1.0], np.float32)) == [2, 1, *[0] * 16, 0, 2]
-    assert length_histogram(np.array([1, 2, 3, 4, 7, 8])) == [1, 2, 2, 1]
-    totals = Totals()
-    totals.add(replace(receipt(0), length_histogram=[1, 2]))
-    totals.add(replace(receipt(1), length_histogram=[1, 2, 3]))
+    lengths = [low for low, _ in length_bounds()] + [high for _, high in length_bounds() if high]
+    assert length_histogram(lengths) == [2] * len(LENGTH_EDGES) + [1]
+    totals = Totals().plus(replace(receipt(0), length_histogram=[1, 2]))
+    totals = totals.plus(replace(receipt(1), length_histogram=[1, 2, 3]))
     assert totals.length_histogram == [2, 4, 3]
     assert sum(totals.uncertainty_histogram) == 2000
 

@@ -19,21 +19,21 @@ OTHER = FINGERPRINT | {"criterion": "entropy 0.2"}
 ALL_IDS = sorted(f"{name}:{row}" for name in ("a.txt", "b.txt") for row in range(30))
 
 
-def make_corpus(place: str, names: tuple[str, ...] = ("a.txt", "b.txt")) -> Corpus:
-    """Files of thirty rows."""
-    storage = storage_of(place)
-    storage.make_folder(f"{place}/in")
+def make_corpus(location: str, names: tuple[str, ...] = ("a.txt", "b.txt")) -> Corpus:
+    """Write files of thirty rows."""
+    storage = storage_of(location)
+    storage.make_folder(f"{location}/in")
     for name in names:
-        storage.write(f"{place}/in/{name}", b"x\n" * 30)
-    return list_inputs(f"{place}/in")
+        storage.write(f"{location}/in/{name}", b"x\n" * 30)
+    return list_inputs(f"{location}/in")
 
 
-def make_folder(place: str) -> str:
-    return prepare_folder(f"{place}/out", f"{place}/in")
+def make_folder(location: str) -> str:
+    return prepare_folder(f"{location}/out", f"{location}/in")
 
 
 def receipt(corpus: Corpus, file: int, start: int, rows: int, *, last: bool) -> Receipt:
-    """A shard with one reject, and one file that ends in damage."""
+    """Make the receipt of a shard whose first row is a reject."""
     source = corpus.files[file]
     return Receipt(
         shard=source.shard_id(start),
@@ -70,7 +70,7 @@ def finish(ledger: Ledger, done: Receipt, label: str = "good") -> None:
 def run_all(
     folder: str, corpus: Corpus, fingerprint: dict[str, str], label: str = "good", **options: bool
 ) -> str | None:
-    """Do all that is left and publish, as a run does; None if there was nothing to do."""
+    """Do all that is left and publish, as a run does; return None if there was nothing to do."""
     with Ledger(folder, fingerprint, **options) as ledger:
         left = ledger.unfinished(corpus.files)
         if not left and ledger.published():
@@ -90,6 +90,6 @@ def files_in(folder: str) -> set[str]:
 
 
 def read_all(folder: str) -> tuple[list[str], set[str]]:
-    """All ids of results and rejects, and all labels, as the reader gives them."""
+    """Read all ids of results and rejects, and all labels."""
     rows, rejects = open_results(folder).to_table(), open_rejects(folder).to_table()
     return sorted(rows["id"].to_pylist() + rejects["id"].to_pylist()), set(rows["label"].to_pylist())

@@ -26,14 +26,16 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.benchmark.measure import System, hardware, measure, time_criteria
 from pipeline.benchmark.workload import Workload
-from pipeline.calibration.audit import AuditSpec, Guarantee, audit, judge
+from pipeline.calibration.audit import AuditSpec, audit
 from pipeline.calibration.curve import Calibration, Curve, WallClock
 from pipeline.calibration.fit import fit_curve
 from pipeline.calibration.thresholds import Sample
 from pipeline.calibration.timing import TIMED_ROUNDS, time_curve
+from pipeline.calibration.verdict import Guarantee, judge
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.output.histograms import length_histogram
 from pipeline.output.totals import Totals
 from pipeline.rows import TokenRows
 
@@ -132,22 +134,27 @@ def drift(args: argparse.Namespace) -> None:
     choice = calibration.curve.within(0.02, CONFIDENCE)
     model = EarlyExitModel.from_pretrained(directory)
     engine = Engine(LoadedModel(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=choice.criterion)))
-    spec = AuditSpec(share=0.25, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
+    full_depth = engine.with_criterion(choice.criterion.at_full_depth())
+    spec = AuditSpec(fraction=0.25, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
     guarantee = Guarantee(limit=0.02, exits=tuple(choice.exits), reference=calibration.reference)
     head("night", "audited", "differ", "bounds", "verdict", *(f"PSI {name}" for name in SIGNALS), "alarms")
     nights = [(f"movie {night}", texts["movie"][8000 + 1500 * night :][:1500]) for night in range(10)]
     for name, night in [*nights, ("newswire", texts["news"][:1500])]:
         tokens = tokenize(directory, model, night)
-        answers = engine.run(tokens.rows)
-        sums = audit(engine, spec, name, tokens.rows, answers)
-        totals = Totals(rows_out=len(night), truncated=int(tokens.truncated.sum()), sums=sums)
-        totals.exits = np.bincount(answers.exit_layers, minlength=model.shape.layers + 1)[1:].tolist()
+        predictions = engine.run(tokens.rows)
+        totals = Totals(
+            rows_out=len(night),
+            truncated=int(tokens.truncated.sum()),
+            exits=np.bincount(predictions.exit_layers, minlength=model.shape.layers + 1)[1:].tolist(),
+            length_histogram=length_histogram(tokens.rows.lengths),
+            **audit(engine, full_depth, spec, name, tokens.rows, predictions),
+        )
         found = judge(totals, guarantee)
         told = {signal.name: signal.psi for signal in found.signals}
         cells = [
             name,
             f"{found.rows}",
-            f"{found.share:.2%}",
+            f"{found.disagreement:.2%}",
             f"{found.at_least:.2%} to {found.at_most:.2%}",
             found.verdict,
         ]

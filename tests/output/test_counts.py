@@ -1,0 +1,126 @@
+"""Counters: one declaration takes a counter from the receipt through Arrow into totals and the manifest."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.output.counts import MAX_BY_KEY, MERGE, SUM, SUM_BY_KEY, SUM_BY_POSITION, arrow_schema, merge_rules
+from pipeline.output.receipts import RECEIPTS, Receipt, receipts_table
+from pipeline.output.totals import Totals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceiptWithMore(Receipt):
+    """A receipt with a new counter of each kind."""
+
+    emojis: int = field(default=0, metadata=SUM)
+    by_weekday: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
+    by_language: dict[str, int] = field(default_factory=dict, metadata=SUM_BY_KEY)
+    longest: dict[str, float] = field(default_factory=dict, metadata=MAX_BY_KEY)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TotalsWithMore(Totals):
+    """The same counters added up."""
+
+    emojis: int = field(default=0, metadata=SUM)
+    by_weekday: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
+    by_language: dict[str, int] = field(default_factory=dict, metadata=SUM_BY_KEY)
+    longest: dict[str, float] = field(default_factory=dict, metadata=MAX_BY_KEY)
+
+
+receipts = st.builds(
+    ReceiptWithMore,
+    shard=st.just("0123456789abcdef"), file=st.sampled_from("ab"), size=st.just(1), version=st.just("m"),
+    start=st.just(0), last=st.just(True), read_error=st.none() | st.just("cut"),
+    rows_in=st.integers(0, 9), flops=st.integers(0, 9).map(float), exits=st.lists(st.integers(0, 9), max_size=3),
+    rejected=st.dictionaries(st.sampled_from("xyz"), st.integers(0, 9)),
+    emojis=st.integers(0, 9), by_weekday=st.lists(st.integers(0, 9), max_size=7),
+    by_language=st.dictionaries(st.sampled_from(["de", "en", "fr"]), st.integers(1, 9)),
+    longest=st.dictionaries(st.sampled_from(["de", "en", "fr"]), st.integers(1, 9).map(float)),
+)  # fmt: skip
+
+
+def example(emojis: int, by_weekday: list[int], by_language: dict[str, int], longest: float) -> ReceiptWithMore:
+    identity = {"shard": "0123456789abcdef", "file": "f", "size": 1, "version": "m", "start": 0, "last": True}
+    return ReceiptWithMore(
+        **identity,  # type: ignore[arg-type]
+        emojis=emojis,
+        by_weekday=by_weekday,
+        by_language=by_language,
+        longest={"de": longest},
+    )
+
+
+def test_a_new_counter_travels_from_the_receipt_to_what_is_unpublished() -> None:
+    published, fresh = example(2, [1, 2], {"de": 3}, 7.0), example(5, [1, 1, 4], {"de": 1, "en": 2}, 6.0)
+    assert ReceiptWithMore.from_json(fresh.to_json()) == fresh
+    sink = pa.BufferOutputStream()
+    pq.write_table(receipts_table([published, fresh], arrow_schema(ReceiptWithMore)), sink)
+    table = pq.read_table(sink.getvalue())
+    assert table.schema.field("by_weekday").type == pa.list_(pa.int64())
+    totals = TotalsWithMore().plus_table(table)
+    assert (totals.emojis, totals.by_weekday, totals.by_language) == (7, [2, 3, 4], {"de": 4, "en": 2})
+    assert totals.longest == {"de": 7.0}
+    manifest = json.loads(json.dumps(asdict(TotalsWithMore().plus(published))))
+    rest = totals.beyond(manifest)
+    assert (rest.shards, rest.emojis, rest.by_weekday) == (1, 5, [1, 1, 4])
+    assert (rest.by_language, rest.longest) == ({"de": 1, "en": 2}, {"de": 7.0})
+
+
+def test_a_counter_that_the_manifest_does_not_know_yet_is_all_unpublished() -> None:
+    totals = TotalsWithMore().plus(example(2, [1, 2], {"de": 3}, 7.0))
+    rest = totals.beyond(asdict(Totals(shards=1)))
+    assert (rest.shards, rest.emojis, rest.by_weekday) == (0, 2, [1, 2])
+
+
+@settings(deadline=None)
+@given(st.lists(receipts, max_size=6), st.integers(0, 6))
+def test_totals_are_the_same_one_by_one_and_by_table_and_can_be_taken_apart(
+    done: list[ReceiptWithMore], cut: int
+) -> None:
+    before, single = TotalsWithMore(), TotalsWithMore()
+    for receipt in done[:cut]:
+        before = before.plus(receipt)
+    for receipt in done:
+        single = single.plus(receipt)
+    tables = [receipts_table(part, arrow_schema(ReceiptWithMore)) for part in (done[:cut], done[cut:])]
+    assert TotalsWithMore().plus_table(tables[0]).plus_table(tables[1]) == single
+    again, rest = before, single.beyond(asdict(before))
+    for name in ("emojis", "rows_in", "shards", "flops"):
+        assert getattr(again, name) + getattr(rest, name) == getattr(single, name)
+    assert sum(rest.by_weekday) == sum(sum(receipt.by_weekday) for receipt in done[cut:])
+    assert sum(rest.by_language.values()) == sum(sum(receipt.by_language.values()) for receipt in done[cut:])
+
+
+def test_adding_a_receipt_leaves_earlier_totals_as_they_were() -> None:
+    one = example(2, [1, 2], {"de": 3}, 7.0)
+    before = TotalsWithMore().plus(one)
+    copy = TotalsWithMore(**asdict(before))
+    before.plus(one)
+    before.plus_table(receipts_table([one], arrow_schema(ReceiptWithMore)))
+    assert before == copy
+
+
+def test_receipts_and_totals_have_the_same_counters_and_a_column_each() -> None:
+    assert merge_rules(Receipt) == merge_rules(Totals)
+    assert len(merge_rules(Receipt)) > 20
+    assert {f.name for f in fields(Receipt) if MERGE not in f.metadata} == {*RECEIPTS.names[:7]} == {
+        "shard", "file", "size", "version", "start", "last", "read_error",
+    }  # fmt: skip
+    assert set(RECEIPTS.names) == {f.name for f in fields(Receipt)}
+    assert [column.name for column in RECEIPTS if column.nullable] == ["read_error"]
+
+
+def test_a_counter_of_a_type_without_a_column_type_is_refused() -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Odd(Receipt):
+        words: set[str] = field(default_factory=set, metadata=SUM)
+
+    with pytest.raises(KeyError, match="set"):
+        arrow_schema(Odd)
