@@ -1,7 +1,7 @@
 """Errors that are the caller's to mend: the command, a file or a model is wrong.
 
 UserError                        one line that names what is wrong; jobs print it and end with exit code 2
-├── InputError(field, message)   one argument or setting has a wrong value; jobs write `--field message`
+├── InputError(field, message)   one argument or setting has a wrong value; jobs name the option
 ├── UnsupportedModelError        a checkpoint of a family, or with a shape, that offramp cannot run
 └── UnsupportedPrecisionError    the device cannot compute in the precision that is asked for
 """

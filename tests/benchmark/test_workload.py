@@ -1,4 +1,4 @@
-"""Benchmark work is what it says, and forced exits are obeyed."""
+"""Workloads have the lengths and exits that they are asked for, and the engine follows their plans."""
 
 from functools import partial
 
@@ -50,7 +50,7 @@ def test_the_engine_obeys_a_plan_and_still_predicts_as_the_heads_do(exit_model: 
 
 def test_first_token_first_changes_no_prediction(exit_model: EarlyExitModel) -> None:
     rows = random_rows(150, 50, seed=4)
-    answers = [
+    predictions = [
         Engine(
             LoadedModel(
                 exit_model,
@@ -59,9 +59,9 @@ def test_first_token_first_changes_no_prediction(exit_model: EarlyExitModel) -> 
         ).run(rows)
         for first in (True, False)
     ]
-    np.testing.assert_array_equal(answers[0].exit_layers, answers[1].exit_layers)
-    np.testing.assert_allclose(answers[0].probabilities, answers[1].probabilities, atol=1e-5)
-    assert len(set(answers[0].exit_layers)) > 1
+    np.testing.assert_array_equal(predictions[0].exit_layers, predictions[1].exit_layers)
+    np.testing.assert_allclose(predictions[0].probabilities, predictions[1].probabilities, atol=1e-5)
+    assert len(set(predictions[0].exit_layers)) > 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
