@@ -183,7 +183,7 @@ def _state_of(
         state.setdefault(key, buffer)  # of models made before pooled heads were standardized: as they were
     missing = sorted(own.keys() - state.keys())
     if missing:
-        raise UnsupportedModelError(f"{name}: config.json tells of exits, but the weights have no '{missing[0]}'")
+        raise UnsupportedModelError(f"{name}: config.json has exits, but the weights have no '{missing[0]}'")
     for key in branches:
         _check_shape(name, key, state[key].shape, own[key].shape)
     return state

@@ -9,10 +9,10 @@ threads are taken away while the workers are busy.
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
-from threading import Lock
+from threading import Barrier, Lock
 from typing import Self
 
 import torch
@@ -47,9 +47,7 @@ class LoadedModel:
         Raises UnsupportedPrecisionError if the device cannot compute in the dtype that is asked for.
         """
         self.device = torch.device(device)
-        if (
-            self.device.type == "cuda" and self.device.index is None
-        ):  # workers are threads, each with its current device
+        if self.device.type == "cuda" and self.device.index is None:  # every thread has a current device of its own
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.model, self.config = model, config
         self.token_budget = config.token_budget or default_token_budget(self.device, model.shape.hidden)
@@ -61,8 +59,7 @@ class LoadedModel:
         """Memory of each worker for hidden states."""
         self.turn = Lock()
         """Held by the engine that is running."""
-        keep_to_one_core = partial(torch.set_num_threads, 1) if self.device.type == "cpu" else None
-        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="runner", initializer=keep_to_one_core)
+        self.pool = self._start_workers()
         """The workers; give them work inside `single_threaded` only."""
 
     def __enter__(self) -> Self:
@@ -90,6 +87,15 @@ class LoadedModel:
             yield
         finally:
             torch.set_num_threads(before)
+
+    def _start_workers(self) -> ThreadPoolExecutor:
+        """Start all workers now: one that starts late would set torch's number of threads behind `single_threaded`'s back."""
+        keep_to_one_core = partial(torch.set_num_threads, 1) if self.device.type == "cpu" else None
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="runner", initializer=keep_to_one_core)
+        with self.single_threaded():
+            all_started = Barrier(self.threads)
+            wait([pool.submit(all_started.wait) for _ in range(self.threads)])
+        return pool
 
     def _fuse(self) -> None:
         if can_fuse(self.device, self.dtype):

@@ -38,7 +38,7 @@ def oracle(
     model: EarlyExitModel, rows: TokenRows, criterion: Criterion, exits: Collection[int]
 ) -> list[tuple[int, np.ndarray, float, float]]:
     """Exit layer, logits, uncertainty, and the distance of the closest decision to the threshold, row by row."""
-    answers = []
+    outcomes = []
     layers = model.shape.layers
     for row in range(len(rows)):
         ids = torch.from_numpy(rows.token_ids[rows.offsets[row] : rows.offsets[row + 1]].astype(np.int64))
@@ -51,13 +51,13 @@ def oracle(
             logits, speed = by_layer[layer].logits[0].numpy(), criterion.speed_at(layer)
             p = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
             doubt = 0.0 if len(p) == 1 else float(-(p * np.log(p)).sum() / np.log(len(p)))
-            closest, leaves = abs(doubt - speed), speed > 0 and doubt <= speed
+            closest, exits_here = abs(doubt - speed), speed > 0 and doubt <= speed
             if criterion.name == "confidence":
                 doubt = 1 - p.max()
-                closest, leaves = abs(doubt - speed), speed > 0 and doubt <= speed
+                closest, exits_here = abs(doubt - speed), speed > 0 and doubt <= speed
             elif criterion.name == "lte" and layer < layers:
                 doubt = 1 - 1 / (1 + math.exp(-float(by_layer[layer].lte[0])))
-                closest, leaves = abs(doubt - speed), speed > 0 and doubt <= speed
+                closest, exits_here = abs(doubt - speed), speed > 0 and doubt <= speed
             elif criterion.name == "patience":
                 closest = 1.0 if len(p) == 1 else float(np.diff(np.sort(logits)[-2:])[0])
                 if before is not None and len(p) == 1:
@@ -69,13 +69,13 @@ def oracle(
                 elif before is not None:
                     streak = streak + 1 if logits.argmax() == before.argmax() else 0
                 before, doubt = logits, max(0.0, 1 - streak / criterion.patience)
-                leaves = streak >= criterion.patience
+                exits_here = streak >= criterion.patience
             if layer < layers or criterion.name == "patience":
                 margin = min(margin, closest)
-            if layer == layers or leaves:
-                answers.append((layer, logits, doubt, margin))
+            if layer == layers or exits_here:
+                outcomes.append((layer, logits, doubt, margin))
                 break
-    return answers
+    return outcomes
 
 
 @given(
@@ -128,19 +128,19 @@ def test_repacked_rows_equal_one_row_at_a_time(
 def test_the_oracle_test_judges_nearly_all_rows_and_meets_every_exit(name: str) -> None:
     rows = random_rows(100, 60, seed=5)
     wanted = [Criterion(name=name, speed=n / 10, patience=n % 3 + 1) for n in range(1, 10)]
-    answers = [answer for criterion in wanted for answer in oracle(MODELS["pooled"], rows, criterion, range(5))]
-    assert sum(margin > TOLERANCE for *_, margin in answers) >= 885
-    assert len({layer for layer, *_ in answers}) >= 3
+    outcomes = [row for criterion in wanted for row in oracle(MODELS["pooled"], rows, criterion, range(5))]
+    assert sum(margin > TOLERANCE for *_, margin in outcomes) >= 885
+    assert len({layer for layer, *_ in outcomes}) >= 3
 
 
-def test_at_speed_one_every_row_leaves_at_the_first_exit(exit_model: EarlyExitModel) -> None:
+def test_at_speed_one_every_row_takes_the_first_exit(exit_model: EarlyExitModel) -> None:
     got = Engine(
         LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=1.0), dtype="fp32", token_budget=64))
     ).run(random_rows(50, 40, seed=3))
     assert set(got.exit_layers) == {1}
 
 
-def test_engines_of_the_same_weights_answer_as_engines_of_their_own(exit_model: EarlyExitModel) -> None:
+def test_engines_of_one_loaded_model_predict_as_engines_of_their_own(exit_model: EarlyExitModel) -> None:
     rows, fast = random_rows(100, 40, seed=1), Criterion(name="confidence", speed=0.5)
     own = Engine(LoadedModel(copy.deepcopy(exit_model), EngineConfig(criterion=fast, dtype="bf16"))).run(rows)
     engine = Engine(LoadedModel(exit_model, EngineConfig(dtype="bf16")))
@@ -159,7 +159,7 @@ def test_at_speed_zero_every_row_goes_to_full_depth(exit_model: EarlyExitModel) 
     assert got.layer_tokens == 4 * len(rows.token_ids)
 
 
-def test_exits_without_a_threshold_of_their_own_are_not_looked_at(exit_model: EarlyExitModel) -> None:
+def test_exits_without_a_threshold_of_their_own_are_not_evaluated(exit_model: EarlyExitModel) -> None:
     rows = random_rows(50, 40, seed=3)
     engine = Engine(
         LoadedModel(exit_model, EngineConfig(criterion=Criterion(speeds=((2, 1.0), (3, 0.0))), dtype="fp32"))
@@ -170,7 +170,7 @@ def test_exits_without_a_threshold_of_their_own_are_not_looked_at(exit_model: Ea
         Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speeds=((5, 1.0),)))))
 
 
-def test_thresholds_by_layer_survive_the_model_directory_and_are_told_apart(
+def test_thresholds_by_layer_survive_the_model_directory_and_are_distinguished(
     exit_model: EarlyExitModel, tmp_path: Path
 ) -> None:
     exit_model.criterion = Criterion(speed=0.4, speeds=((3, 0.25), (1, 0.125), (2, 0.0)))
@@ -185,7 +185,7 @@ def test_thresholds_by_layer_survive_the_model_directory_and_are_told_apart(
             Criterion(speeds=wrong)
 
 
-def test_a_uniform_answer_leaves_at_speed_one_only() -> None:
+def test_a_uniform_distribution_exits_at_speed_one_only() -> None:
     model = new_model()
     for parameter in model.exits.parameters():
         torch.nn.init.zeros_(parameter)

@@ -1,4 +1,4 @@
-"""A device whose memory runs out: batches are split, answers stay the same, and a row that never fits is lost alone."""
+"""A device whose memory runs out: batches are split, predictions stay the same, and a row that never fits is lost alone."""
 
 import copy
 from collections.abc import Callable
@@ -57,9 +57,9 @@ class SmallDevice:
         engine.model.backbone.layers[number].register_forward_pre_hook(lambda _layer, args: self.allocate(len(args[0])))
 
 
-def assert_same(answer: Predictions, expected: Predictions) -> None:
-    np.testing.assert_array_equal(answer.exit_layers, expected.exit_layers)
-    np.testing.assert_allclose(answer.logits, expected.logits, atol=1e-4)
+def assert_same(got: Predictions, expected: Predictions) -> None:
+    np.testing.assert_array_equal(got.exit_layers, expected.exit_layers)
+    np.testing.assert_allclose(got.logits, expected.logits, atol=1e-4)
 
 
 def test_a_call_whose_buffer_does_not_fit_is_worked_through_in_parts(
@@ -72,7 +72,7 @@ def test_a_call_whose_buffer_does_not_fit_is_worked_through_in_parts(
     engine = new_engine(model)
     assert_same(engine.run(ROWS), expected)
     assert device.failures > 1
-    assert_same(engine.run(ROWS), expected)  # and again, with what the lanes kept
+    assert_same(engine.run(ROWS), expected)  # and again, with what the runners kept
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -95,9 +95,9 @@ def test_a_row_that_does_not_fit_alone_is_lost_alone(model: EarlyExitModel) -> N
     isolated = isolate(stage_of(engine, rows), len(rows))
     assert set(isolated.lost) == {*long}
     assert {problem.reason for problem in isolated.lost.values()} == {"out_of_memory"}
-    kept, answer = isolated.kept(len(rows)), Predictions.join(isolated.pieces)
-    np.testing.assert_array_equal(answer.exit_layers, expected.exit_layers[kept])
-    np.testing.assert_allclose(answer.logits, expected.logits[kept], atol=1e-4)
+    kept, got = isolated.kept(len(rows)), Predictions.join(isolated.pieces)
+    np.testing.assert_array_equal(got.exit_layers, expected.exit_layers[kept])
+    np.testing.assert_allclose(got.logits, expected.logits[kept], atol=1e-4)
 
 
 def test_a_device_that_holds_nothing_ends_the_run(model: EarlyExitModel, monkeypatch: pytest.MonkeyPatch) -> None:

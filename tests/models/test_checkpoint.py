@@ -56,8 +56,8 @@ BROKEN: dict[str, tuple[Callable[[Tensors], None], str]] = {
     ),
     "the classifier": (drop("classifier.weight"), "has no 'classifier.weight', so it is not a fine-tuned classifier"),
     "the pooler": (drop("bert.pooler.dense.bias"), "has no 'bert.pooler.dense.bias', so it is not a fine-tuned"),
-    "a branch head": (drop("exits.2.dense.bias"), r"tells of exits, but the weights have no 'exits.2.dense.bias'"),
-    "the learned exit": (drop("lte.weight"), r"tells of exits, but the weights have no 'lte.weight'"),
+    "a branch head": (drop("exits.2.dense.bias"), r"has exits, but the weights have no 'exits.2.dense.bias'"),
+    "the learned exit": (drop("lte.weight"), r"has exits, but the weights have no 'lte.weight'"),
     "half a table": (
         cut("bert.embeddings.word_embeddings.weight"),
         r"shape \[199, 32\] in the weights, .* \[200, 32\]",

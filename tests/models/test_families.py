@@ -28,7 +28,7 @@ def reference_logits(model: PreTrainedModel, rows: TokenRows, *, pad_to_longest:
     lengths = rows.lengths.tolist()
     width = max(lengths)
     pad = model.config.pad_token_id or 0
-    answers = []
+    logits = []
     ids = torch.full((len(rows), width), pad)
     mask, types = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
     for row, length in enumerate(lengths):
@@ -43,8 +43,8 @@ def reference_logits(model: PreTrainedModel, rows: TokenRows, *, pad_to_longest:
         if model.config.model_type in TELLS_SEGMENTS:
             inputs["token_type_ids"] = types[which, :end]
         with torch.no_grad():
-            answers.append(model(**inputs).logits)
-    return torch.cat(answers)
+            logits.append(model(**inputs).logits)
+    return torch.cat(logits)
 
 
 def our_last_logits(model: EarlyExitModel, rows: TokenRows) -> torch.Tensor:
@@ -101,7 +101,7 @@ def test_a_saved_model_comes_back_whole_and_transformers_opens_it(family: str, k
             assert torch.equal(value, plain.state_dict()[name]), name
 
 
-def test_pooled_heads_from_before_they_were_standardized_answer_as_they_did(tmp_path: Path) -> None:
+def test_pooled_heads_from_before_they_were_standardized_compute_what_they_did(tmp_path: Path) -> None:
     random_classifier("bert").save_pretrained(tmp_path)
     model = random_exits(EarlyExitModel.from_pretrained(tmp_path), "pooled")
     model.save_pretrained(tmp_path)
@@ -151,11 +151,11 @@ def test_a_classifier_of_many_labels_is_refused_but_its_backbone_is_not(tmp_path
     assert EarlyExitModel.from_pretrained(tmp_path, new_labels=["a", "b"]).shape.classes == 2
 
 
-def test_exits_whose_weights_are_lost_are_told_of(tmp_path: Path) -> None:
+def test_exits_whose_weights_are_lost_are_named(tmp_path: Path) -> None:
     random_classifier("bert").save_pretrained(tmp_path / "plain")
     random_exits(EarlyExitModel.from_pretrained(tmp_path / "plain"), "attention").save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "plain" / "model.safetensors").read_bytes())
-    with pytest.raises(UnsupportedModelError, match=r"tells of exits, but the weights have no 'exits\.1\."):
+    with pytest.raises(UnsupportedModelError, match=r"has exits, but the weights have no 'exits\.1\."):
         EarlyExitModel.from_pretrained(tmp_path)
 
 

@@ -53,7 +53,7 @@ def random_classifier(family: str, seed: int = 0) -> PreTrainedModel:
 
 
 def spread_weights(model: Model) -> Model:
-    """Draw weights wide enough that rows get different answers; LayerNorms stay near the identity."""
+    """Draw weights wide enough that rows get different predictions; LayerNorms stay near the identity."""
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=float("norm" in name.lower() and "weight" in name), std=0.3)
     return model
