@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
 from transformers import (
     PreTrainedTokenizerFast,
 )
@@ -12,6 +14,11 @@ from models.early_exit import EarlyExitModel
 from pipeline.benchmark.synthetic import reviews
 from tests.support.models import random_classifier, random_exits, save_tiny_model, wordpiece_tokenizer
 from tests.support.s3_server import BUCKET, S3Server
+
+# Tests run side by side, so that the threads of one would wait for those of the others.
+torch.set_num_threads(1)
+settings.register_profile("offramp", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("offramp")
 
 
 @pytest.fixture(autouse=True)
