@@ -5,7 +5,7 @@
     └── RefusedError                        it works and says no, so trying again does not help; exit code 2
 
 Beside them, each where it arises: `corpus.formats.FileFormatError` (a file cannot be read further; becomes a reject),
-`bulk.quarantine.BrokenStageError` (a stage fails on every row; exit code 1), `cluster.resources.DoesNotFitError` (the cluster
+`bulk.attempts.BrokenStageError` (a stage fails on every row; exit code 1), `cluster.resources.DoesNotFitError` (the cluster
 is too small; exit code 1), `serving.queue.QueueFullError` (status 429), `benchmark.peers.MissingPeerError` (not installed).
 """
 

@@ -1,4 +1,4 @@
-"""When shards came in."""
+"""Finished shards over the time of a run, from which the report draws its curves."""
 
 import time
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from pipeline.output.receipts import Receipt
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A shard came in."""
+    """A finished shard."""
 
     at: float
     """Seconds since the timeline was made."""
     rows: int
     seconds: dict[str, float]
-    """By stage."""
+    """Wall-clock time by stage."""
 
 
 class Timeline:
-    """When shards came in, of one run."""
+    """The finished shards of one run, in the order in which their receipts came in."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()

@@ -16,7 +16,7 @@ from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer
 from pipeline.errors import UserError
 from pipeline.rows import FloatArray
-from pipeline.schema import KEPT, PAIR, REASON, TEXT, VALUE
+from pipeline.schema import KEPT, PAIR, TEXT, VALUE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +99,13 @@ def _texts_by_shard(path: str, columns: TextColumns) -> Iterator[Texts]:
         for shard in read_shards(file, _columns_of(file, columns)):
             if shard.read_error is not None:
                 raise UserError(f"{file.path}: {shard.read_error}")
-            good = shard.rows.filter(pa.compute.is_null(shard.rows[REASON]))
-            found = found or len(good) > 0
+            rows = shard.rows
+            found = found or len(rows) > 0
             yield Texts(
-                texts=good[TEXT].to_pylist(),
-                pairs=good[PAIR].to_pylist() if columns.pair else None,
-                labels=_labels(file, good, columns.label) if columns.label else None,
-                rejected=len(shard.rows) - len(good),
+                texts=rows[TEXT].to_pylist(),
+                pairs=rows[PAIR].to_pylist() if columns.pair else None,
+                labels=_labels(file, rows, columns.label) if columns.label else None,
+                rejected=len(shard.rejects),
             )
     if not found:
         raise UserError(f"{path}: no usable text in column '{columns.text}'")

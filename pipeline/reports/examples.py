@@ -15,7 +15,7 @@ from pipeline.corpus.listing import InputFile
 from pipeline.corpus.reader import read_shards
 from pipeline.output.parts import Output
 from pipeline.reports.page import Table
-from pipeline.schema import EXIT_LAYER, ID, LABEL, PAIR, REASON, SCORE, TEXT, UNCERTAINTY, VALUE
+from pipeline.schema import EXIT_LAYER, ID, LABEL, PAIR, SCORE, TEXT, UNCERTAINTY, VALUE
 from pipeline.storage.locate import storage_of
 
 PER_LAYER = 10
@@ -52,13 +52,13 @@ def _parts_with_texts(
     for file in files:
         for shard in read_shards(file, columns):
             found = storage.read(f"{output.folder}/{output.part(shard.id)}")
-            good = shard.rows.filter(pc.is_null(shard.rows[REASON]))
-            if found is None or not len(good):
+            rows = shard.rows
+            if found is None or not len(rows):
                 continue
             part = pq.read_table(pa.BufferReader(found[0]))
-            if part[ID].to_pylist() != good[ID].to_pylist():
+            if part[ID].to_pylist() != rows[ID].to_pylist():
                 continue  # a stage gave up rows of this shard
-            texts = good[TEXT] if PAIR not in good.column_names else _joined(good)
+            texts = rows[TEXT] if PAIR not in rows.column_names else _joined(rows)
             yield part, texts.combine_chunks()
 
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import DataContext
 
-from pipeline.bulk.shard_block import ShardBlock, token_rows
-from pipeline.bulk.stages import blocks_of, tokenized_shards, with_tokens
+from pipeline.bulk.codec import token_rows
+from pipeline.bulk.shard_block import ShardBlock
+from pipeline.bulk.stages import blocks_of, tokenize_rows, tokenized_shards
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import label_numbers
@@ -25,7 +26,7 @@ from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.errors import InputError, UserError
 from pipeline.rows import FloatArray
-from pipeline.schema import KEPT, LOGITS, REASON, ROW
+from pipeline.schema import KEPT, LOGITS, ROW
 
 HOLD_OUT_EVERY = 8
 HOLD_OUT_ROWS = 1000
@@ -77,7 +78,7 @@ class StreamSource:
             share = receipt.input_bytes / max(spec.corpus.size, 1)
             if spec.limit is not None:  # whichever ends first
                 share = max(share, global_rows / spec.limit)
-            rows = block.rows.slice(0, len(range(self.rank, global_rows, self.workers)))
+            rows = block.rows.filter(pc.less(block.rows[ROW], receipt.start + global_rows))
             if receipt.file in self.leave_out:
                 rows = rows.filter(pc.invert(pa.array(_held_out(rows))))
             yield replace(
@@ -103,11 +104,10 @@ def held_out(spec: StreamSpec) -> tuple[Chunk, frozenset[str]]:
             files = files[: number + 1]
             break
     rows = pa.concat_tables(parts)
-    rows = rows.filter(pc.is_null(rows[REASON])).combine_chunks()
     if len(rows) == 0:
         raise UserError(f"{files[0].path}: no usable row to hold out at its start; give dev rows")
-    held = _chunk(with_tokens(rows, Tokenizer(spec.tokenizer), spec.columns), spec)
-    return held, frozenset(file.path for file in files)
+    tokenized, _lost = tokenize_rows(rows, Tokenizer(spec.tokenizer), spec.columns.keep)
+    return _chunk(tokenized, spec), frozenset(file.path for file in files)
 
 
 def _held_out(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -116,8 +116,7 @@ def _held_out(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def _chunk(rows: pa.Table, spec: StreamSpec) -> Chunk:
-    """Make a chunk of the usable rows of a shard."""
-    rows = rows.filter(pc.is_null(rows[REASON])).combine_chunks()
+    """Make a chunk of tokenized rows."""
     labels: list[str | None] = [None] * len(rows)
     if spec.label_column is not None:
         values = rows[KEPT + spec.label_column].to_pylist()
