@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Classify a corpus: easy texts leave the network early, every row lands once in Parquet.
+"""Classify a corpus: easy texts exit the network early, every row lands once in Parquet.
 
 Reads Parquet, JSONL, CSV, TSV or text lines (.gz and .zst too), streams them through a pool of actors on Ray, and writes
 part-*.parquet with label, score, exit layer and uncertainty, _rejects/ with what could not be used and why, and at the end
@@ -20,30 +20,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
-from jobs.cli import bulk, command, options, targets
-from models.early_exit import EarlyExitModel
-from pipeline.corpus.tokenize import TokenizerSpec
+from jobs.cli import bulk, bulk_run, command, options, targets
 from pipeline.engine.config import EngineConfig
 from pipeline.schema import EXIT_LAYER, ID, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
 
 
 def main(args: argparse.Namespace) -> int:
-    def plan(model: EarlyExitModel, tokenizer: TokenizerSpec) -> bulk.Plan:
-        calibration = targets.calibration_for(args, tokenizer)
-        choice = targets.choose(args, calibration)
-        criterion = options.criterion(args, model) if choice is None else choice.criterion
-        exits = tuple(args.exits) if args.exits else None
-        engine = EngineConfig(criterion=criterion, exits=exits, dtype=args.dtype)
-        probabilities = (PROBABILITIES,) if args.probabilities else ()
-        answer = (VALUE,) if model.regression else (LABEL, LABEL_ID, SCORE, *probabilities)
-        return bulk.Plan(
-            engine=engine,
-            results=(ID, *answer, EXIT_LAYER, UNCERTAINTY, TRUNCATED),
-            audit=targets.audit_spec(args, calibration),
-            guarantee=targets.guarantee(args, calibration, choice),
-        )
-
-    return bulk.run(parser, args, plan, keep=args.keep)
+    model = bulk.open_model(args)
+    calibration = targets.calibration_for(args, model)
+    choice = targets.choose(args, calibration)
+    criterion = options.criterion(args, model.meta) if choice is None else choice.criterion
+    exits = tuple(args.exits) if args.exits else None
+    probabilities = (PROBABILITIES,) if args.probabilities else ()
+    predictions = (VALUE,) if model.meta.regression else (LABEL, LABEL_ID, SCORE, *probabilities)
+    request = bulk.request_of(
+        args,
+        model=model,
+        engine=EngineConfig(criterion=criterion, exits=exits, dtype=args.dtype),
+        results=(ID, *predictions, EXIT_LAYER, UNCERTAINTY, TRUNCATED),
+        audit=targets.audit_spec(args, calibration),
+        guarantee=targets.guarantee(args, calibration, choice),
+    )
+    return bulk_run.run(parser, args, request)
 
 
 parser = command.new_parser(__doc__)
@@ -58,7 +56,7 @@ parser.add_argument(
     type=options.positive,
     nargs="+",
     metavar="LAYER",
-    help="look at the exits after these layers only (default: all); jobs/evaluate.py says which of them pay",
+    help="evaluate the exits after these layers only (default: all); jobs/evaluate.py reports which of them pay",
 )
 parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
 

@@ -17,22 +17,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
-from jobs.cli import bulk, command
-from models.early_exit import EarlyExitModel
-from pipeline.corpus.tokenize import TokenizerSpec
+from jobs.cli import bulk, bulk_run, command
 from pipeline.engine.config import EngineConfig
 from pipeline.schema import ID, LABEL, LOGITS, TRUNCATED, UNCERTAINTY, VALUE
 
 
 def main(args: argparse.Namespace) -> int:
     texts = [] if args.no_text else [name for name in (args.text_column, args.pair_column) if name]
-    keep = list(dict.fromkeys([*texts, *args.keep]))
-
-    def plan(model: EarlyExitModel, _tokenizer: TokenizerSpec) -> bulk.Plan:
-        answer = (VALUE,) if model.regression else (LABEL, UNCERTAINTY)
-        return bulk.Plan(engine=EngineConfig(dtype=args.dtype), results=(ID, LOGITS, *answer, TRUNCATED))
-
-    return bulk.run(parser, args, plan, keep=keep)
+    model = bulk.open_model(args)
+    predictions = (VALUE,) if model.meta.regression else (LABEL, UNCERTAINTY)
+    request = bulk.request_of(
+        args,
+        model=model,
+        engine=EngineConfig(dtype=args.dtype),
+        results=(ID, LOGITS, *predictions, TRUNCATED),
+        keep=tuple(dict.fromkeys([*texts, *args.keep])),
+    )
+    return bulk_run.run(parser, args, request)
 
 
 parser = command.new_parser(__doc__)

@@ -6,7 +6,7 @@
     └── RefusedError                        it works but refuses the request, so that a retry cannot help; exit code 2
 
 Some are defined where they arise: `corpus.formats.FileFormatError` (a file cannot be read further; becomes a reject),
-`bulk.quarantine.BrokenStageError` (a stage fails on every row; exit code 1), `cluster.resources.DoesNotFitError` (the cluster
+`bulk.attempts.BrokenStageError` (a stage fails on every row; exit code 1), `cluster.resources.DoesNotFitError` (the cluster
 is too small; exit code 1), `serving.queue.QueueFullError` (status 429).
 """
 

@@ -43,25 +43,24 @@ REJECTS = pa.schema(
 """Schema of files in the folder of rejects."""
 
 
-def travelling(keep: pa.Schema) -> pa.Schema:
-    """Kept columns as they travel between stages."""
+def kept_schema(keep: pa.Schema) -> pa.Schema:
+    """Return the kept columns as they travel between stages, under their prefix."""
     return pa.schema([pa.field(KEPT + field.name, field.type) for field in keep])
 
 
 def read_schema(keep: pa.Schema, *, pairs: bool) -> pa.Schema:
-    """Rows as they leave the reader; a row with a `reason` is a reject and has no text."""
+    """Return the columns of rows between reader and tokenizer: names and texts."""
     fields = [(ID, pa.string()), (ROW, pa.int64()), (TEXT, pa.string())]
     fields += [(PAIR, pa.string())] if pairs else []
-    return pa.schema([*fields, (REASON, pa.string()), (DETAIL, pa.string()), *travelling(keep)])
+    return pa.schema([*fields, *kept_schema(keep)])
 
 
 def token_schema(keep: pa.Schema) -> pa.Schema:
-    """Rows as they leave the tokenizer: ragged ids in place of text."""
+    """Return the columns of rows between tokenizer and model: ragged token ids in place of texts."""
     fields = [(ID, pa.string()), (ROW, pa.int64()), (TOKENS, pa.list_(pa.int32())), (SEGMENT, pa.int32())]
-    fields += [(TRUNCATED, pa.bool_()), (REASON, pa.string()), (DETAIL, pa.string())]
-    return pa.schema([*fields, *travelling(keep)])
+    return pa.schema([*fields, (TRUNCATED, pa.bool_()), *kept_schema(keep)])
 
 
 def output_schema(results: Sequence[str], keep: pa.Schema) -> pa.Schema:
-    """The rows of a part file: some of RESULTS, then the kept columns."""
+    """Return the columns of a part file: some of RESULTS, then the kept columns under their own names."""
     return pa.schema([*(pa.field(name, RESULTS[name], nullable=False) for name in results), *keep])

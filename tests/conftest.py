@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
 from transformers import (
     PreTrainedTokenizerFast,
 )
@@ -13,6 +15,17 @@ from models.early_exit import EarlyExitModel
 from pipeline.benchmark.synthetic import reviews
 from tests.support.models import random_classifier, random_exits, save_tiny_model, wordpiece_tokenizer
 from tests.support.s3_server import BUCKET, S3Server
+
+# Tests run side by side, so that the threads of one would wait for those of the others.
+torch.set_num_threads(1)
+settings.register_profile("offramp", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("offramp")
+
+
+# Several tests run at a time on few cores, and threads that wait for each other would wait for the other tests as well.
+torch.set_num_threads(1)
+settings.register_profile("offramp", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("offramp")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +67,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """An S3 server with nothing in it, which this process and those that it starts use."""
+    """Start with an empty S3 server, which this process and those that it starts use."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     s3_server.reset()
@@ -63,7 +76,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder on either file system, as a location."""
+    """Return the location of a folder on either file system."""
     if request.param == "local":
         return str(tmp_path)
     request.getfixturevalue("s3")

@@ -3,12 +3,11 @@
 import argparse
 
 from jobs.cli import options
-from models.digest import weights_digest
+from pipeline.bulk.run import BulkModel
 from pipeline.calibration.audit import AuditSpec
 from pipeline.calibration.curve import Calibration, Choice
 from pipeline.calibration.guarantees import CONFIDENCE, upper_bound
 from pipeline.calibration.verdict import Guarantee
-from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.errors import InputError
 
 TARGETS = ("speed", "target_speedup", "max_disagreement")
@@ -59,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def calibration_for(args: argparse.Namespace, tokenizer: TokenizerSpec) -> Calibration | None:
+def calibration_for(args: argparse.Namespace, model: BulkModel) -> Calibration | None:
     """Load the model's calibration if an option needs one; raise UserError if it is missing or about something else."""
     given = [name for name in TARGETS if getattr(args, name) is not None]
     if len(given) > 1:
@@ -71,8 +70,8 @@ def calibration_for(args: argparse.Namespace, tokenizer: TokenizerSpec) -> Calib
     clash = [name for name in SEARCHED if getattr(args, name) is not None]
     if clash:
         raise InputError(clash[0], f"is chosen by --{given[0].replace('_', '-')}, from what calibrate.py found")
-    calibration = Calibration.load(args.model)
-    calibration.check(weights_digest(args.model), args.dtype, tokenizer.max_tokens)
+    calibration = Calibration.load(model.directory)
+    calibration.check(model.weights, args.dtype, model.tokenizer.max_tokens)
     known = calibration.curve.tolerance
     if args.tolerance not in (None, known):
         raise InputError(

@@ -1,87 +1,230 @@
-"""The main run, from a checked request to published results: resume, stream, write receipts down, publish."""
+"""A bulk run, from a request to published results.
 
+list inputs ──> fingerprint ──> ledger: what is left? ──> classify it ──> audit result ──> manifest
+                                       │                      │ fails, or is stopped
+                                       └─ nothing: None       └─ what is done is kept, and the same request goes on from there
+"""
+
+import contextlib
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
-from pipeline.bulk.metrics import BulkMetrics
-from pipeline.bulk.progress import Progress
-from pipeline.bulk.quarantine import clear_attempts
+from ray.exceptions import RayError
+
+from models.early_exit import EarlyExitModel
+from pipeline.bulk.attempts import clear_attempts
+from pipeline.bulk.fingerprint import fingerprint_of
+from pipeline.bulk.progress import Timeline
+from pipeline.bulk.run_log import RunLog
 from pipeline.bulk.spec import ClassifySpec
-from pipeline.bulk.stages import classify_files, receipts_of
-from pipeline.bulk.timeline import Timeline
+from pipeline.bulk.stages import abandon, classify_files, receipts_of
+from pipeline.calibration.audit import AuditSpec
 from pipeline.calibration.verdict import AuditResult, Guarantee, judge
 from pipeline.clock import peak_memory_mb
 from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import check_free, plan_actors
-from pipeline.corpus.listing import Corpus
+from pipeline.corpus.columns import Columns, resolve_columns
+from pipeline.corpus.listing import Corpus, InputFile, list_inputs
+from pipeline.corpus.tokenize import TokenizerSpec
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.engine import check_exits
+from pipeline.errors import StorageError
 from pipeline.output.ledger import Ledger
+from pipeline.output.manifest import Fingerprint
+from pipeline.output.parts import Output, prepare_folder
 from pipeline.output.totals import Totals
 from pipeline.schema import output_schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkModel:
+    """A model for a bulk run: where it lies, and what it is without its weights."""
+
+    address: str
+    """Directory, hub id or s3:// address, by which every machine finds the same model."""
+    directory: str
+    """The same for this machine: the copy on its disk of an s3:// address, else `address`."""
+    meta: EarlyExitModel
+    """The model on torch's meta device, by `EarlyExitModel.from_config`: shape, exits, labels and criterion."""
+    weights: str
+    """Digest of its weights, by `models.digest`."""
+    tokenizer: TokenizerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkRequest:
+    """A model, a corpus to send through it, and a folder for the results."""
+
+    model: BulkModel
+    engine: EngineConfig
+    input: str
+    """File, folder or glob, local or s3://."""
+    output: str
+    """Folder, local or s3://; made if absent."""
+    results: tuple[str, ...]
+    """Columns to write beside the kept ones, of `schema.RESULTS`."""
+    text_column: str = "text"
+    pair_column: str | None = None
+    id_column: str | None = None
+    keep: tuple[str, ...] = ()
+    """Columns of the input to carry into the output."""
+    audit: AuditSpec | None = None
+    guarantee: Guarantee = field(default_factory=Guarantee)
+    actors: tuple[int, int] | None = None
+    """Fewest and most actors; None is as many as fit."""
+    incremental: bool = False
+    """Keep results of files that are gone from the input, and take an empty input for no error."""
+    overwrite: bool = False
+    """Start over; the results in the folder stay valid until new ones replace them."""
+    log: Callable[[str], None] = print
+    """Takes each line on how the run goes."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Everything that decides the predictions, by name."""
+        model = self.model
+        columns = {"text": self.text_column, "pair": self.pair_column, "id_column": self.id_column}
+        schema = [*self.results, *self.keep]
+        return fingerprint_of(model.meta, model.weights, self.engine, model.tokenizer, columns=columns, schema=schema)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What a run did."""
 
+    corpus: Corpus
+    columns: Columns
+    output: Output
+    fingerprint: Fingerprint
     totals: Totals
-    """Of the whole output folder."""
+    """Totals of the whole output folder."""
     fresh: Totals
-    """Of this run only."""
+    """Totals of this run alone."""
     timeline: Timeline
-    """Of this run."""
     seconds: float
+    """Wall-clock time of this run."""
     manifest: str | None
-    """None if the results were withheld: see `Promise.withhold`."""
-    found: AuditResult
-    """Of what was not published before."""
+    """Location of the manifest; None if the results were withheld: see `Guarantee.withhold`."""
+    audit_result: AuditResult
+    """Audit of the rows that were not published before."""
     driver_peak_mb: float
 
 
-def classify_corpus(
-    corpus: Corpus,
-    left: Mapping[str, Collection[int]],
-    spec: ClassifySpec,
-    ledger: Ledger,
-    guarantee: Guarantee,
-    *,
-    actors: tuple[int, int] | None,
+class UnfinishedRunError(Exception):
+    """Raise when a worker or the storage fails in the middle of a run; the message says what is kept."""
+
+    def __init__(self, cause: Exception, kept: str) -> None:
+        super().__init__(kept)
+        self.cause = cause
+
+
+def run_bulk(request: BulkRequest) -> Outcome | None:
+    """Send the corpus through the model and publish the results; return None if the folder already holds all of them.
+
+    Raises UserError for a request that cannot be met, and UnfinishedRunError if the run fails in the middle.
+    """
+    corpus = list_inputs(request.input, may_be_empty=request.incremental)
+    if corpus.ignored:
+        request.log(f"{len(corpus.ignored)} files of other kinds are left alone, such as {corpus.ignored[0]}")
+    check_exits(request.model.meta, request.engine)
+    folder = prepare_folder(request.output, request.input)
+    request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
+    with Ledger(folder, request.fingerprint, overwrite=request.overwrite) as ledger:
+        left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
+        if not left and (ledger.published() or ledger.schema is None):
+            ledger.finish()
+            return None
+        spec = _spec_of(request, corpus, ledger)
+        EarlyExitModel.from_pretrained(
+            request.model.directory
+        )  # so that a fault in it is reported once, not by every actor
+        with _kept_if_unfinished(request, spec, ledger):
+            return _classify(request, corpus, left, spec, ledger)
+
+
+def _spec_of(request: BulkRequest, corpus: Corpus, ledger: Ledger) -> ClassifySpec:
+    """Collect what the stages need; raise UserError for columns that are missing or of another type."""
+    names = Columns(text=request.text_column, pair=request.pair_column, id=request.id_column)
+    columns = resolve_columns(corpus.files, names, keep=request.keep, results=request.results, recorded=ledger.schema)
+    return ClassifySpec(
+        columns=columns,
+        tokenizer=request.model.tokenizer,
+        model=request.model.address,
+        weights=request.model.weights,
+        engine=request.engine,
+        output=ledger.output,
+        results=request.results,
+        audit=request.audit,
+    )
+
+
+@contextlib.contextmanager
+def _kept_if_unfinished(request: BulkRequest, spec: ClassifySpec, ledger: Ledger) -> Iterator[None]:
+    """Store what is done when the run fails or is stopped, and say how much that is."""
+    try:
+        yield
+    except (RayError, StorageError) as error:
+        raise UnfinishedRunError(error, _kept(ledger)) from error
+    except (SystemExit, KeyboardInterrupt):
+        request.log(f"stopped: {_kept(ledger)}")
+        abandon(spec)
+        raise
+
+
+def _kept(ledger: Ledger) -> str:
+    """Store the receipts, as far as the storage lets us, and say what is kept of an unfinished run."""
+    with contextlib.suppress(StorageError):
+        ledger.flush()
+    done = ledger.totals()
+    return f"{done.rows_in:,} rows in {done.shards:,} shards are kept; the same command goes on from there"
+
+
+def _classify(
+    request: BulkRequest, corpus: Corpus, left: Mapping[str, Collection[int]], spec: ClassifySpec, ledger: Ledger
 ) -> Outcome:
-    """Classify what is left (path -> starts of shards that are done), check it and publish the manifest."""
+    """Classify what is left (path -> starts of shards that are done), judge it and publish the manifest."""
     started = time.monotonic()
-    fresh, timeline = Totals(), Timeline()
     ledger.begin(output_schema(spec.results, spec.columns.keep))
-    if left:
-        join_or_start()
-        plan = plan_actors(*(actors or ()))
-        check_free(plan)
-        files = [file for file in corpus.files if file.path in left]
-        already = ledger.totals()
-        progress = Progress(int(already.input_bytes) + sum(file.size for file in files), already)
-        metrics = BulkMetrics()
-        try:
-            for receipt in receipts_of(classify_files(files, left, spec, plan)):
-                ledger.add(receipt)
-                fresh = fresh.plus(receipt)
-                progress.add(receipt)
-                timeline.add(receipt)
-                metrics.count_shard(receipt)
-        finally:
-            progress.close()
+    files = [file for file in corpus.files if file.path in left]
+    log = RunLog(ledger, bytes_left=sum(file.size for file in files))
+    if files:
+        _stream(request, files, left, spec, log)
         ledger.flush()
         unfinished = ledger.unfinished(corpus.files)
         if unfinished:
             raise AssertionError(f"the chain ended without {len(unfinished)} files, such as {next(iter(unfinished))}")
         clear_attempts(spec.output.folder)
     seconds = time.monotonic() - started
-    found = judge(ledger.unpublished(), guarantee)
-    withheld = guarantee.withhold and found.failed
+    audit_result = judge(ledger.unpublished(), request.guarantee)
+    withheld = request.guarantee.withhold and audit_result.failed
+    manifest = None if withheld else ledger.publish(seconds, audit_result.to_json())
     return Outcome(
+        corpus=corpus,
+        columns=spec.columns,
+        output=ledger.output,
+        fingerprint=ledger.fingerprint,
         totals=ledger.totals(),
-        fresh=fresh,
-        timeline=timeline,
+        fresh=log.totals,
+        timeline=log.timeline,
         seconds=seconds,
-        manifest=None if withheld else ledger.publish(seconds, found.to_json()),
-        found=found,
+        manifest=manifest,
+        audit_result=audit_result,
         driver_peak_mb=peak_memory_mb(),
     )
+
+
+def _stream(
+    request: BulkRequest,
+    files: list[InputFile],
+    done: Mapping[str, Collection[int]],
+    spec: ClassifySpec,
+    log: RunLog,
+) -> None:
+    """Run the chain over files and note the receipts; raise DoesNotFitError if the cluster is too small for it."""
+    join_or_start()
+    plan = plan_actors(*(request.actors or ()))
+    check_free(plan)
+    with log:
+        for receipt in receipts_of(classify_files(files, done, spec, plan)):
+            log.observe(receipt)

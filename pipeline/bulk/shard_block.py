@@ -1,6 +1,11 @@
-"""A shard as it travels between stages: one Arrow row."""
+"""A shard on its way between stages: one Arrow row.
 
-from collections.abc import Iterator
+Ray Data cuts and joins blocks of many rows as it likes, but it cannot cut a row. So a shard travels as a single row, of a JSON
+cell that holds its receipt and two list cells that hold its rows, and one shard in is one shard out of every stage.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
@@ -10,36 +15,73 @@ import pyarrow as pa
 
 from pipeline.clock import Clock, peak_memory_mb
 from pipeline.output.receipts import Receipt
-from pipeline.rows import TokenRows
-from pipeline.schema import SEGMENT, TOKENS
+from pipeline.rejects import Reason, Reject
+from pipeline.schema import DETAIL, FILE, ID, REASON, REJECTS, ROW
 
-RECEIPT, ROWS = "receipt", "rows"
+RECEIPT_CELL, ROWS_CELL, REJECTS_CELL = "receipt", "rows", "rejects"
 
 
 @dataclass(slots=True)
 class ShardBlock:
-    """A shard on its way: the receipt so far and its rows."""
+    """A shard: the receipt so far, and every row of it either among the rows or among the rejects."""
 
     receipt: Receipt
     rows: pa.Table
+    """Rows that every stage so far could work on, by the schema of the last one."""
+    rejects: pa.Table
+    """All others, by `schema.REJECTS`."""
 
     def to_arrow(self) -> pa.Table:
-        structs = self.rows.combine_chunks().to_struct_array()
-        if isinstance(structs, pa.ChunkedArray):
-            structs = structs.combine_chunks()
-        rows = pa.ListArray.from_arrays(pa.array([0, len(self.rows)], pa.int32()), structs)
-        return pa.table({RECEIPT: [self.receipt.to_json()], ROWS: rows})
+        """Put the shard into one Arrow row."""
+        return pa.table(
+            {
+                RECEIPT_CELL: [self.receipt.to_json()],
+                ROWS_CELL: _to_cell(self.rows),
+                REJECTS_CELL: _to_cell(self.rejects),
+            }
+        )
 
     @classmethod
     def from_arrow(cls, block: pa.Table) -> Self:
+        """Take a shard out of the one Arrow row of a block."""
         if len(block) != 1:
             raise AssertionError(f"a stage got {len(block)} shards at once")
-        structs = block[ROWS].combine_chunks().flatten()
-        return cls(Receipt.from_json(block[RECEIPT][0].as_py()), pa.Table.from_struct_array(structs))
+        receipt = Receipt.from_json(block[RECEIPT_CELL][0].as_py())
+        return cls(receipt, _from_cell(block[ROWS_CELL]), _from_cell(block[REJECTS_CELL]))
+
+    def reject(self, lost: Mapping[int, Reject]) -> None:
+        """Move rows, by their index, over to the rejects."""
+        if not lost:
+            return
+        indices = np.fromiter(lost, np.int64, len(lost))
+        moved = self.rows.take(indices)
+        columns = {
+            ID: moved[ID],
+            FILE: [self.receipt.file] * len(lost),
+            ROW: moved[ROW],
+            REASON: [reject.reason for reject in lost.values()],
+            DETAIL: [reject.detail for reject in lost.values()],
+        }
+        self.rejects = pa.concat_tables([self.rejects, pa.table(columns, schema=REJECTS)])
+        self.rows = self.rows.take(np.setdiff1d(np.arange(len(self.rows)), indices))
+
+    def rejects_part(self) -> pa.Table:
+        """Return the rejects in the order of their rows, and at the end one for the file if it could not be read further."""
+        rejects, receipt = self.rejects.sort_by(ROW), self.receipt
+        if receipt.read_error is None:
+            return rejects
+        rest = {
+            ID: os.path.basename(receipt.file),
+            FILE: receipt.file,
+            ROW: None,
+            REASON: Reason.UNREADABLE_FILE,
+            DETAIL: f"from row {receipt.start + receipt.rows_in} on: {receipt.read_error}",
+        }
+        return pa.concat_tables([rejects, pa.Table.from_pylist([rest], REJECTS)])
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Note time and memory of a stage on the receipt."""
+        """Measure time and memory of a stage and note them on the receipt."""
         started = Clock()
         yield
         receipt = self.receipt
@@ -51,14 +93,14 @@ class ShardBlock:
         )
 
 
-def token_rows(rows: pa.Table) -> TokenRows:
-    """Take the tokens out of rows by `schema.token_schema`."""
-    if len(rows) == 0:
-        return TokenRows.from_lists([])
-    column = rows[TOKENS].combine_chunks()
-    offsets = column.offsets.to_numpy().astype(np.int64)
-    return TokenRows(
-        token_ids=column.values.to_numpy()[offsets[0] : offsets[-1]],
-        offsets=offsets - offsets[0],
-        segments=rows[SEGMENT].to_numpy(),
-    )
+def _to_cell(rows: pa.Table) -> pa.ListArray:
+    """Put a table into one list cell of structs."""
+    structs = rows.combine_chunks().to_struct_array()
+    if isinstance(structs, pa.ChunkedArray):
+        structs = structs.combine_chunks()
+    return pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), structs)
+
+
+def _from_cell(cell: pa.ChunkedArray) -> pa.Table:
+    """Take a table out of one list cell of structs."""
+    return pa.Table.from_struct_array(cell.combine_chunks().flatten())

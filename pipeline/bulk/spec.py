@@ -9,17 +9,19 @@ from pipeline.engine.config import EngineConfig
 from pipeline.output.parts import Output
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifySpec:
-    """All that the stages need; plain values that travel to every worker."""
+    """What the stages do with every shard; plain values that travel to every worker."""
 
     columns: Columns
     tokenizer: TokenizerSpec
     model: str
+    """Directory, hub id or s3:// address, the same on every machine."""
     weights: str
-    """Their `models.digest`: an actor that finds others refuses to start."""
+    """Digest of the model's weights, by `models.digest`; an actor that finds others refuses to start."""
     engine: EngineConfig
     output: Output
     results: tuple[str, ...]
     """Columns of the output beside the kept ones, of `schema.RESULTS`."""
     audit: AuditSpec | None = None
+    """What actors count of their own predictions; None if they do not."""

@@ -7,7 +7,6 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns, resolve_columns
@@ -16,7 +15,7 @@ from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer
 from pipeline.errors import InputError, UserError
 from pipeline.rows import FloatArray
-from pipeline.schema import KEPT, PAIR, REASON, TEXT, VALUE
+from pipeline.schema import KEPT, PAIR, TEXT, VALUE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +90,13 @@ def _texts_by_shard(path: str, columns: Columns) -> Iterator[Texts]:
         for shard in read_shards(file, resolve_columns([file], columns)):
             if shard.read_error is not None:
                 raise UserError(f"{file.path}: {shard.read_error}")
-            good = shard.rows.filter(pc.is_null(shard.rows[REASON]))
-            usable += len(good)
+            rows = shard.rows
+            usable += len(rows)
             yield Texts(
-                texts=good[TEXT].to_pylist(),
-                pairs=good[PAIR].to_pylist() if columns.pair else None,
-                labels=_labels(file, good, columns.label) if columns.label else None,
-                rejected=len(shard.rows) - len(good),
+                texts=rows[TEXT].to_pylist(),
+                pairs=rows[PAIR].to_pylist() if columns.pair else None,
+                labels=_labels(file, rows, columns.label) if columns.label else None,
+                rejected=len(shard.rejects),
             )
     if not usable:
         raise UserError(f"{path}: no usable text in column '{columns.text}'")

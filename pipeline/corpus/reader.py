@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.formats import FileFormatError, RawRows, iter_raw_rows
 from pipeline.corpus.listing import InputFile
 from pipeline.rejects import Reason, Reject
-from pipeline.schema import DETAIL, ID, KEPT, PAIR, REASON, ROW, TEXT, read_schema
+from pipeline.schema import DETAIL, FILE, ID, KEPT, PAIR, REASON, REJECTS, ROW, TEXT, read_schema
 
 SHARD_ROWS = 16_384
 """About half a minute of BERT-base work on 2 CPU cores at early-exit speed; on a GPU about a second."""
@@ -32,7 +33,9 @@ class Shard:
     file: InputFile
     start: int
     rows: pa.Table
-    """By `schema.read_schema`; rejects among them."""
+    """Rows that can be used, by `schema.read_schema`."""
+    rejects: pa.Table
+    """All other rows of the run, by `schema.REJECTS`."""
     read_error: str | None
     """Cause for which the file cannot be read beyond this shard; None if it can."""
     fraction: float
@@ -47,16 +50,19 @@ def read_shards(file: InputFile, columns: Columns) -> Iterator[Shard]:
     start = count = size = 0
     position, done_until, error = 0.0, 0.0, None
     schema = read_schema(columns.keep, pairs=columns.pair is not None)
+    schema = pa.schema([*schema, (REASON, pa.string()), (DETAIL, pa.string())])
 
     def shard(last: bool) -> Shard:
         nonlocal pending, start, count, size, done_until
         until = 1.0 if last else position
-        rows = pa.concat_tables(pending) if pending else schema.empty_table()
+        checked = pa.concat_tables(pending) if pending else schema.empty_table()
+        usable = pc.is_null(checked[REASON])
         made = Shard(
             id=file.shard_id(start),
             file=file,
             start=start,
-            rows=rows.combine_chunks(),
+            rows=checked.filter(usable).drop_columns([REASON, DETAIL]).combine_chunks(),
+            rejects=_rejects(file, checked.filter(pc.invert(usable))),
             read_error=error,
             fraction=max(until - done_until, 0.0),
             last=last,
@@ -84,6 +90,12 @@ def read_shards(file: InputFile, columns: Columns) -> Iterator[Shard]:
         if len(table):
             pending.append(table)
         count, size, position = count + len(table), size + table.nbytes, raw.position
+
+
+def _rejects(file: InputFile, rows: pa.Table) -> pa.Table:
+    """Make rejects, by `schema.REJECTS`, of checked rows that have a reason."""
+    files = pa.array([file.path] * len(rows), pa.string())
+    return rows.select([ID, ROW, REASON, DETAIL]).append_column(FILE, files).select(REJECTS.names).cast(REJECTS)
 
 
 def check_rows(file: InputFile, columns: Columns, raw: RawRows, schema: pa.Schema) -> pa.Table:

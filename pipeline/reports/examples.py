@@ -15,7 +15,7 @@ from pipeline.corpus.listing import InputFile
 from pipeline.corpus.reader import read_shards
 from pipeline.output.parts import Output
 from pipeline.reports.page import Table
-from pipeline.schema import EXIT_LAYER, ID, LABEL, PAIR, REASON, SCORE, TEXT, UNCERTAINTY, VALUE
+from pipeline.schema import EXIT_LAYER, ID, LABEL, PAIR, SCORE, TEXT, UNCERTAINTY, VALUE
 from pipeline.storage.locate import storage_of
 
 ROWS_PER_LAYER = 10
@@ -53,13 +53,13 @@ def _parts_with_texts(
     for file in files:
         for shard in read_shards(file, columns):
             stored = storage.read(f"{output.folder}/{output.part(shard.id)}")
-            readable = shard.rows.filter(pc.is_null(shard.rows[REASON]))
-            if stored is None or not len(readable):
+            rows = shard.rows
+            if stored is None or not len(rows):
                 continue
             part = pq.read_table(pa.BufferReader(stored[0]))
-            if part[ID].to_pylist() != readable[ID].to_pylist():
+            if part[ID].to_pylist() != rows[ID].to_pylist():
                 continue  # a later stage rejected rows of this shard
-            texts = readable[TEXT] if PAIR not in readable.column_names else _join_pairs(readable)
+            texts = rows[TEXT] if PAIR not in rows.column_names else _join_pairs(rows)
             yield part, texts.combine_chunks()
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.bulk.progress import duration
-from pipeline.bulk.timeline import Moment, Timeline
+from pipeline.bulk.progress import Moment, Timeline, duration
 from pipeline.calibration.verdict import AuditResult
 from pipeline.output.histograms import length_bounds
 from pipeline.output.totals import Totals

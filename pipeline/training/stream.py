@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
-from pipeline.bulk.shard_block import ShardBlock, token_rows
-from pipeline.bulk.stages import blocks_of, tokenized_shards, with_tokens
+from pipeline.bulk.codec import token_rows
+from pipeline.bulk.shard_block import ShardBlock
+from pipeline.bulk.stages import blocks_of, tokenize_rows, tokenized_shards
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import label_numbers
@@ -26,7 +27,7 @@ from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.errors import InputError, UserError
 from pipeline.output.receipts import Receipt
 from pipeline.rows import FloatArray
-from pipeline.schema import KEPT, LOGITS, REASON, ROW
+from pipeline.schema import KEPT, LOGITS, ROW
 
 HOLD_OUT_EVERY = 8
 """Rows held out as dev rows: every so-many-th at the start of a file."""
@@ -114,7 +115,7 @@ class StreamSource:
         fraction = receipt.input_bytes / max(spec.corpus.size, 1)
         if spec.limit is not None:  # the epoch ends with the files or at the limit, whichever comes first
             fraction = max(fraction, global_rows / spec.limit)
-        rows = block.rows.slice(0, len(range(self.rank, global_rows, self.world_size)))
+        rows = block.rows.filter(pc.less(block.rows[ROW], receipt.start + global_rows))
         if receipt.file in self.leave_out:
             rows = rows.filter(pc.invert(pa.array(_is_held_out(rows))))
         key = _Key(path=receipt.file, start=receipt.start, rows=global_rows)
@@ -140,11 +141,10 @@ def held_out(spec: StreamSpec) -> tuple[Chunk, frozenset[str]]:
             files = files[: number + 1]
             break
     rows = pa.concat_tables(parts)
-    rows = rows.filter(pc.is_null(rows[REASON])).combine_chunks()
     if len(rows) == 0:
         raise UserError(f"{files[0].path}: no usable row to hold out at its start; give dev rows")
-    held = _chunk_of(with_tokens(rows, Tokenizer(spec.tokenizer), spec.columns), spec)
-    return held, frozenset(file.path for file in files)
+    tokenized, _lost = tokenize_rows(rows, Tokenizer(spec.tokenizer), spec.columns.keep)
+    return _chunk_of(tokenized, spec), frozenset(file.path for file in files)
 
 
 def _is_held_out(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -154,8 +154,7 @@ def _is_held_out(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 
 def _chunk_of(rows: pa.Table, spec: StreamSpec) -> Chunk:
-    """Make a chunk of the usable rows among tokenized ones."""
-    rows = rows.filter(pc.is_null(rows[REASON])).combine_chunks()
+    """Make a chunk of tokenized rows."""
     labels: list[str | None] = [None] * len(rows)
     if spec.label_column is not None:
         values = rows[KEPT + spec.label_column].to_pylist()

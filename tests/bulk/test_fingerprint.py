@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +12,14 @@ from transformers import AutoModelForSequenceClassification
 from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.bulk.fingerprint import fingerprint_of
+from models.families import Shape
+from pipeline.bulk.fingerprint import (
+    document_hash,
+    fingerprint_of,
+    model_document,
+    shape_document,
+    tokenizer_document,
+)
 from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
@@ -37,11 +44,44 @@ def fingerprint(
     )
 
 
-def test_an_outline_answers_all_questions_but_those_for_weights(model_directory: Path) -> None:
-    from_config, whole = EarlyExitModel.from_config(model_directory), EarlyExitModel.from_pretrained(model_directory)
+def test_a_model_without_weights_answers_all_questions_but_those_for_weights(model_directory: Path) -> None:
+    meta, whole = EarlyExitModel.from_config(model_directory), EarlyExitModel.from_pretrained(model_directory)
     for name in ("shape", "labels", "exit_layers", "regression", "branch_head", "last_head", "criterion"):
-        assert getattr(from_config, name) == getattr(whole, name)
-    assert all(parameter.is_meta for parameter in from_config.parameters())
+        assert getattr(meta, name) == getattr(whole, name)
+    assert all(parameter.is_meta for parameter in meta.parameters())
+
+
+def test_a_hash_is_of_the_parts_in_any_order() -> None:
+    document = {"weights": "0123456789abcdef", "labels": ["neg", "pös"], "shape": {"layers": 4, "norm_eps": 1e-12}}
+    assert document_hash(document) == "3bc48c843a88e6b1"
+    assert document_hash(dict(reversed(document.items()))) == document_hash(document)
+
+
+def test_the_parts_of_each_document_are_these(model_directory: Path) -> None:
+    model = EarlyExitModel.from_config(model_directory)
+    assert [*model_document(model, "0")] == ["weights", "family", "shape", "labels", "last_head", "branch_head"]
+    assert [*tokenizer_document(TOKENIZER)] == ["tokenizer_json", "max_tokens", "segments", "cut_left"]
+    only_in_training = {"dropout", "attention_dropout"}
+    assert shape_document(model.shape).keys() == {field.name for field in fields(Shape)} - only_in_training
+
+
+def test_every_part_of_a_document_is_its_own_and_counts(model_directory: Path) -> None:
+    model = EarlyExitModel.from_config(model_directory)
+    for name, value in shape_document(model.shape).items():
+        assert value == getattr(model.shape, name)
+    for document in (model_document(model, "0"), shape_document(model.shape), tokenizer_document(TOKENIZER)):
+        hashes = {document_hash(document)} | {document_hash(document | {name: "other"}) for name in document}
+        assert len(hashes) == 1 + len(document)
+
+
+def test_a_new_field_of_a_class_changes_no_fingerprint(model_directory: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class LaterTokenizer(TokenizerSpec):
+        cache: int = 3
+
+    later = LaterTokenizer(tokenizer_json="{}", max_tokens=64, segments=True)
+    assert repr(later) != repr(TOKENIZER)
+    assert fingerprint(model_directory, tokenizer=later) == fingerprint(model_directory)
 
 
 def test_a_copy_is_the_same_model_and_other_weights_are_not(model_directory: Path, tmp_path: Path) -> None:

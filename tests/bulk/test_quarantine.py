@@ -1,8 +1,9 @@
-"""Rows that raise and rows that kill: found by halving, at a bounded price, and never at the price of a good row."""
+"""Rows that raise and rows that kill: found by bisection, at a bounded price, and never at the price of a good row."""
 
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +14,36 @@ from hypothesis import strategies as st
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.bulk.quarantine import (
-    MAX_DEATHS,
-    PROBE_ROWS,
-    AttemptLog,
-    BrokenStageError,
-    Isolated,
-    Stage,
-    bounded,
-    clear_attempts,
-    isolate,
-)
+from pipeline.bulk.actor import ClassifyShard
+from pipeline.bulk.attempts import MAX_DEATHS, AttemptLog, BrokenStageError, bounded, clear_attempts
+from pipeline.bulk.quarantine import PROBE_ROWS, Isolated, isolate
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.rejects import Reason
 from pipeline.rows import TokenRows
 
 
-def stage_of(work: Callable[[range], list[int]], *, broken: bool = False) -> Stage[list[int]]:
-    def probe() -> None:
-        if broken:
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The work of a stage for which a function of a test stands in."""
+
+    name = "classify"
+    failure = Reason.CLASSIFY_FAILED
+
+    function: Callable[[range], list[int]]
+    broken: bool = False
+
+    def run(self, rows: range) -> list[int]:
+        return self.function(rows)
+
+    def probe(self) -> None:
+        if self.broken:
             raise RuntimeError("no weights")
 
-    return Stage(name="classify", work=work, probe=probe)
+
+def work_of(function: Callable[[range], list[int]], *, broken: bool = False) -> Work:
+    return Work(function=function, broken=broken)
 
 
 def raising(bad: set[int], error: Callable[[str], BaseException] = ValueError) -> Callable[[range], list[int]]:
@@ -61,7 +69,7 @@ def test_rows_that_raise_are_lost_alone_and_the_rest_stays_in_order(count: int, 
         calls.append(len(rows))
         return raising(bad)(rows)
 
-    isolated = isolate(stage_of(work), count)
+    isolated = isolate(work_of(work), count)
     assert set(isolated.lost) == bad
     assert rows_of(isolated) == sorted({*range(count)} - bad) == isolated.kept(count).tolist()
     assert sum(calls) <= count + len(bad) * 2 * (count + 10)  # a bad row is searched for among halves: n, n/2, n/4 ...
@@ -71,7 +79,7 @@ def test_rows_that_raise_are_lost_alone_and_the_rest_stays_in_order(count: int, 
 
 
 def test_a_row_too_large_for_the_memory_is_named_so() -> None:
-    isolated = isolate(stage_of(raising({3}, MemoryError)), 8)
+    isolated = isolate(work_of(raising({3}, MemoryError)), 8)
     assert isolated.lost[3].reason == "out_of_memory"
 
 
@@ -84,32 +92,32 @@ def test_a_stage_that_fails_on_every_row_of_a_shard_ends_the_run(count: int) -> 
         raise RuntimeError("no weights")
 
     with pytest.raises(BrokenStageError, match="classify fails on every row: RuntimeError: no weights"):
-        isolate(stage_of(work), count)
+        isolate(work_of(work), count)
     assert len(tried) < 100  # not one try a row
 
 
-def test_a_few_rows_that_all_fail_are_bad_rows_if_the_stage_works_on_a_harmless_one() -> None:
-    isolated = isolate(stage_of(raising({0, 1})), 2)
+def test_a_few_rows_that_all_fail_are_bad_rows_if_the_stage_works_on_its_probe() -> None:
+    isolated = isolate(work_of(raising({0, 1})), 2)
     assert (set(isolated.lost), rows_of(isolated)) == ({0, 1}, [])
     with pytest.raises(BrokenStageError, match="no weights"):
-        isolate(stage_of(raising({0, 1}), broken=True), 2)
+        isolate(work_of(raising({0, 1}), broken=True), 2)
 
 
 def test_many_bad_rows_at_the_start_of_a_shard_are_no_broken_stage() -> None:
     bad = {*range(3 * PROBE_ROWS)}
-    assert set(isolate(stage_of(raising(bad)), 1000).lost) == bad
+    assert set(isolate(work_of(raising(bad)), 1000).lost) == bad
 
 
 def test_a_request_to_stop_is_no_bad_row(tmp_path: Path) -> None:
     (tmp_path / "_attempts").mkdir()
     attempts = AttemptLog(str(tmp_path / "_attempts" / "x.json"), "a shard")
     with pytest.raises(KeyboardInterrupt):
-        isolate(stage_of(raising({3}, KeyboardInterrupt)), 8, attempts)
+        isolate(work_of(raising({3}, KeyboardInterrupt)), 8, attempts)
     assert not Path(attempts.path).exists()  # nobody died
 
 
 class Shard:
-    """A shard whose processes die: what they leave is the marker, as after `kill -9`."""
+    """A shard whose processes die: what they leave is the attempt log, as after `kill -9`."""
 
     def __init__(self, folder: Path, count: int, deadly: set[int]) -> None:
         self.path, self.count, self.deadly = folder / "_attempts" / "classify-shard.json", count, deadly
@@ -117,7 +125,7 @@ class Shard:
         self.deaths = self.worked = 0
 
     def one_process(self, die_at: int | None = None) -> Isolated[list[int]] | None:
-        """Try the shard in a new process; None if it dies, of a row or at the n-th run of rows that it begins."""
+        """Try the shard in a new process; None if it dies, of a row or at the n-th range of rows that it begins."""
         attempts = AttemptLog(str(self.path), "rows 0 to 9 of a.txt")
         begun = 0
 
@@ -127,12 +135,12 @@ class Shard:
             self.worked += len(rows)
             if self.deadly & {*rows} or begun - 1 == die_at:
                 left.append(self.path.read_text())
-                raise SystemExit  # unwinds this process; the marker is put back, since a real one unwinds nothing
+                raise SystemExit  # unwinds this process; the log is put back, since a real one unwinds nothing
             return [*rows]
 
         left: list[str] = []
         try:
-            return isolate(stage_of(work), self.count, attempts)
+            return isolate(work_of(work), self.count, attempts)
         except SystemExit:
             self.deaths += 1
             self.path.write_text(left[0])
@@ -187,7 +195,7 @@ def test_rows_that_raise_and_rows_that_kill_are_told_apart(tmp_path: Path) -> No
             raise ValueError("now it raises")
         return [*rows]
 
-    isolated = isolate(stage_of(work), 32, AttemptLog(str(shard.path), "a shard"))
+    isolated = isolate(work_of(work), 32, AttemptLog(str(shard.path), "a shard"))
     assert isolated.lost[7].reason == "classify_failed"
     assert rows_of(isolated) == [row for row in range(32) if row != 7]
 
@@ -201,7 +209,7 @@ def test_a_shard_that_goes_on_killing_ends_the_run_and_may_be_tried_again(tmp_pa
     assert len(rows_of(shard.run())) == 4096
 
 
-def test_a_marker_of_other_rows_is_no_use(tmp_path: Path) -> None:
+def test_an_attempt_log_of_other_rows_is_no_use(tmp_path: Path) -> None:
     shard = Shard(tmp_path, 64, {7})
     for _ in range(9):
         shard.one_process()
@@ -228,7 +236,7 @@ def test_work_that_kills_every_process_is_not_begun_for_ever(tmp_path: Path) -> 
     assert not list(path.parent.iterdir())
 
 
-def test_markers_go_when_all_is_done(tmp_path: Path) -> None:
+def test_attempt_logs_go_when_all_is_done(tmp_path: Path) -> None:
     Shard(tmp_path, 4, {1}).one_process()
     assert json.loads((tmp_path / "_attempts" / "classify-shard.json").read_text())["at"] == [0, 4]
     clear_attempts(str(tmp_path))
@@ -246,8 +254,7 @@ def test_a_row_whose_logits_are_no_numbers_costs_itself_and_leaves_nothing_behin
     engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.6), dtype=dtype)))
     bad = [[*row, 199] if number in (3, 20) else row for number, row in enumerate(rows)]
     tokens = TokenRows.from_lists(bad)
-    stage = Stage(name="classify", work=lambda part: engine.run(tokens.slice(part)).checked(), probe=lambda: None)
-    isolated = isolate(stage, len(bad))
+    isolated = isolate(ClassifyShard(engine=engine, tokens=tokens), len(bad))
     assert {row: problem.reason for row, problem in isolated.lost.items()} == dict.fromkeys((3, 20), "classify_failed")
     assert isolated.lost[3].detail == "FloatingPointError: the model's logits are no numbers for 1 of 1 rows"
     good = TokenRows.from_lists([row for number, row in enumerate(rows) if number not in (3, 20)])

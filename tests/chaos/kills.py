@@ -76,7 +76,7 @@ class Watch:
         return False
 
     def seen(self, step: str | None) -> set[str]:
-        """What is there now that tells of a step; receipts by their file's size, which grows."""
+        """Return what is there now that shows a step; receipts by their file's size, which grows."""
         patterns = {"rejects": "_rejects/part-*", "writing": ".part-*.tmp", "attempt": "_attempts/classify-*"}
         if step != "receipt":
             return {path.name for path in self.output.glob(patterns.get(step or "", "part-*"))}

@@ -51,7 +51,7 @@ def test_a_hundred_rounds_kill_everything_at_every_step() -> None:
 
 @pytest.fixture
 def result(tmp_path: Path) -> Path:
-    """A corpus and a right result of it, written by hand."""
+    """Write a corpus and a right result of it by hand."""
     make_corpus(tmp_path / "in", files=5, rows=200)
     (tmp_path / "out" / "_rejects").mkdir(parents=True)
     shards = []

@@ -27,11 +27,18 @@ def read(path: Path, columns: Columns = TEXT) -> list[Shard]:
 
 
 def rows_of(shards: list[Shard]) -> list[dict[str, Any]]:
-    return [row for shard in shards for row in shard.rows.to_pylist()]
+    """Return all rows, rejects among them, in the order of the file; each is in one table of its shard."""
+    rows: list[dict[str, Any]] = []
+    for shard in shards:
+        rejects = [{"text": None} | row for row in shard.rejects.to_pylist()]
+        checked = sorted(shard.rows.to_pylist() + rejects, key=lambda row: int(row["row"]))
+        assert [row["row"] for row in checked] == [*range(shard.start, shard.start + len(checked))]
+        rows += checked
+    return rows
 
 
 def reasons(shards: list[Shard]) -> list[str | None]:
-    return [row["reason"] for row in rows_of(shards)]
+    return [row.get("reason") for row in rows_of(shards)]
 
 
 def write_lines(path: Path, lines: list[bytes]) -> Path:
@@ -133,7 +140,7 @@ def test_kept_columns_keep_their_type_and_a_misfit_is_rejected(tmp_path: Path) -
     lines = [b'{"text": "a", "n": 1}', b'{"text": "b", "n": "many"}', b'{"text": "c"}']
     columns = Columns(text="text", keep=pa.schema([("n", pa.int64())]))
     shards = read(write_lines(tmp_path / "a.jsonl", lines), columns)
-    assert [row["keep.n"] for row in rows_of(shards)] == [1, None, None]
+    assert [row.get("keep.n") for row in rows_of(shards)] == [1, None, None]
     assert reasons(shards) == [None, "bad_kept_value", None]
 
 

@@ -8,7 +8,6 @@ from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
-from pipeline.schema import REASON
 from tests.support.jobs import SHARED_DATA
 
 pytestmark = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="no folder of data sets beside the checkout")
@@ -32,7 +31,7 @@ def test_every_real_row_is_read_once_and_tokenized_as_by_transformers(
     ids = [row for shard in shards for row in shard.rows["id"].to_pylist()]
     wanted = pd.read_parquet(path)
     assert ids == wanted.id.tolist()
-    assert all(shard.rows[REASON].null_count == len(shard.rows) for shard in shards)
+    assert all(len(shard.rejects) == 0 for shard in shards)
     tokenizer = Tokenizer(TokenizerSpec.from_hugging_face(review_tokenizer, 48))
     sample = wanted.head(300)
     pairs = sample.text_pair.tolist() if columns.pair else None

@@ -1,7 +1,6 @@
 """A device whose memory runs out: batches are split, predictions stay the same, and a row that never fits is lost alone."""
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,7 +8,9 @@ import torch
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.bulk.quarantine import BrokenStageError, Stage, isolate
+from pipeline.bulk.actor import ClassifyShard
+from pipeline.bulk.attempts import BrokenStageError
+from pipeline.bulk.quarantine import isolate
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
@@ -92,7 +93,7 @@ def test_a_row_that_does_not_fit_alone_is_lost_alone(model: EarlyExitModel) -> N
     device.holds_layers_of(engine, 1)
     with pytest.raises(MemoryError, match="a row of 65 tokens does not fit into memory"):
         engine.run(rows)
-    isolated = isolate(stage_of(engine, rows), len(rows))
+    isolated = isolate(ClassifyShard(engine=engine, tokens=rows), len(rows))
     assert set(isolated.lost) == {*long}
     assert {problem.reason for problem in isolated.lost.values()} == {"out_of_memory"}
     kept, got = isolated.kept(len(rows)), Predictions.join(isolated.pieces)
@@ -104,7 +105,7 @@ def test_a_device_that_holds_nothing_ends_the_run(model: EarlyExitModel, monkeyp
     engine = new_engine(model)
     SmallDevice(tokens=0).holds_buffers_of(monkeypatch)
     with pytest.raises(BrokenStageError, match="MemoryError: a row of"):
-        isolate(stage_of(engine, ROWS), len(ROWS))
+        isolate(ClassifyShard(engine=engine, tokens=ROWS), len(ROWS))
 
 
 def test_what_does_not_fit_once_is_not_tried_again() -> None:
@@ -136,8 +137,3 @@ def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         run_within_memory(run, lambda: None, np.full(4, 10), 100)
-
-
-def stage_of(engine: Engine, rows: TokenRows) -> Stage[Predictions]:
-    work: Callable[[range], Predictions] = lambda part: engine.run(rows.slice(part))  # noqa: E731
-    return Stage(name="classify", work=work, probe=lambda: engine.run(TokenRows.from_lists([[0]])))

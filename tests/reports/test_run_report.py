@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.bulk.timeline import Moment, Timeline
+from pipeline.bulk.progress import Moment, Timeline
 from pipeline.calibration.drift import Signal
 from pipeline.calibration.verdict import AuditResult
 from pipeline.corpus.columns import Columns

@@ -14,16 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
-
-# Two tests run at a time on two cores, and threads that wait for each other would wait for the other test as well.
-torch.set_num_threads(1)
-settings.register_profile("offramp", deadline=None, derandomize=True, max_examples=40)
-settings.load_profile("offramp")
 
 
 def run_job(name: str, *options: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -70,12 +63,12 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
 
 
 def shards_kept(out: Path) -> int:
-    """Shards whose receipts the driver has written down: parts appear earlier, and count for nothing before."""
+    """Count the shards whose receipts the driver has stored; their parts appear earlier, and count for nothing before."""
     return sum(pq.read_metadata(path).num_rows for path in out.glob("_receipts/g*/*.parquet"))
 
 
 def finished_files(out: Path) -> set[str]:
-    """Files that such receipts tell of."""
+    """Return the files of the shards whose receipts the driver has stored."""
     receipts = [pq.read_table(path, columns=["file"]) for path in out.glob("_receipts/g*/*.parquet")]
     return set(pa.concat_tables(receipts)["file"].to_pylist())
 

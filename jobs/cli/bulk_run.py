@@ -1,0 +1,92 @@
+"""Run a bulk request for a job: what is printed, the report, and the exit code."""
+
+import argparse
+import sys
+
+from jobs.cli import command
+from pipeline.bulk.progress import duration
+from pipeline.bulk.run import BulkRequest, Outcome, UnfinishedRunError, run_bulk
+from pipeline.calibration.verdict import AuditResult, summary
+from pipeline.output.parts import MANIFEST, REJECTS_FOLDER
+from pipeline.reports.examples import examples
+from pipeline.reports.run_report import REPORT, RunSummary, run_page
+from pipeline.storage.base import absolute
+from pipeline.storage.locate import storage_of
+
+UNREADABLE_SHOWN = 10
+"""Unreadable files that the summary names; the report and the rejects have all."""
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace, request: BulkRequest) -> int:
+    """Run the request, report on it, and return the exit code."""
+    model, engine = request.model.meta, request.engine
+    if len(model.exit_layers) == 1 and not engine.criterion.full_depth:
+        print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
+    try:
+        outcome = run_bulk(request)
+    except UnfinishedRunError as error:
+        print(f"{parser.prog}: error: {command.cause_of(error.cause)}\n{error}", file=sys.stderr)
+        return command.FAILED
+    if outcome is None:
+        print(f"nothing to do: {absolute(args.output)} already holds the results of every file")
+        return command.DONE
+    write_report(outcome, with_examples=args.examples)
+    print_summary(outcome)
+    if outcome.manifest is None:
+        print(f"{parser.prog}: error: {withheld(outcome.audit_result)}", file=sys.stderr)
+        return command.FAILED
+    rejected = outcome.totals.rows_rejected + len(outcome.totals.unreadable)
+    return command.FAILED if args.strict and rejected else command.DONE
+
+
+def write_report(outcome: Outcome, *, with_examples: bool) -> None:
+    """Write the report page beside the manifest."""
+    files, folder = outcome.corpus.files, outcome.output.folder
+    page = run_page(
+        RunSummary(
+            folder=folder,
+            fingerprint=outcome.fingerprint,
+            files=len(files),
+            input_bytes=outcome.corpus.size,
+            seconds=outcome.seconds,
+            totals=outcome.totals,
+            fresh=outcome.fresh,
+            timeline=outcome.timeline,
+            audit=outcome.audit_result,
+            examples=examples(files, outcome.columns, outcome.output) if with_examples else None,
+        )
+    )
+    storage_of(folder).write(f"{folder}/{REPORT}", page.encode())
+
+
+def withheld(result: AuditResult) -> str:
+    """Say why nothing was published."""
+    why = f"{result.differing:,} of {result.rows:,} audited rows differ from full depth"
+    drift = f", and drift in {', '.join(result.alarms)}" if result.alarms else ""
+    return f"not published: {why}{drift}. Calibrate on such rows, or run the same command without --audit-fail"
+
+
+def print_summary(outcome: Outcome) -> None:
+    """Print what the run did, where rows exited, and where the results are."""
+    totals, fresh, folder = outcome.totals, outcome.fresh, outcome.output.folder
+    busy = ", ".join(f"{stage} {seconds:,.1f} s" for stage, seconds in fresh.cpu_seconds.items())
+    memory = ", ".join(f"{stage} {peak:,.0f}" for stage, peak in fresh.peak_mb.items())
+    by_reason = "".join(f", {rows:,} {reason}" for reason, rows in totals.rejected.items())
+    exits = " ".join(f"{layer}:{rows:,}" for layer, rows in enumerate(totals.exits, start=1) if rows)
+    mean = f"{totals.mean_exit_layer:.2f} of {len(totals.exits)} layers"
+    print(f"\n{fresh.rows_in:,} rows in {duration(outcome.seconds)}: {fresh.rows_in / outcome.seconds:,.0f} rows/s")
+    print(f"  out          {totals.rows_out:,} rows in {totals.shards:,} parts")
+    print(f"  rejects      {totals.rows_rejected:,} rows{by_reason}")
+    for file, problem in list(totals.unreadable.items())[:UNREADABLE_SHOWN]:
+        print(f"  unreadable   {file}: {problem}")
+    print(f"  truncated    {totals.truncated:,} rows")
+    print(f"  exits        {exits}")
+    print(f"  mean exit    {mean}, {totals.flops_speedup:.2f}x fewer FLOPs")
+    for line in summary(outcome.audit_result):
+        print(f"  {line}")
+    print(f"  CPU time     {busy}")
+    print(f"  peak MB      {memory}, driver {outcome.driver_peak_mb:,.0f}")
+    if totals.rejected or totals.unreadable:
+        print(f"rejects are in {folder}/{REJECTS_FOLDER}, with reasons")
+    if outcome.manifest is not None:
+        print(f"results are in {folder}, listed in {MANIFEST}, with figures in {REPORT}")

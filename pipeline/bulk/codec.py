@@ -1,0 +1,81 @@
+"""Between Arrow tables, which travel, and the arrays that tokenizer and engine work with.
+
+read_schema     id, row, text, keep.*         ── with_tokens ──>        token_schema
+token_schema    id, row, tokens, keep.*       ── token_rows ──>         TokenRows
+                                              ── with_predictions ──>   output_schema
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.corpus.tokenize import Tokenized
+from pipeline.rows import Predictions, TokenRows
+from pipeline.schema import (
+    EXIT_LAYER,
+    KEPT,
+    LABEL,
+    LABEL_ID,
+    LOGITS,
+    PROBABILITIES,
+    SCORE,
+    SEGMENT,
+    TOKENS,
+    TRUNCATED,
+    UNCERTAINTY,
+    VALUE,
+    output_schema,
+    token_schema,
+)
+
+
+def with_tokens(rows: pa.Table, pieces: Sequence[Tokenized], keep: pa.Schema) -> pa.Table:
+    """Put tokens in place of the texts of B rows; the pieces hold the same B rows, in order."""
+    tokens = TokenRows.join([piece.rows for piece in pieces])
+    made = {
+        TOKENS: pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(tokens.token_ids)),
+        SEGMENT: pa.array(tokens.segments),
+        TRUNCATED: pa.array(np.concatenate([piece.truncated for piece in pieces])),
+    }
+    schema = token_schema(keep)
+    return pa.table([made[name] if name in made else rows[name] for name in schema.names], schema=schema)
+
+
+def token_rows(rows: pa.Table) -> TokenRows:
+    """Take the tokens out of rows by `schema.token_schema`, without a copy of them."""
+    if len(rows) == 0:
+        return TokenRows.from_lists([])
+    column = rows[TOKENS].combine_chunks()
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    return TokenRows(
+        token_ids=column.values.to_numpy()[offsets[0] : offsets[-1]],
+        offsets=offsets - offsets[0],
+        segments=rows[SEGMENT].to_numpy(),
+    )
+
+
+def with_predictions(
+    rows: pa.Table, predictions: Predictions, labels: Sequence[str], results: Sequence[str], keep: pa.Schema
+) -> pa.Table:
+    """Put the predictions of B rows in place of their tokens: some results, and the kept columns under their own names."""
+    label_ids = predictions.label_ids
+    columns: dict[str, Callable[[], pa.Array]] = {
+        LABEL: lambda: pa.array(np.array(labels)[label_ids], pa.string()),
+        LABEL_ID: lambda: pa.array(label_ids),
+        SCORE: lambda: pa.array(predictions.scores),
+        VALUE: lambda: pa.array(predictions.logits[:, 0]),
+        PROBABILITIES: lambda: _lists(predictions.probabilities),
+        LOGITS: lambda: _lists(predictions.logits),
+        EXIT_LAYER: lambda: pa.array(predictions.exit_layers),
+        UNCERTAINTY: lambda: pa.array(predictions.uncertainty),
+    }
+    made = [columns[name]() if name in columns else rows[name] for name in results]
+    return pa.table([*made, *(rows[KEPT + name] for name in keep.names)], schema=output_schema(results, keep))
+
+
+def _lists(values_BC: npt.NDArray[np.float32]) -> pa.Array:
+    """Turn [B, C] values into B lists of C."""
+    count, width = values_BC.shape
+    return pa.ListArray.from_arrays(np.arange(0, (count + 1) * width, width, dtype=np.int32), values_BC.ravel())

@@ -1,0 +1,73 @@
+"""The line that says how far a run is: over the whole folder, at the rate of this run."""
+
+import io
+import re
+
+import pytest
+
+from pipeline.bulk.progress import Progress, duration
+from pipeline.output.receipts import Receipt
+from pipeline.output.totals import Totals
+
+
+def totals_of(*shards: tuple[int, list[int]]) -> Totals:
+    """Add up shards of 100 bytes, given by rejects and rows by exit layer."""
+    totals = Totals()
+    for number, (rejects, exits) in enumerate(shards):
+        totals = totals.plus(
+            Receipt(
+                shard=f"{number:016x}",
+                file="a.txt",
+                size=1000,
+                version="1",
+                start=0,
+                last=False,
+                input_bytes=100.0,
+                rows_in=sum(exits) + rejects,
+                rows_out=sum(exits),
+                rejected={"null_text": rejects},
+                exits=exits,
+            )
+        )
+    return totals
+
+
+def test_a_line_counts_what_earlier_runs_did_and_the_rate_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1000.0, 1002.0, 1002.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    progress = Progress(totals_of((1, [9, 0]), (0, [10, 0])), bytes_left=800, stream=io.StringIO())
+    line = progress.line(totals_of((3, [0, 17]), (0, [20, 0])))
+    assert line == " 40%  60 rows  20 rows/s  0:06 left  mean exit 1.30  4 rejects"
+    assert progress.line(Totals()).startswith(" 20%  20 rows  0 rows/s  ? left  mean exit 1.00  1 rejects")
+
+
+def test_progress_leaves_the_totals_alone_that_it_is_given() -> None:
+    before, fresh = totals_of((1, [9, 0])), totals_of((0, [0, 10]))
+    progress = Progress(before, bytes_left=100, stream=io.StringIO())
+    for _ in range(3):
+        progress.update(fresh)
+    assert (before, fresh) == (totals_of((1, [9, 0])), totals_of((0, [0, 10])))
+
+
+def test_a_terminal_gets_a_live_line_and_a_log_one_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    terminal, log = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    fresh = totals_of((0, [10, 0]))
+    shown = [Progress(Totals(), 100, stream) for stream in (terminal, log)]
+    for clock[0] in (1.0, 2.0, 11.0, 12.0, 30.0):
+        for progress in shown:
+            progress.update(fresh)
+    for progress in shown:
+        progress.close(fresh)
+    assert len(re.findall("\r\x1b\\[K100%  10 rows", terminal.getvalue())) == 5
+    assert terminal.getvalue().endswith("rejects\n")
+    assert [line[:13] for line in log.getvalue().splitlines()] == ["100%  10 rows"] * 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3725, "1:02:05"), (float("nan"), "?"), (float("inf"), "?")]
+)
+def test_durations_are_written_as_people_read_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,235 @@
+"""A shard on its way: one Arrow row, in which every row of the file is either among the rows or among the rejects."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from pipeline.bulk.codec import token_rows, with_predictions, with_tokens
+from pipeline.bulk.shard_block import ShardBlock
+from pipeline.bulk.spec import ClassifySpec
+from pipeline.bulk.stages import _read, _tokenize, _write, tokenize_rows
+from pipeline.corpus.columns import Columns
+from pipeline.corpus.listing import list_inputs
+from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
+from pipeline.engine.config import EngineConfig
+from pipeline.output.parts import Output
+from pipeline.output.receipts import Receipt
+from pipeline.rejects import Reason, Reject
+from pipeline.rows import Predictions
+from pipeline.schema import REJECTS, output_schema, read_schema, token_schema
+
+KEEP = pa.schema([("tokens", pa.int64())])
+"""A kept column whose name is one of ours."""
+COLUMNS = Columns(text="text", keep=KEEP)
+RESULTS = ("id", "label", "label_id", "score", "probabilities", "exit_layer", "uncertainty", "truncated")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(review_tokenizer: PreTrainedTokenizerFast) -> TokenizerSpec:
+    return TokenizerSpec.from_hugging_face(review_tokenizer, 8)
+
+
+def block_of(count: int, read_error: str | None = None) -> ShardBlock:
+    """Make a shard of texts whose first row is row 10 of its file."""
+    rows = pa.table(
+        {
+            "id": [f"a.txt:{row}" for row in range(10, 10 + count)],
+            "row": range(10, 10 + count),
+            "text": ["the room was clean"] * count,
+            "keep.tokens": range(count),
+        },
+        schema=read_schema(KEEP, pairs=False),
+    )
+    receipt = Receipt(
+        shard="0" * 16,
+        file="/in/a.txt",
+        size=9,
+        version="1",
+        start=10,
+        last=True,
+        input_bytes=9.0,
+        read_error=read_error,
+        rows_in=count,
+    )
+    return ShardBlock(receipt, rows, REJECTS.empty_table())
+
+
+def travel(block: ShardBlock) -> ShardBlock:
+    """Send a shard to the next stage, as Ray does: through Arrow's own format."""
+    sink, batch = pa.BufferOutputStream(), block.to_arrow()
+    assert len(batch) == 1
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_table(batch)
+    return ShardBlock.from_arrow(pa.ipc.open_stream(sink.getvalue()).read_all())
+
+
+@given(count=st.integers(0, 30), lost=st.lists(st.sets(st.integers(0, 29), max_size=8), max_size=3))
+def test_rows_move_to_the_rejects_once_and_travel_as_one_arrow_row(count: int, lost: Sequence[set[int]]) -> None:
+    block = block_of(count)
+    expected = [*range(10, 10 + count)]
+    for indices in lost:
+        gone = {index for index in indices if index < len(expected)}
+        block.reject({index: Reject(Reason.TOKENIZE_FAILED, f"at {index}") for index in sorted(gone, reverse=True)})
+        expected = [row for index, row in enumerate(expected) if index not in gone]
+        block = travel(block)
+        assert block.rows["row"].to_pylist() == expected
+        assert block.rows["id"].to_pylist() == [f"a.txt:{row}" for row in expected]
+        assert sorted(block.rows["row"].to_pylist() + block.rejects["row"].to_pylist()) == [*range(10, 10 + count)]
+    block = travel(block)
+    assert block.rows.schema.equals(read_schema(KEEP, pairs=False))
+    assert block.rejects.schema.equals(REJECTS)
+    assert block.rejects_part()["row"].to_pylist() == sorted({*range(10, 10 + count)} - {*expected})
+
+
+def test_rejects_name_their_row_their_file_and_their_reason() -> None:
+    block = block_of(4, read_error="the rest is cut off")
+    block.reject({3: Reject(Reason.OUT_OF_MEMORY, "too large"), 1: Reject(Reason.TOKENIZE_FAILED, "bad")})
+    assert block.rejects_part().to_pylist() == [
+        {"id": "a.txt:11", "file": "/in/a.txt", "row": 11, "reason": "tokenize_failed", "detail": "bad"},
+        {"id": "a.txt:13", "file": "/in/a.txt", "row": 13, "reason": "out_of_memory", "detail": "too large"},
+        {
+            "id": "a.txt",
+            "file": "/in/a.txt",
+            "row": None,
+            "reason": "unreadable_file",
+            "detail": "from row 14 on: the rest is cut off",
+        },
+    ]
+
+
+def test_a_stage_takes_one_shard_at_a_time() -> None:
+    two = pa.concat_tables([block_of(1).to_arrow()] * 2)
+    with pytest.raises(AssertionError, match="a stage got 2 shards at once"):
+        ShardBlock.from_arrow(two)
+
+
+class Stubborn(Tokenizer):
+    """A tokenizer that raises on some texts."""
+
+    def __call__(self, texts: list[str], pairs: list[str] | None = None):  # type: ignore[no-untyped-def]
+        if any("RAISE" in text for text in [*texts, *(pairs or [])]):
+            raise ValueError("this text cannot be tokenized")
+        return super().__call__(texts, pairs)
+
+
+def test_rows_that_cannot_be_tokenized_are_left_out_and_named(tokenizer: TokenizerSpec) -> None:
+    texts = ["the room", "RAISE", "was clean", "the the the the the the the the the"]
+    rows = block_of(4).rows.set_column(2, "text", pa.array(texts))
+    tokenized, lost = tokenize_rows(rows, Stubborn(tokenizer), KEEP)
+    assert lost == {1: Reject(Reason.TOKENIZE_FAILED, "ValueError: this text cannot be tokenized")}
+    assert tokenized.schema.equals(token_schema(KEEP))
+    assert tokenized["row"].to_pylist() == [10, 12, 13]
+    assert tokenized["keep.tokens"].to_pylist() == [0, 2, 3]
+    assert tokenized["truncated"].to_pylist() == [False, False, True]
+    alone = [Tokenizer(tokenizer)([texts[row]]).rows for row in (0, 2, 3)]
+    assert tokenized["tokens"].to_pylist() == [row.token_ids.tolist() for row in alone]
+    np.testing.assert_array_equal(token_rows(tokenized).lengths, [len(row.token_ids) for row in alone])
+
+
+def test_a_pair_is_tokenized_as_one_row(tokenizer: TokenizerSpec) -> None:
+    rows = block_of(3).rows.append_column("pair", pa.array(["was clean", "RAISE", "the"]))
+    tokenized, lost = tokenize_rows(rows, Stubborn(tokenizer), KEEP)
+    assert [*lost] == [1]
+    expected = Tokenizer(tokenizer)(["the room was clean"] * 2, ["was clean", "the"]).rows
+    np.testing.assert_array_equal(token_rows(tokenized).token_ids, expected.token_ids)
+    np.testing.assert_array_equal(token_rows(tokenized).segments, expected.segments)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_predictions_stand_beside_the_ids_and_kept_columns_of_their_rows(tokenizer: TokenizerSpec, count: int) -> None:
+    rows = block_of(count).rows
+    rows = with_tokens(rows, [Tokenizer(tokenizer)(rows["text"].to_pylist())], KEEP)
+    predictions = Predictions(
+        logits=np.array([[0, 3], [2, 0], [0, 1]], np.float32)[:count],
+        exit_layers=np.array([1, 4, 2], np.int16)[:count],
+        uncertainty=np.array([0.1, 0.2, 0.3], np.float32)[:count],
+        layer_tokens=1,
+        padding_tokens=0,
+    )
+    made = with_predictions(rows, predictions, ["neg", "pos"], RESULTS, KEEP)
+    assert made.schema.equals(output_schema(RESULTS, KEEP))
+    assert made["id"].to_pylist() == ["a.txt:10", "a.txt:11", "a.txt:12"][:count]
+    assert made["label"].to_pylist() == ["pos", "neg", "pos"][:count]
+    assert made["label_id"].to_pylist() == [1, 0, 1][:count]
+    assert made["exit_layer"].to_pylist() == [1, 4, 2][:count]
+    assert made["tokens"].to_pylist() == [0, 1, 2][:count]
+    probabilities = np.array(made["probabilities"].to_pylist()).reshape(count, 2)
+    np.testing.assert_allclose(probabilities, predictions.probabilities)
+    np.testing.assert_allclose(made["score"].to_numpy(), predictions.scores)
+
+
+def blocks_of(path: Path, tokenizer: TokenizerSpec, part: tuple[int, int] = (0, 1)) -> list[ShardBlock]:
+    """Read and tokenize a file as Ray Data would, one shard a block."""
+    (file,) = list_inputs(str(path)).files
+    job = {"file": [json.dumps({name: getattr(file, name) for name in file.__slots__})], "done": pa.array([[]])}
+    tokenize: Callable[..., pa.Table] = partial(_tokenize, spec=tokenizer, keep=KEEP, part=part, output=None)
+    return [ShardBlock.from_arrow(tokenize(block)) for block in _read(pa.table(job), COLUMNS, None)]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a file of several shards with a bad row in every five."""
+    monkeypatch.setattr("pipeline.corpus.reader.SHARD_ROWS", 16)
+    texts = [None if row % 5 == 2 else f"the room {row}" for row in range(70)]
+    pq.write_table(pa.table({"text": texts, "tokens": range(70)}), tmp_path / "a.parquet")
+    return tmp_path / "a.parquet"
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_good_row_is_one_ranks_whatever_is_rejected(
+    corpus: Path, tokenizer: TokenizerSpec, world_size: int
+) -> None:
+    ranks = [blocks_of(corpus, tokenizer, (rank, world_size)) for rank in range(world_size)]
+    assert len(ranks[0]) == 5
+    for rank, blocks in enumerate(ranks):
+        for block in blocks:
+            rows = range(block.receipt.start, block.receipt.start + block.receipt.rows_in)
+            assert block.rows["row"].to_pylist() == [row for row in rows[rank::world_size] if row % 5 != 2]
+            assert block.receipt.tokens == len(token_rows(block.rows).token_ids)
+    found = [row for blocks in ranks for block in blocks for row in block.rows["row"].to_pylist()]
+    assert sorted(found) == [row for row in range(70) if row % 5 != 2]
+
+
+def spec_of(folder: Path, tokenizer: TokenizerSpec) -> ClassifySpec:
+    return ClassifySpec(
+        columns=COLUMNS,
+        tokenizer=tokenizer,
+        model="m",
+        weights="0",
+        engine=EngineConfig(),
+        output=Output(str(folder)),
+        results=("id", "truncated"),
+    )
+
+
+def test_what_is_written_adds_up_to_what_was_read(corpus: Path, tokenizer: TokenizerSpec, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "_rejects").mkdir(parents=True)
+    spec = spec_of(out, tokenizer)
+    for block in blocks_of(corpus, tokenizer):
+        schema = output_schema(spec.results, KEEP)
+        names = [*spec.results, "keep.tokens"]
+        block.rows = block.rows.select(names).rename_columns(schema.names).cast(schema)
+        receipt = Receipt.from_json(_write(block.to_arrow(), spec)["receipt"][0].as_py())
+        assert receipt.rows_in == receipt.rows_out + receipt.rejected["null_text"]
+    assert len(pq.read_table(out, schema=output_schema(spec.results, KEEP))) == 56
+    rejects = pa.concat_tables(pq.read_table(path) for path in sorted((out / "_rejects").iterdir()))
+    assert rejects.schema.equals(REJECTS)
+    assert sorted(rejects["row"].to_pylist()) == [row for row in range(70) if row % 5 == 2]
+
+
+def test_a_shard_that_lost_a_row_is_not_taken_for_done(corpus: Path, tokenizer: TokenizerSpec, tmp_path: Path) -> None:
+    (tmp_path / "out" / "_rejects").mkdir(parents=True)
+    block = blocks_of(corpus, tokenizer)[0]
+    block.rows = block.rows.select(["id", "truncated"]).slice(1)
+    with pytest.raises(AssertionError, match="lost rows"):
+        _write(block.to_arrow(), spec_of(tmp_path / "out", tokenizer))
