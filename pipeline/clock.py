@@ -1,4 +1,4 @@
-"""Time and memory of a process."""
+"""Time and memory of the present process."""
 
 import re
 import resource
@@ -7,26 +7,26 @@ from pathlib import Path
 
 
 class Clock:
-    """Counts from the moment it is made."""
+    """A stopwatch that starts when it is made."""
 
     def __init__(self) -> None:
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     @property
     def seconds(self) -> float:
+        """Wall-clock time since the start."""
         return time.perf_counter() - self._started
 
     @property
     def cpu_seconds(self) -> float:
-        """Of all threads of this process."""
+        """CPU time of all threads of this process since the start."""
         return time.process_time() - self._cpu_started
 
 
 def peak_memory_mb() -> float:
-    """Return the largest memory that this process has had of its own, MB.
+    """Return the largest resident memory that this process has had, in MB, without pages of Ray's object store.
 
-    Pages of Ray's object store, which every process maps as it touches them, are left out: they are counted by Ray, bounded by
-    its own setting, and shared.
+    Every process maps those as it touches them: they are shared, counted by Ray and bounded by its own setting.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     status = Path("/proc/self/status")

@@ -1,55 +1,41 @@
-"""The memory of a run: receipts in segments, from which a stopped run resumes, and the manifest that publishes its result.
+"""The ledger of an output folder: which shards are done, from which a stopped run resumes and a finished one is published.
 
-    _receipts/g<n>/run.json         what a run that has not ended yet is: fingerprint and schema; written once, if there is none
-    _receipts/g<n>/<driver>-*       its receipts, by `pipeline.journal`
-    _shards-<digest>.parquet        published receipts, named by the manifest
-    _manifest.json                  written last and at once; a reader trusts it and nothing else
+    with Ledger(folder, fingerprint) as ledger:
+        left = ledger.unfinished(corpus.files)     # path -> starts of the shards that are done
+        ledger.begin(schema)
+        ...                                        # write parts to ledger.output
+        ledger.add(receipt)
+        ledger.publish(seconds, {})
 
-Results of one fingerprint are a generation, <n>. More of the same adds to it; `--overwrite` begins the next one, whose parts
-have names of their own, so that the results before it stay whole until the manifest tells of the new ones, and go only then. On
-a disk a lock keeps a second driver out. On S3 two drivers may run: parts are the same whoever writes them, receipts are apart,
-and whoever publishes last adds what the other has published. State is O(shards), never O(rows).
+On a disk a lock keeps a second driver out. On S3 two drivers may run: parts are the same whoever writes them, receipts are
+apart, and whoever publishes last adds what the other one has published. Memory is O(shards), never O(rows).
 """
 
 import contextlib
 import itertools
-import re
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import InputError, StorageError, UserError
-from pipeline.output.manifest import (
-    MANIFEST_VERSION,
-    SHARDS,
-    SHARDS_PREFIX,
-    Fingerprint,
-    Manifest,
-    PendingRun,
-    difference,
-    encode_schema,
-    read_manifest,
-    totals_as_facts,
-    with_parts,
-    write_manifest,
-)
-from pipeline.output.parts import LOCK, MANIFEST, RECEIPTS_FOLDER, REJECTS_FOLDER, Output, generation_of
+from pipeline.output.generations import Generations, PendingRun, receipts_folder
+from pipeline.output.manifest import Fingerprint, Manifest, read_manifest
+from pipeline.output.parts import LOCK, MANIFEST, Output
+from pipeline.output.publish import clean_up, list_shards, manifest_facts, remove_leftovers, write_manifest
 from pipeline.output.receipt_log import (
     BATCH_ROWS,
     NO_SHARDS,
-    Journal,
-    ShardNames,
+    ReceiptLog,
+    ShardIds,
     are_among,
-    as_numbers,
     distinct,
+    parse_ids,
     read_segments,
-    shard_names,
+    shard_ids,
 )
 from pipeline.output.receipts import Receipt
 from pipeline.output.shard_index import ShardIndex
@@ -57,11 +43,9 @@ from pipeline.output.totals import Totals
 from pipeline.storage.base import is_remote
 from pipeline.storage.local import lock_folder
 from pipeline.storage.locate import storage_of
-from pipeline.version import versions
 
-RUN_FILE = "run.json"
 PUBLISH_TRIES = 10
-"""Each of them fails only if another driver has published in between."""
+"""A try fails only if another driver has published meanwhile."""
 
 
 class Ledger:
@@ -69,29 +53,20 @@ class Ledger:
 
     def __init__(self, folder: str, fingerprint: Fingerprint, *, overwrite: bool = False) -> None:
         self.folder, self.fingerprint, self.overwrite = folder, fingerprint, overwrite
-        self.storage = storage_of(folder)
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         """Open or start the ledger; raise UserError if the folder holds results of another kind of run, or another driver."""
         with contextlib.ExitStack() as opening:
             locked = opening.enter_context(lock_folder(self.folder, LOCK))
-            self._manifest = read_manifest(self.folder)
-            self._runs, self._segments = self._read_runs()
-            generation = self._choose_generation()
+            self._generations = Generations.read(self.folder)
+            generation = self._generations.choose(self.fingerprint, overwrite=self.overwrite)
             if locked:
-                self._remove_leftovers()
+                remove_leftovers(self._generations)
             self._open(generation)
             self._resources = opening.pop_all()
-            self._resources.callback(lambda: self._journal.close())
+            self._resources.callback(lambda: self._log.close())
         return self
-
-    def _open(self, generation: int) -> None:
-        """Go on with a generation, or begin it."""
-        self.output = Output(self.folder, generation)
-        self._totals, self._index, self._lost = Totals(), ShardIndex(), NO_SHARDS
-        self._load()
-        self._journal = Journal(self._place(generation), self._keep)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -104,241 +79,155 @@ class Ledger:
     def schema(self) -> pa.Schema | None:
         """Columns of the parts, if there is a run to go on with, or results to add to."""
         generation = self.output.generation
-        if generation in self._runs:
-            return self._runs[generation].schema
-        return self._manifest.schema if self._published_generation() == generation and self._manifest else None
+        if generation in self._generations.pending:
+            return self._generations.pending[generation].schema
+        return self._own_manifest.schema if self._own_manifest else None
 
     def begin(self, schema: pa.Schema) -> None:
-        """Note what the run is, before its first part is written; raise UserError if another driver runs something else."""
-        place = self._place(self.output.generation)
-        self.storage.make_folder(place)
-        mine = PendingRun(self.fingerprint, schema, self.overwrite)
-        if not self.storage.write_if(f"{place}/{RUN_FILE}", mine.to_json(), None):
-            there = self.storage.read(f"{place}/{RUN_FILE}")
-            if there and difference(PendingRun.from_json(there[0]).fingerprint, self.fingerprint):
-                raise InputError(
-                    "output", f"{self.folder}: another run has begun to write there; choose another folder"
-                )
-        self._runs[self.output.generation] = mine
+        """Record the run, before its first part is written; raise UserError if another driver runs something else."""
+        run = PendingRun(self.fingerprint, schema, self.overwrite)
+        self._generations = self._generations.begin(self.output.generation, run)
 
     def add(self, receipt: Receipt) -> None:
-        """Take note of a finished shard: within a second or so it is stored, and no run does it again.
+        """Record a finished shard: within a second or so it is stored, and no run does it again.
 
         Raises StorageError if earlier ones could not be stored.
         """
-        self._journal.add(receipt)
+        self._log.add(receipt)
 
     def flush(self) -> None:
         """Store all receipts now; raise StorageError if that fails."""
-        self._journal.flush()
+        self._log.flush()
 
     def totals(self) -> Totals:
         """Return the sum of all stored receipts, as of now."""
         return self._totals
 
     def unpublished(self) -> Totals:
-        """What no manifest tells of yet: tonight's receipts added up, also of a run that was stopped or withheld."""
-        same = self._manifest is not None and self._published_generation() == self.output.generation
-        return self._totals.beyond(self._manifest.facts["totals"] if same and self._manifest else {})
+        """Return the sum of what no manifest names yet, also of a run that was stopped or withheld."""
+        return self._totals.beyond(self._own_manifest.facts["totals"] if self._own_manifest else {})
 
     def unfinished(self, files: list[InputFile], *, keep_gone: bool = True) -> dict[str, tuple[int, ...]]:
         """Return the files that still have work, by path, with the starts of their shards that are done.
 
-        Raises UserError naming a file that changed since its shards were done, or, without `keep_gone`, one that is no more;
-        with `overwrite` what was done is then left behind, and all files have work.
+        Raises UserError naming a file that changed since its shards were done, or, without `keep_gone`, one that is gone; when
+        overwriting, all that was done is then left behind, and all files have work.
         """
         problem = self._index.outdated(files, self.folder, keep_gone=keep_gone)
         if problem and not self.overwrite:
             raise UserError(problem)
         if problem:
-            self._open(self._newest_generation() + 1)
+            self._open(self._generations.newest() + 1)
         return self._index.unfinished(files)
 
     def published(self) -> bool:
-        """Say whether the manifest already tells of exactly these shards."""
-        if self._manifest is None or self._published_generation() != self.output.generation or len(self._lost):
+        """Return whether the manifest already names exactly these shards."""
+        if self._own_manifest is None or len(self._lost):
             return False
-        return int(self._manifest.facts["shards"]["rows"]) == len(self._index)
+        return int(self._own_manifest.facts["shards"]["rows"]) == len(self._index)
 
     def publish(self, seconds: float, checked: Mapping[str, object]) -> str:
-        """Write the manifest, with what was checked, and return its location.
+        """Write the manifest, `checked` included, and return its location.
 
-        The results are valid from here on, and what they replace goes.
+        From here on the results are valid, and what they replace is removed.
 
         Raises UserError if another driver has published something else meanwhile.
         """
         self.flush()
         for _ in range(PUBLISH_TRIES):
-            replaced = self._manifest
-            try:
-                done = self._try_to_publish(replaced, seconds, checked)
-            except StorageError:
-                newer_manifest = read_manifest(self.folder)  # whoever has published takes away what the last one named
-                if (newer_manifest and newer_manifest.version) == (replaced and replaced.version):
-                    raise
-                done = False
+            before = self._generations.manifest
+            done = self._try_to_publish(before, seconds, checked)
+            self._generations = self._generations.with_current_manifest()
             if done:
-                self._manifest = read_manifest(self.folder)
-                assert self._manifest is not None
-                if replaced is not None and replaced.facts.get("shards") != self._manifest.facts["shards"]:
-                    self.storage.delete([f"{self.folder}/{replaced.facts['shards']['path']}"])
+                self._remove_list_of(before)
                 self.finish()
                 return f"{self.folder}/{MANIFEST}"
-            self._manifest = read_manifest(self.folder)
-            newer = self._published_generation() or 0
-            if newer > self.output.generation or (newer == self.output.generation and self._differs()):
-                raise InputError("output", f"{self.folder}: another run has published other results there meanwhile")
+            self._check_still_wanted()
         raise StorageError(f"{self.folder}/{MANIFEST}: others replace it all the time")
 
     def finish(self) -> None:
-        """Remove what a published result has no more use for; does nothing if that is done."""
+        """Remove what a published result has no more use for; do nothing if that is done."""
         generation = self.output.generation
-        if generation not in self._runs and generation not in self._segments:
-            return
-        if generation > 1:
-            for place in (self.folder, f"{self.folder}/{REJECTS_FOLDER}"):
-                old = (n for n in self.storage.names(place, "part-") if (generation_of(n) or generation) < generation)
-                self.storage.delete(f"{place}/{name}" for name in old)
-            self.storage.delete(p for g, paths in self._segments.items() if g < generation for p in paths)
-            self.storage.delete(f"{self._place(g)}/{RUN_FILE}" for g in self._runs if g < generation)
-        self.storage.delete([*self._segments.get(generation, ()), *self._journal.segments])
-        self.storage.delete(
-            [f"{self._place(generation)}/{RUN_FILE}"]
-        )  # last: as long as it is there, there is work to do
+        if generation in self._generations.pending or generation in self._generations.segments:
+            clean_up(self._generations, generation, self._log.segments)
 
-    def _published_generation(self) -> int | None:
-        return self._manifest.generation if self._manifest else None
+    @property
+    def _own_manifest(self) -> Manifest | None:
+        """Manifest of this generation; None if it is not published."""
+        return self._generations.manifest if self._generations.published == self.output.generation else None
 
-    def _differs(self) -> str:
-        return difference(self._manifest.fingerprint, self.fingerprint) if self._manifest else ""
-
-    def _published_shards(self) -> list[bytes]:
-        """Read the receipts that the manifest names, if it tells of this generation."""
-        return (
-            [self._manifest.read_shards()]
-            if self._manifest and self._manifest.generation == self.output.generation
-            else []
-        )
-
-    def _place(self, generation: int) -> str:
-        return f"{self.folder}/{RECEIPTS_FOLDER}/g{generation}"
-
-    def _read_runs(self) -> tuple[dict[int, PendingRun], dict[int, list[str]]]:
-        """Find the runs that have not ended, and the segments of each generation."""
-        runs: dict[int, PendingRun] = {}
-        segments: dict[int, list[str]] = {}
-        for entry in self.storage.walk(f"{self.folder}/{RECEIPTS_FOLDER}"):
-            found = re.fullmatch(rf".*/g(\d+)/({RUN_FILE}|[0-9a-f]+-\d+\.parquet)", entry.path)
-            if found and found[2] == RUN_FILE:
-                data = self.storage.read(entry.path)
-                if data is not None:
-                    runs[int(found[1])] = PendingRun.from_json(data[0])
-            elif found:
-                segments.setdefault(int(found[1]), []).append(entry.path)
-        return runs, {generation: sorted(paths) for generation, paths in segments.items()}
-
-    def _choose_generation(self) -> int:
-        """Find the generation to go on with, or to begin; raise UserError if there are other results."""
-        published = self._published_generation() or 0
-        same = [g for g, run in self._runs.items() if not difference(run.fingerprint, self.fingerprint)]
-        if self._manifest and self._manifest.facts["version"] != MANIFEST_VERSION:
-            raise InputError(
-                "output", f"{self.folder}: holds results of another version of offramp; choose another folder"
-            )
-        if self.overwrite:
-            begun = [g for g in same if self._runs[g].overwrites and g >= published]
-            return max(begun) if begun else self._newest_generation() + 1
-        if published:
-            self._refuse(self._differs())
-            return published
-        if same:
-            return max(same)
-        if self._runs:
-            self._refuse(difference(self._runs[max(self._runs)].fingerprint, self.fingerprint))
-        if next(iter(self._part_names()), None) is not None:
-            raise InputError(
-                "output", f"{self.folder}: holds parts but no {MANIFEST}; choose another folder, or overwrite it"
-            )
-        return 1
-
-    def _newest_generation(self) -> int:
-        """Return the highest generation of which anything is there; 0 if nothing is."""
-        return max(
-            [self._published_generation() or 0, *self._runs, *(generation_of(n) or 0 for n in self._part_names())]
-        )
-
-    def _refuse(self, what: str) -> None:
-        if what:
-            raise InputError(
-                "output", f"{self.folder}: holds results of another run: {what}. Choose another folder, or overwrite it"
-            )
-
-    def _part_names(self) -> Iterable[str]:
-        return self.storage.names(self.folder, "part-")
+    def _open(self, generation: int) -> None:
+        """Go on with a generation, or begin it."""
+        self.output = Output(self.folder, generation)
+        self._totals, self._index, self._lost = Totals(), ShardIndex(), NO_SHARDS
+        self._load()
+        self._log = ReceiptLog(receipts_folder(self.folder, generation), self._on_stored)
 
     def _load(self) -> None:
-        """Read what is done. Shards whose parts have been taken away, or lost by a disk, count for nothing."""
-        sources = read_segments(self._segments.get(self.output.generation, ()))
-        sources += self._published_shards()
-        there = None if is_remote(self.folder) or not sources else self._parts_there()
+        """Read which shards are done. Those whose parts were removed, or lost by a disk, do not count."""
+        sources = self._earlier_receipts()
+        existing = None if is_remote(self.folder) or not sources else self._existing_parts()
         for table in distinct(sources):
-            if there is not None:
-                mask = are_among(shard_names(table), there)
-                self._lost = np.concatenate([self._lost, shard_names(table)[~mask]])
+            if existing is not None:
+                ids = shard_ids(table)
+                mask = are_among(ids, existing)
+                self._lost = np.concatenate([self._lost, ids[~mask]])
                 table = table if mask.all() else table.filter(pa.array(mask))
             self._index.add_table(table)
             self._totals = self._totals.plus_table(table)
 
-    def _parts_there(self) -> ShardNames:
-        """List the parts of this generation, in order. Not for S3: what was put stays, and a million names take minutes."""
-        found, names = [NO_SHARDS], iter(self._part_names())
-        while batch := list(itertools.islice(names, BATCH_ROWS)):
-            found.append(as_numbers(self.output.shards_of(batch)))
-        return np.sort(np.concatenate(found))
+    def _earlier_receipts(self) -> list[bytes]:
+        """Read the receipts of this generation that were found at the start, and those that the manifest names."""
+        published = [self._own_manifest.read_shards()] if self._own_manifest else []
+        return read_segments(self._generations.segments.get(self.output.generation, ())) + published
 
-    def _keep(self, receipt: Receipt) -> None:
+    def _existing_parts(self) -> ShardIds:
+        """List the shards that have a part, ascending; on disks only, since S3 loses none, and lists a million in minutes."""
+        ids, names = [NO_SHARDS], self._generations.part_names()
+        while batch := list(itertools.islice(names, BATCH_ROWS)):
+            ids.append(parse_ids(self.output.shards_of(batch)))
+        return np.sort(np.concatenate(ids))
+
+    def _on_stored(self, receipt: Receipt) -> None:
+        """Count a receipt that is stored; called by the log's thread."""
         self._totals = self._totals.plus(receipt)
         self._index.add(receipt)
 
-    def _try_to_publish(self, replaced: Manifest | None, seconds: float, checked: Mapping[str, object]) -> bool:
-        """Put all receipts together, our own, those found at the start and those published, and write them and the manifest."""
-        mine = read_segments(self._journal.segments)
-        if len(mine) < len(self._journal.segments):  # of two drivers with other inputs, on S3
+    def _try_to_publish(self, before: Manifest | None, seconds: float, checked: Mapping[str, object]) -> bool:
+        """Publish all receipts; return False if another driver has published since `before` was read."""
+        try:
+            shards = list_shards(self._own_receipts(), self._earlier_receipts(), self._lost, self.output)
+            self._totals = shards.totals
+            generation = self.output.generation
+            facts = manifest_facts(
+                shards, self.fingerprint, self.schema, generation=generation, seconds=seconds, checked=checked
+            )
+            return write_manifest(self.folder, before, facts, shards)
+        except StorageError:
+            # A concurrent publisher may have deleted the list of shards that we were reading.
+            now = read_manifest(self.folder)
+            if (now and now.version) == (before and before.version):
+                raise
+            return False
+
+    def _own_receipts(self) -> list[bytes]:
+        """Read the receipts that this driver has stored; raise StorageError if some are gone."""
+        segments = read_segments(self._log.segments)
+        if len(segments) < len(self._log.segments):  # on S3, where two drivers may have inputs of their own
             raise StorageError(
                 f"{self.folder}: another driver took receipts away; the same command does their shards again"
             )
-        older = read_segments(self._segments.get(self.output.generation, ())) + self._published_shards()
-        totals, index, sink, rows = Totals(), ShardIndex(), pa.BufferOutputStream(), 0
-        lost = np.setdiff1d(self._lost, np.concatenate([NO_SHARDS, *(shard_names(table) for table in distinct(mine))]))
-        with pq.ParquetWriter(sink, SHARDS, compression="zstd") as writer:
-            for table in distinct([*mine, *older], lost):
-                totals = totals.plus_table(table)
-                index.add_table(table)
-                writer.write_table(with_parts(table, self.output))
-                rows += len(table)
-        run = self._runs.get(self.output.generation)
-        facts: dict[str, Any] = {
-            "generation": self.output.generation,
-            "fingerprint": self.fingerprint,
-            "schema": encode_schema(run.schema if run else self.schema),
-            "files": len(list(index.files)),
-            **totals_as_facts(totals),
-            "seconds": round(seconds, 3),
-            **checked,
-            "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "versions": versions(),
-        }
-        self._totals = totals
-        return write_manifest(self.folder, replaced, facts, sink.getvalue().to_pybytes(), rows)
+        return segments
 
-    def _remove_leftovers(self) -> None:
-        """Remove what killed drivers left behind: temporary files, and lists of shards that no manifest names."""
-        if is_remote(self.folder):
-            return
-        places = [self.folder, f"{self.folder}/{REJECTS_FOLDER}", *(self._place(g) for g in self._runs)]
-        for place in places:
-            names = self.storage.names(place, ".")
-            self.storage.delete(f"{place}/{name}" for name in names if name.endswith(".tmp"))
-        named = self._manifest.facts.get("shards", {}).get("path") if self._manifest else None
-        lists = self.storage.names(self.folder, SHARDS_PREFIX)
-        self.storage.delete(f"{self.folder}/{name}" for name in lists if name != named)
+    def _remove_list_of(self, before: Manifest | None) -> None:
+        """Remove the list of shards of the manifest that was replaced, unless the new one names it too."""
+        now = self._generations.manifest
+        if before is not None and now is not None and before.facts.get("shards") != now.facts["shards"]:
+            storage_of(self.folder).delete([before.shards_path])
+
+    def _check_still_wanted(self) -> None:
+        """Raise InputError if another driver has published results that ours must not replace."""
+        published, own = self._generations.published, self.output.generation
+        other = published == own and self._generations.published_difference(self.fingerprint)
+        if published > own or other:
+            raise InputError("output", f"{self.folder}: another run has published other results there meanwhile")

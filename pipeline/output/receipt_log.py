@@ -1,8 +1,8 @@
-"""Receipts on their way to the storage: small files of their own for every driver, written about once a second.
+"""The receipt log: a driver's receipts on their way to storage, in small files of its own, written about once a second.
 
-A segment, `_receipts/g<generation>/<driver>-<number>.parquet`, is replaced by one with more receipts until it is full. So there
-are few of them, nobody appends to anything, which S3 could not do, and no driver ever writes what another one does. A driver
-that is killed loses the receipts of its last second, and those shards are simply done again.
+A segment, `_receipts/g<generation>/<driver>-<number>.parquet`, is rewritten with more receipts until it is full. So there are
+few files, nothing is appended to, which S3 could not do, and no driver writes a file of another one. A driver that is killed
+loses the receipts of its last second, and the next run does those shards again.
 """
 
 import contextlib
@@ -24,44 +24,44 @@ from pipeline.storage.locate import storage_of
 
 FLUSH_SECONDS = 1.0
 SEGMENT_RECEIPTS = 4000
-"""What is written again every second stays below some 200 KB, and a million shards fit into 250 segments."""
+"""Receipts of a full segment: what is rewritten every second stays below some 200 KB, and a million shards are 250 segments."""
 BATCH_ROWS = 1 << 14
 """Receipts in memory at once when many are read: some 10 MB."""
 READERS = 16
-"""Segments read at once: S3 takes its time for each."""
-ShardNames = npt.NDArray[np.uint64]
-"""[N]: what the 16 hexadecimal digits of each say."""
-NO_SHARDS: ShardNames = np.array([], np.uint64)
+"""Segments read at once: a request to S3 is mostly waiting."""
+ShardIds = npt.NDArray[np.uint64]
+"""[N]: ids of shards as numbers, a third of the size of their 16 hexadecimal digits and faster to sort."""
+NO_SHARDS: ShardIds = np.array([], np.uint64)
 
 
-class Journal:
+class ReceiptLog:
     """Writes the segments of one driver, from a thread of its own."""
 
-    def __init__(self, folder: str, kept: Callable[[Receipt], None]) -> None:
-        """`kept` hears of every receipt once it is stored."""
+    def __init__(self, folder: str, on_stored: Callable[[Receipt], None]) -> None:
+        """Call `on_stored`, from the thread that flushes, with every receipt once it is stored."""
         self.folder, self.driver = folder, uuid.uuid4().hex[:12]
         self.segments: list[str] = []
-        """Locations of the segments written so far."""
-        self._kept = kept
+        """Paths of the segments written so far."""
+        self._on_stored = on_stored
         self._waiting: list[Receipt] = []
         self._open = RECEIPTS.empty_table()
-        """What the last segment holds, while it is not full."""
+        """Content of the last segment while it is not full."""
         self._failure: StorageError | None = None
-        self._mutex, self._stop = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._flush_often, name="journal", daemon=True)
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._flush_often, name="receipt-log", daemon=True)
 
     def add(self, receipt: Receipt) -> None:
         """Take a receipt; raise StorageError if earlier ones could not be stored."""
         if self._failure is not None:
             raise self._failure
-        with self._mutex:
+        with self._lock:
             self._waiting.append(receipt)
         if self._thread.ident is None:
             self._thread.start()
 
     def flush(self) -> None:
         """Store all receipts now."""
-        with self._mutex:
+        with self._lock:
             while self._waiting:
                 batch = self._waiting[: SEGMENT_RECEIPTS - len(self._open)]
                 segment = pa.concat_tables([self._open, receipts_table(batch)])
@@ -71,16 +71,17 @@ class Journal:
                 self._open = segment if len(segment) < SEGMENT_RECEIPTS else RECEIPTS.empty_table()
                 self._waiting = self._waiting[len(batch) :]
                 for receipt in batch:
-                    self._kept(receipt)
+                    self._on_stored(receipt)
 
     def close(self) -> None:
-        """Store what is left and end the thread."""
+        """Store the remaining receipts and end the thread."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
         self.flush()
 
     def _flush_often(self) -> None:
+        """Flush every FLUSH_SECONDS until the log is closed, or until a write fails."""
         while not self._stop.wait(FLUSH_SECONDS):
             try:
                 self.flush()
@@ -90,20 +91,21 @@ class Journal:
 
 
 def read_segments(paths: Iterable[str]) -> list[bytes]:
-    """Read segments; those that are gone, or damaged, are left out: their shards are done again."""
+    """Read segments, leaving out those that are gone or damaged, whose shards are then done again."""
     with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda path: storage_of(path).read(path), paths)
-        return [data[0] for data in found if data and _is_whole(data[0])]
+        contents = pool.map(lambda path: storage_of(path).read(path), paths)
+        return [content[0] for content in contents if content and _is_whole(content[0])]
 
 
 def _is_whole(data: bytes) -> bool:
+    """Return whether these are the bytes of a whole segment, and not of a torn one."""
     with contextlib.suppress(pa.ArrowException, OSError), pq.ParquetFile(BytesIO(data)) as file:
         return bool(file.schema_arrow.equals(RECEIPTS))
     return False
 
 
 def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
-    """Read receipts, of segments or of a list of published shards, BATCH_ROWS or a few more at a time."""
+    """Read these columns of segments, or of a published list of shards, BATCH_ROWS rows or a few more at a time."""
     pending: list[pa.RecordBatch] = []
     for data in sources:
         with pq.ParquetFile(BytesIO(data)) as file:
@@ -116,33 +118,29 @@ def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(pending).combine_chunks()
 
 
-def shard_names(receipts: pa.Table) -> ShardNames:
-    """Take the names of shards: [N]."""
-    return as_numbers(receipts["shard"].combine_chunks())
+def parse_ids(names: pa.Array | pa.ChunkedArray) -> ShardIds:
+    """Parse ids of 16 hexadecimal digits: ["00000000000000ff"] -> [255]."""
+    return np.frombuffer(bytes.fromhex("".join(names.to_pylist())), ">u8").astype(np.uint64)
 
 
-def as_numbers(names: pa.Array) -> ShardNames:
-    """Turn names of 16 hexadecimal digits, [N] strings, into numbers, which are smaller and faster to sort: [N]."""
-    fixed = names.cast(pa.binary()).cast(pa.binary(16))
-    letters = np.frombuffer(fixed.buffers()[1], np.uint8, len(fixed) * 16, fixed.offset * 16).reshape(-1, 16)
-    digits = (letters & 15) + 9 * (letters >> 6)
-    return (digits[:, ::2] * 16 + digits[:, 1::2]).view(">u8")[:, 0].astype(np.uint64)
+def shard_ids(receipts: pa.Table) -> ShardIds:
+    """Return the ids of the shards in a table of receipts: [N]."""
+    return parse_ids(receipts["shard"])
 
 
-def are_among(names: ShardNames, ordered: ShardNames) -> npt.NDArray[np.bool_]:
-    """Say which names occur in an ordered array: [N]. Unlike numpy's isin, it does not sort that again for every batch."""
-    if len(ordered) == 0:
-        return np.zeros(len(names), bool)
-    return ordered[np.minimum(np.searchsorted(ordered, names), len(ordered) - 1)] == names
+def are_among(ids: ShardIds, ascending: ShardIds) -> npt.NDArray[np.bool_]:
+    """Return which ids occur in an ascending array: [N]. np.isin would sort that array again for every batch."""
+    if len(ascending) == 0:
+        return np.zeros(len(ids), bool)
+    return ascending[np.minimum(np.searchsorted(ascending, ids), len(ascending) - 1)] == ids
 
 
-def distinct(sources: list[bytes], without: ShardNames = NO_SHARDS) -> Iterator[pa.Table]:
-    """Read receipts, each shard once, as its first source tells of it; shards named in `without` are left out."""
-    names = [shard_names(table) for table in batches(sources, ["shard"])]
-    everything = np.concatenate([NO_SHARDS, *names])
-    wanted = np.zeros(len(everything), bool)
-    wanted[np.unique(everything, return_index=True)[1]] = True
-    wanted &= ~are_among(everything, np.sort(without))
+def distinct(sources: list[bytes], without: ShardIds = NO_SHARDS) -> Iterator[pa.Table]:
+    """Read receipts, each shard once, from the first source that has it; shards in `without` are left out."""
+    ids = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches(sources, ["shard"]))])
+    wanted = np.zeros(len(ids), bool)
+    wanted[np.unique(ids, return_index=True)[1]] = True
+    wanted &= ~are_among(ids, np.sort(without))
     done = 0
     for table in batches(sources, RECEIPTS.names):
         mask = wanted[done : done + len(table)]

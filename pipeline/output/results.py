@@ -1,11 +1,11 @@
-"""Read what a run has published: the manifest first, and then only the parts that it lists.
+"""Reading what a run has published: the manifest first, and then only the parts that it lists.
 
     dataset = open_results("s3://bucket/out")           # a pyarrow.dataset.Dataset, over as many parts as there are
     dataset.to_table(filter=pc.field("score") < 0.6)
     open_rejects("out").to_table().to_pandas()
 
-A folder holds more than its results while a run adds to them or replaces them, and after one that was stopped; the manifest is
-written last and at once. So whoever reads this way never sees half a run.
+A folder holds more than its results while a run adds to them or replaces them, and after a run that was stopped. The manifest
+is written last, atomically, so whoever reads this way never sees half a run.
 """
 
 from io import BytesIO
@@ -42,23 +42,23 @@ def published(folder: str | Path) -> Manifest:
     manifest = read_manifest(location)
     if manifest is None:
         ended = "the run that writes there has not ended; the same command goes on"
-        what = ended if _begun(location) else "no results are there"
+        what = ended if _has_begun(location) else "no results are there"
         raise UserError(f"{folder}: no {MANIFEST}: {what}")
     return manifest
 
 
 def shards(manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
-    """Read the published shards, all columns of `schema.SHARDS` or some: file, rows, counts and part of each."""
+    """Read the list of published shards, one row each: all columns of `manifest.SHARDS`, or some."""
     return pq.read_table(BytesIO(manifest.read_shards()), columns=columns)
 
 
 def results_as_corpus(folder: str) -> Corpus:
-    """List the parts of published results as input files, for a job that reads what another one wrote.
+    """List the published parts of a folder as input files, for a job that reads what another one wrote.
 
-    A file, or a folder that no run has written to, is listed as it is.
+    A file, or a folder that no run has written to, is listed as any input is.
     """
     location = absolute(folder)
-    if read_manifest(location) is None and not _begun(location):
+    if read_manifest(location) is None and not _has_begun(location):
         return list_inputs(folder)
     manifest = published(folder)
     parts = set(shards(manifest, [PART])[PART].to_pylist())
@@ -67,13 +67,14 @@ def results_as_corpus(folder: str) -> Corpus:
     return of_entries(manifest.folder, sorted(entries, key=lambda entry: entry.path))
 
 
-def _begun(location: str) -> bool:
+def _has_begun(location: str) -> bool:
+    """Return whether a run has begun in a folder and not published yet."""
     return next(iter(storage_of(location).walk(f"{location}/{RECEIPTS_FOLDER}")), None) is not None
 
 
 def _dataset(manifest: Manifest, column: str, schema: pa.Schema) -> ds.Dataset:
+    """Open the files that a column of the list of shards names as one data set."""
     paths = [f"{manifest.folder}/{name}" for name in shards(manifest, [column])[column].drop_null().to_pylist()]
-    form = ds.ParquetFileFormat()
     if is_remote(manifest.folder):
         from pipeline.storage.s3 import arrow_filesystem
 
@@ -81,4 +82,4 @@ def _dataset(manifest: Manifest, column: str, schema: pa.Schema) -> ds.Dataset:
         paths = [path.removeprefix(S3_SCHEME) for path in paths]
     else:
         files = fs.LocalFileSystem()
-    return ds.FileSystemDataset.from_paths(paths, schema=schema, format=form, filesystem=files)
+    return ds.FileSystemDataset.from_paths(paths, schema=schema, format=ds.ParquetFileFormat(), filesystem=files)

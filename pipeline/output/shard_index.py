@@ -1,10 +1,11 @@
-"""Which shards of which files are done, for a million of them: some 25 bytes each, and a file's name once."""
+"""Which shards of which files are done, for a million of them: some 25 bytes each, and a file's path once."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, KeysView
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import UserError
@@ -12,38 +13,39 @@ from pipeline.output.receipts import Receipt
 
 
 class ShardIndex:
-    """Done shards, in no order, each of them once."""
+    """Finished shards, in no order, each of them once."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
-        """Files in the order in which they came."""
+        """Number of each file by path, in the order in which they came."""
         self._versions: list[tuple[int, str]] = []
+        """Size and version of each file when its shards were done, by number."""
         self._file, self._start, self._rows, self._last = array("i"), array("q"), array("q"), array("b")
 
     def __len__(self) -> int:
         return len(self._file)
 
     @property
-    def files(self) -> Iterable[str]:
+    def files(self) -> KeysView[str]:
         """Paths of all files with a shard that is done."""
         return self._numbers.keys()
 
     def changed(self, file: InputFile) -> bool:
-        """Say whether shards of this file were done while it was another."""
+        """Return whether shards of this file were done while it had other content."""
         number = self._numbers.get(file.path)
         return number is not None and self._versions[number] != (file.size, file.version)
 
     def outdated(self, files: Iterable[InputFile], folder: str, *, keep_gone: bool) -> str:
-        """Say which file is not what its shards were made of, or, without `keep_gone`, is no more; empty if none is."""
-        there = set()
+        """Name a file that changed since its shards were done, or, without `keep_gone`, one that is gone; empty if none is."""
+        listed = set()
         for file in files:
-            there.add(file.path)
+            listed.add(file.path)
             if self.changed(file):
                 return (
                     f"{file.path}: changed since {folder} was made from it; "
                     "give the new content a new name, or start over (overwrite)"
                 )
-        gone = None if keep_gone else next((path for path in self.files if path not in there), None)
+        gone = None if keep_gone else next((path for path in self.files if path not in listed), None)
         if gone is None:
             return ""
         return (
@@ -52,16 +54,16 @@ class ShardIndex:
         )
 
     def add(self, receipt: Receipt) -> None:
-        """Note a finished shard."""
+        """Record a finished shard; raise UserError if its file had other content when earlier shards were done."""
         self._file.append(self._number(receipt.file, receipt.size, receipt.version))
         self._start.append(receipt.start)
         self._rows.append(receipt.rows_in)
         self._last.append(receipt.last)
 
     def add_table(self, receipts: pa.Table) -> None:
-        """Note many finished shards at once: `file`, `size`, `mark`, `start`, `rows_in` and `last` of `schema.RECEIPTS`."""
-        for kind in receipts.group_by(["file", "size", "version"]).aggregate([]).to_pylist():
-            self._number(kind["file"], kind["size"], kind["version"])
+        """Record many finished shards at once, by `receipts.RECEIPTS`; raise UserError as `add` does."""
+        for file in receipts.group_by(["file", "size", "version"]).aggregate([]).to_pylist():
+            self._number(file["file"], file["size"], file["version"])
         files = receipts["file"].combine_chunks().dictionary_encode()
         numbers = np.array([self._numbers[path] for path in files.dictionary.to_pylist()], np.int32)
         self._file.frombytes(numbers[files.indices.to_numpy()].tobytes())
@@ -71,24 +73,34 @@ class ShardIndex:
 
     def unfinished(self, files: Iterable[InputFile]) -> dict[str, tuple[int, ...]]:
         """Return the files that still have work, by path, with the starts of their shards that are done."""
-        order = np.lexsort((self._start, self._file))
-        file, start, rows, last = (np.asarray(a)[order] for a in (self._file, self._start, self._rows, self._last))
-        first = np.diff(file, prepend=-1) != 0
-        expected = np.where(first, 0, np.roll(start + rows, 1))
-        whole = np.zeros(len(self._numbers), bool)
-        whole[file[last.astype(bool)]] = True
-        whole[file[start != expected]] = False  # shards of a file follow each other without a gap up to its end
-        bounds = np.searchsorted(file, np.arange(len(self._numbers) + 1))
+        starts = self._starts_of_incomplete()
         left: dict[str, tuple[int, ...]] = {}
-        for candidate in files:
-            number = self._numbers.get(candidate.path)
+        for file in files:
+            number = self._numbers.get(file.path)
             if number is None:
-                left[candidate.path] = ()
-            elif not whole[number]:
-                left[candidate.path] = tuple(start[bounds[number] : bounds[number + 1]].tolist())
+                left[file.path] = ()
+            elif number in starts:
+                left[file.path] = tuple(sorted(starts[number]))
         return left
 
+    def _starts_of_incomplete(self) -> dict[int, list[int]]:
+        """Return the starts of finished shards of the files that lack some, by number.
+
+        Shards of a file do not overlap: it is complete if its last one is there, and as many rows as lie before its end.
+        """
+        start, rows = np.array(self._start), np.array(self._rows)
+        shards = {"file": np.array(self._file), "start": start, "rows": rows, "end": start + rows}
+        by_file = (
+            pa.table(shards | {"last": np.array(self._last)})
+            .group_by("file")
+            .aggregate([("start", "list"), ("rows", "sum"), ("end", "max"), ("last", "max")])
+        )
+        complete = pc.and_(pc.equal(by_file["last_max"], 1), pc.equal(by_file["rows_sum"], by_file["end_max"]))
+        incomplete = by_file.filter(pc.invert(complete))
+        return dict(zip(incomplete["file"].to_pylist(), incomplete["start_list"].to_pylist(), strict=True))
+
     def _number(self, path: str, size: int, version: str) -> int:
+        """Return the number of a file, a new one if need be; raise UserError if it was recorded with other content."""
         number = self._numbers.setdefault(path, len(self._numbers))
         if number == len(self._versions):
             self._versions.append((size, version))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.output.counts import MAX_BY_KEY, MERGE, SUM, SUM_BY_KEY, SUM_BY_POSITION, arrow_schema, merge_rules
@@ -79,6 +79,7 @@ def test_a_counter_that_the_manifest_does_not_know_yet_is_all_unpublished() -> N
     assert (rest.shards, rest.emojis, rest.by_weekday) == (0, 2, [1, 2])
 
 
+@settings(deadline=None)
 @given(st.lists(receipts, max_size=6), st.integers(0, 6))
 def test_totals_are_the_same_one_by_one_and_by_table_and_can_be_taken_apart(
     done: list[ReceiptWithMore], cut: int

@@ -15,7 +15,7 @@ from pipeline.corpus.listing import Corpus
 from pipeline.errors import StorageError, UserError
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import Output, prepare_folder
-from pipeline.output.receipt_log import SEGMENT_RECEIPTS, are_among, as_numbers, shard_names
+from pipeline.output.receipt_log import SEGMENT_RECEIPTS, are_among, parse_ids, shard_ids
 from pipeline.output.receipts import Receipt, receipts_table
 from pipeline.output.results import published
 from pipeline.output.totals import Totals
@@ -305,10 +305,10 @@ def test_totals_of_a_table_are_those_of_its_receipts(tmp_path: Path) -> None:
 
 def test_ids_of_shards_are_numbers_too() -> None:
     names = ["0123456789abcdef", "ffffffffffffffff", "0000000000000000", "a0b1c2d3e4f50617"]
-    ids = as_numbers(pa.array(names))
+    ids = parse_ids(pa.array(names))
     assert ids.dtype == np.uint64
     assert ids.tolist() == [int(name, 16) for name in names]
-    assert shard_names(pa.table({"shard": names}).slice(1)).tolist() == ids[1:].tolist()
+    assert shard_ids(pa.table({"shard": names}).slice(1)).tolist() == ids[1:].tolist()
     assert are_among(ids, np.sort(ids[:2])).tolist() == [True, True, False, False]
     assert are_among(ids, ids[:0]).tolist() == [False] * 4
 

@@ -230,9 +230,7 @@ def test_who_lost_receipts_to_another_driver_does_not_publish_without_them(s3: S
             fast.begin(SCHEMA)
             finish(fast, receipt(corpus, 0, 0, 30, last=True))
             fast.flush()
-            storage_of(folder).delete(
-                slow._journal.segments
-            )  # as fast.finish() would, had slow stored it a moment later
+            storage_of(folder).delete(slow._log.segments)  # as fast.finish() would, had slow stored it a moment later
             fast.publish(1.0, {})
         with pytest.raises(StorageError, match="the same command does their shards again"):
             slow.publish(1.0, {})
