@@ -1,5 +1,7 @@
 """The audit: the same rows at every call, counts as by hand, verdicts, and what it says of cost."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from pipeline.engine.loaded import LoadedModel
 from pipeline.output.histograms import bin_counts
 from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
+from tests.support.jobs import REPOSITORY
 from tests.support.models import random_rows
 
 SPEC = AuditSpec(fraction=0.3, uncertainty_edges=(0.2, 0.5, 0.8))
@@ -74,6 +77,12 @@ def test_values_differ_when_they_are_further_apart_than_the_tolerance(exit_model
     engine, full_depth = Engine(loaded), Engine(loaded, EngineConfig(dtype="fp32"))
     full = full_depth.run(rows)
     assert audit(engine, full_depth, replace(SPEC, fraction=1.0), "abc", rows, full)["differing"] == 0
+
+
+def test_workers_that_only_carry_a_spec_load_neither_scipy_nor_torch() -> None:
+    code = "import sys, pipeline.calibration.audit; print({'scipy', 'torch', 'numpy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'numpy'}\n"
 
 
 def blank_receipt(shard: str) -> Receipt:
