@@ -83,7 +83,11 @@ def data_flow() -> str:
             parts.append(text(x - 28, 96, BETWEEN[index - 1], size=10, color=MUTED, anchor="middle"))
     parts += [text(20, 92, "input files", size=14), text(20, 110, "Parquet JSONL", size=11, color=MUTED)]
     parts += [text(20, 125, "CSV TSV text", size=11, color=MUTED), arrow(104, 104, 136, 104)]
-    parts += [arrow(825, 104, 866, 104), text(872, 100, "part-*.parquet", size=12), text(872, 118, "_rejects/", size=12)]
+    parts += [
+        arrow(825, 104, 866, 104),
+        text(872, 100, "part-*.parquet", size=12),
+        text(872, 118, "_rejects/", size=12),
+    ]
     parts += [arrow(760, 146, 760, 196), text(768, 188, "receipts", size=11, color=MUTED)]
     parts += [box(140, 200, 685, 56, "#f7f3e8"), text(155, 224, "driver", size=16)]
     receipts = "one receipt a shard: counts, exits, FLOPs, seconds. No row comes here."

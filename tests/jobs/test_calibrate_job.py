@@ -53,7 +53,9 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     rows = pd.read_parquet(out)
     assert 0 < manifest["audit"]["rows"] < len(rows) == 1500
     assert manifest["audit"]["verdict"] in ("kept", "open")
-    assert manifest["audit"]["disagreement"] < 0.3  # the limit, and six deviations of 600 rows drawn by the names of shards
+    assert (
+        manifest["audit"]["disagreement"] < 0.3
+    )  # the limit, and six deviations of 600 rows drawn by the names of shards
     assert manifest["flops_speedup"] > 1.02
     assert {name: signal["state"] for name, signal in manifest["drift"].items()} == dict.fromkeys(
         ["exits", "truncation", "length", "uncertainty"], "ok"
@@ -85,7 +87,10 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     [
         (["--target-speedup", "50"], "--target-speedup 50 cannot be reached"),
         (["--target-speedup", "2", "--speed", "0.1"], "--target-speedup and --speed exclude each other"),
-        (["--target-speedup", "2", "--exits", "1"], "--exits is chosen by --target-speedup, from what calibrate.py found"),
+        (
+            ["--target-speedup", "2", "--exits", "1"],
+            "--exits is chosen by --target-speedup, from what calibrate.py found",
+        ),
         (["--max-disagreement", "1%", "--dtype", "fp32"], "was calibrated with precision auto, now it is fp32"),
         (["--max-disagreement", "1%", "--tolerance", "1"], "--tolerance 1: the model was calibrated with 0.1"),
         (["--max-disagreement", "1%", "--audit-fail"], "--audit-fail needs --audit and --max-disagreement"),
