@@ -111,12 +111,10 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[None],
         metavar="N",
-        help="tokens in a micro-batch; or several",
+        help="tokens of a micro-batch; or several",
     )
     add("--exit-every", type=positive, nargs="+", default=[1], metavar="K", help="layers between exits; or several")
-    add(
-        "--rows-per-call", type=positive, nargs="+", default=[], metavar="N", help="measure calls of this many rows too"
-    )
+    add("--rows-per-call", type=positive, nargs="+", default=[], metavar="N", help="rows in a call; or several")
     add("--dtype", choices=DTYPE_NAMES, nargs="+", default=["auto"], help="precision of the matrices; or several")
     add("--seed", type=int, default=0, metavar="N", help="seed of lengths and plan")
     add("--output", metavar="FILE", help="write the JSON document to this file too")
