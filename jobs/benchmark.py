@@ -90,8 +90,8 @@ def real_work(args: argparse.Namespace, model: EarlyExitModel, engine: Engine) -
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser of this job's options."""
-    parser, positive = command.new_parser(__doc__), options.positive
-    add = parser.add_argument
+    parser = command.new_parser(__doc__)
+    add, positive = parser.add_argument, options.positive
     add("--shape", default="bert-base", metavar="S", help="bert-base, bert-large or <layers>x<hidden>")
     add("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads, with --shape")
     add("--model", metavar="MODEL", help="a real model in place of a shape: hub id or directory")
@@ -105,18 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--peers", nargs="*", choices=[*PEERS], default=PEERS_RUN, metavar="NAME", help=f"any of {', '.join(PEERS)}")
     add("--repetitions", type=positive, default=3, metavar="N", help="counted rounds")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
-    add(
-        "--token-budget",
-        type=positive,
-        nargs="+",
-        default=[None],
-        metavar="N",
-        help="tokens in a micro-batch; or several",
-    )
+    add("--token-budget", type=positive, nargs="+", default=[None], metavar="N", help="tokens in a batch; or several")
     add("--exit-every", type=positive, nargs="+", default=[1], metavar="K", help="layers between exits; or several")
-    add(
-        "--rows-per-call", type=positive, nargs="+", default=[], metavar="N", help="measure calls of this many rows too"
-    )
+    add("--rows-per-call", type=positive, nargs="+", default=[], metavar="N", help="rows in a call; or several")
     add("--dtype", choices=DTYPE_NAMES, nargs="+", default=["auto"], help="precision of the matrices; or several")
     add("--seed", type=int, default=0, metavar="N", help="seed of lengths and plan")
     add("--output", metavar="FILE", help="write the JSON document to this file too")

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     """Evaluate the model, print the tables, and store the choice and write the page if asked to."""
     require("sklearn", *(["matplotlib"] if args.output else []), extra="report")
     if args.choose is not None and len(EarlyExitModel.from_config(args.model).exit_layers) == 1:
-        raise InputError("choose", "the model has no exits to choose from; jobs/distill.py adds them")
+        raise InputError("choose", f"{args.choose:g}: the model has no exits to choose from; jobs/distill.py adds them")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     evaluation, examples, model = evaluate(args.model, args, device)
     curves = {name: evaluation.curve(name) for name in evaluation.criteria()}

@@ -18,95 +18,19 @@ LEVELS = ["easy", "medium", "hard"]
 LEVEL_FRACTIONS = [0.6, 0.25, 0.15]
 """The fraction of reviews of each level: most text is easy."""
 
-NOUNS = [
-    "room",
-    "bed",
-    "staff",
-    "food",
-    "breakfast",
-    "pool",
-    "view",
-    "lobby",
-    "bar",
-    "coffee",
-    "service",
-    "location",
-    "shower",
-    "towel",
-    "garden",
-    "kitchen",
-    "music",
-    "parking",
-    "lift",
-    "balcony",
-    "carpet",
-    "desk",
-    "internet",
-    "waiter",
-    "manager",
-    "dinner",
-    "terrace",
-    "beach",
-    "sauna",
-    "gym",
-    "bathroom",
-    "window",
-    "pillow",
-]
-GOOD = [
-    "clean",
-    "kind",
-    "fresh",
-    "quiet",
-    "warm",
-    "friendly",
-    "bright",
-    "lovely",
-    "comfortable",
-    "tasty",
-    "spacious",
-    "modern",
-    "cosy",
-    "polite",
-    "charming",
-    "excellent",
-    "perfect",
-    "helpful",
-    "generous",
-    "elegant",
-    "relaxing",
-    "superb",
-    "pleasant",
-    "tidy",
-    "wonderful",
-]
-BAD = [
-    "dirty",
-    "rude",
-    "stale",
-    "loud",
-    "cold",
-    "hostile",
-    "dark",
-    "awful",
-    "hard",
-    "bland",
-    "cramped",
-    "shabby",
-    "damp",
-    "slow",
-    "broken",
-    "terrible",
-    "smelly",
-    "unhelpful",
-    "mean",
-    "ugly",
-    "stressful",
-    "poor",
-    "nasty",
-    "messy",
-    "dreadful",
-]
+NOUNS = """
+    room bed staff food breakfast pool view lobby bar coffee service location shower towel garden
+    kitchen music parking lift balcony carpet desk internet waiter manager dinner terrace beach sauna
+    gym bathroom window pillow
+""".split()  # noqa: SIM905 - as lists they would fill two screens
+GOOD = """
+    clean kind fresh quiet warm friendly bright lovely comfortable tasty spacious modern cosy polite
+    charming excellent perfect helpful generous elegant relaxing superb pleasant tidy wonderful
+""".split()  # noqa: SIM905 - as lists they would fill two screens
+BAD = """
+    dirty rude stale loud cold hostile dark awful hard bland cramped shabby damp slow broken terrible
+    smelly unhelpful mean ugly stressful poor nasty messy dreadful
+""".split()  # noqa: SIM905 - as lists they would fill two screens
 NEGATIONS = ["not", "never", "hardly"]
 OPENINGS = [
     "we stayed two nights .",

@@ -91,7 +91,9 @@ def scale_stored_model(
         raise InputError("temperature", "needs classes, and the model predicts a value")
     used = examples.take(np.flatnonzero(~np.isnan(examples.labels))) if to_labels else examples
     if not len(used):
-        raise InputError("temperature", f"none of the {len(examples):,} rows to fit on can be used; give more")
+        raise InputError(
+            "temperature", f"cannot be fitted: none of the {len(examples):,} rows for it can be used; give more"
+        )
     scalings = fit_exits(record_as_run(model, used, dtype, device), used.labels.astype(np.int64) if to_labels else None)
     model = EarlyExitModel.from_pretrained(directory)  # once more, since recording has cast the weights
     scale_exits(model, scalings)

@@ -146,4 +146,4 @@ def test_the_report_stands_alone_and_the_chosen_point_becomes_the_models_own(
 def test_nothing_is_chosen_where_there_are_no_exits(bert_directory: Path, tmp_path: Path) -> None:
     done = run_job_here("evaluate.py", "--model", str(bert_directory), "--data", str(tmp_path), "--choose", "1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--choose: the model has no exits" in done.stderr
+    assert "--choose 1: the model has no exits to choose from" in done.stderr

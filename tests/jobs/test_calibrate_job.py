@@ -1,4 +1,4 @@
-"""From a calibration to a nightly run that is held to it, as a user does it."""
+"""From a calibration to a nightly run that is held to its guarantee, as a user does it."""
 
 import json
 import shutil
@@ -35,8 +35,8 @@ def calibrated(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) 
     assert "| 2x |" in done.stdout
     assert "so it is taken out" in done.stdout  # the temperatures have changed what a threshold means
     assert EarlyExitModel.from_pretrained(model).criterion is None
-    told = json.loads((model / "calibration.json").read_text())
-    assert (told["data"]["rows"], told["curve"]["tested"]) == (2000, 1500)  # the others chose the temperatures
+    stored = json.loads((model / "calibration.json").read_text())
+    assert (stored["data"]["rows"], stored["curve"]["tested"]) == (2000, 1500)  # the others fitted the temperatures
     assert (model / "calibration.png").stat().st_size > 5000
     return model
 
@@ -49,16 +49,18 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     options += ["--max-disagreement", "0.2", "--audit-fail", "--price-per-hour", "3"]
     first = run_job("classify.py", *options)
     assert first.returncode == 0, first.stderr
-    told = json.loads((out / "_manifest.json").read_text())
+    manifest = json.loads((out / "_manifest.json").read_text())
     rows = pd.read_parquet(out)
-    assert 0 < told["audit"]["rows"] < len(rows) == 1500
-    assert told["audit"]["verdict"] in ("kept", "open")
-    assert told["audit"]["disagreement"] < 0.3  # the limit, and six deviations of 600 rows drawn by the names of shards
-    assert told["flops_speedup"] > 1.02
-    assert {name: signal["state"] for name, signal in told["drift"].items()} == dict.fromkeys(
+    assert 0 < manifest["audit"]["rows"] < len(rows) == 1500
+    assert manifest["audit"]["verdict"] in ("kept", "open")
+    assert (
+        manifest["audit"]["disagreement"] < 0.3
+    )  # the limit, and six deviations of 600 rows drawn by the names of shards
+    assert manifest["flops_speedup"] > 1.02
+    assert {name: signal["state"] for name, signal in manifest["drift"].items()} == dict.fromkeys(
         ["exits", "truncation", "length", "uncertainty"], "ok"
     )
-    assert told["cost"]["full_depth_device_seconds"] > 0
+    assert manifest["cost"]["full_depth_device_seconds"] > 0
     assert "rows differ from full depth" in first.stdout
     assert "in money" in first.stdout
 
@@ -85,7 +87,10 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     [
         (["--target-speedup", "50"], "--target-speedup 50 cannot be reached"),
         (["--target-speedup", "2", "--speed", "0.1"], "--target-speedup and --speed exclude each other"),
-        (["--target-speedup", "2", "--exits", "1"], "--exits: --target-speedup chooses it"),
+        (
+            ["--target-speedup", "2", "--exits", "1"],
+            "--exits is chosen by --target-speedup, from what calibrate.py found",
+        ),
         (["--max-disagreement", "1%", "--dtype", "fp32"], "was calibrated with precision auto, now it is fp32"),
         (["--max-disagreement", "1%", "--tolerance", "1"], "--tolerance 1: the model was calibrated with 0.1"),
         (["--max-disagreement", "1%", "--audit-fail"], "--audit-fail needs --audit and --max-disagreement"),
@@ -108,4 +113,5 @@ def test_targets_need_a_calibration_and_a_calibration_needs_exits(model_director
     options = ["--model", str(model_directory), "--input", corpus, "--output", str(tmp_path / "o")]
     done = run_job_here("classify.py", *options, "--target-speedup", "2")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert f"run jobs/calibrate.py --model {model_directory} --data SAMPLE" in done.stderr
+    assert f"{model_directory}: not calibrated" in done.stderr
+    assert "(jobs/calibrate.py)" in done.stderr
