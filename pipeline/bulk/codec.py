@@ -1,8 +1,10 @@
-"""Between Arrow tables, which travel, and the arrays that tokenizer and engine work with.
+"""Convert between Arrow tables, which travel, and the arrays that tokenizer and engine work with.
 
-read_schema     id, row, text, keep.*         ── with_tokens ──>        token_schema
-token_schema    id, row, tokens, keep.*       ── token_rows ──>         TokenRows
-                                              ── with_predictions ──>   output_schema
+    schema.read_schema     id, row, text, keep.*      ── with_tokens ──>        schema.token_schema
+    schema.token_schema    id, row, tokens, keep.*    ── token_rows ──>         rows.TokenRows
+                                                      ── with_predictions ──>   schema.output_schema
+
+Tables hold the rows that can be used, and no rejects.
 """
 
 from collections.abc import Callable, Sequence

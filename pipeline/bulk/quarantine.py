@@ -3,7 +3,7 @@
 A row that *raises* is found in place: the rows that raised together are bisected until each bad one stands alone. A poison row,
 which *kills* the process, is found over several processes by the shard's attempt log (see `pipeline.bulk.attempts`).
 
-    isolated = isolate(TokenizeShard(tokenizer, ["a", "<raises>", "c"]), 3)
+    isolated = isolate(TokenizeShard(tokenizer=tokenizer, texts=["a", "<raises>", "c"], pairs=None), 3)
     isolated.pieces      # what `run(range(0, 1))` and `run(range(2, 3))` returned
     isolated.lost        # {1: Reject(Reason.TOKENIZE_FAILED, "ValueError: ...")}
 

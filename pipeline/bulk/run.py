@@ -1,8 +1,10 @@
 """A bulk run, from a request to published results.
 
-list inputs ──> fingerprint ──> ledger: what is left? ──> classify it ──> audit result ──> manifest
-                                       │                      │ fails, or is stopped
-                                       └─ nothing: None       └─ what is done is kept, and the same request goes on from there
+    list inputs ──> fingerprint ──> ledger: what is left? ──> classify it ──> audit it ──> publish the manifest
+                                           │                      │
+                                           nothing                fails, or is stopped: what is done is kept
+
+The same request goes on where a run ended, and does nothing once all results are published.
 """
 
 import contextlib

@@ -11,11 +11,13 @@ from pipeline.output.totals import Totals
 
 
 class RunLog:
-    """The receipts of one run. As a context manager, while they come in, it shows progress and reports metrics.
+    """The receipts of one run; while they come in, it shows progress and reports metrics.
 
-    with RunLog(ledger, bytes_left=1 << 30) as log:
-        for receipt in receipts:
-            log.observe(receipt)
+        with RunLog(ledger, bytes_left=1 << 30) as log:
+            for receipt in receipts:
+                log.observe(receipt)
+
+    `totals` and `timeline` are those of this run alone.
     """
 
     def __init__(self, ledger: Ledger, bytes_left: int) -> None:

@@ -1,4 +1,4 @@
-"""What decides the answers decides the fingerprint, and nothing else does."""
+"""What decides predictions decides the fingerprint, and nothing else does."""
 
 import shutil
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def fingerprint(
     )
 
 
-def test_a_model_without_weights_answers_all_questions_but_those_for_weights(model_directory: Path) -> None:
+def test_a_model_on_the_meta_device_knows_all_but_its_weights(model_directory: Path) -> None:
     meta, whole = EarlyExitModel.from_config(model_directory), EarlyExitModel.from_pretrained(model_directory)
     for name in ("shape", "labels", "exit_layers", "regression", "branch_head", "last_head", "criterion"):
         assert getattr(meta, name) == getattr(whole, name)
@@ -106,12 +106,12 @@ def test_a_checkpoint_in_pieces_is_read_whole(bert_directory: Path, tmp_path: Pa
     assert weights_digest(tmp_path) != before
 
 
-def test_no_weights_is_said(tmp_path: Path) -> None:
+def test_missing_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no weights there; looked for model\.safetensors, "):
         weights_digest(tmp_path)
 
 
-def test_every_choice_that_changes_answers_changes_the_fingerprint(model_directory: Path) -> None:
+def test_every_choice_that_changes_predictions_changes_the_fingerprint(model_directory: Path) -> None:
     plain = fingerprint(model_directory)
     changes = {
         "criterion": fingerprint(model_directory, EngineConfig(criterion=Criterion(speed=0.5))),

@@ -185,7 +185,7 @@ def test_a_lost_node_at_any_moment_costs_no_row(tmp_path: Path, count: int, dead
     assert moments >= 6 * len(deadly) + 1
 
 
-def test_rows_that_raise_and_rows_that_kill_are_told_apart(tmp_path: Path) -> None:
+def test_a_row_that_kills_and_then_raises_is_named_by_what_it_did_last(tmp_path: Path) -> None:
     shard = Shard(tmp_path, 32, {7})
     while shard.deaths < 3:
         assert shard.one_process() is None

@@ -121,7 +121,7 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     assert f"{72_000 - 3000 * kept:,} rows in" in resumed.stdout  # only what was missing
 
 
-def test_a_task_that_fails_is_told_in_one_line(model_directory: Path, tmp_path: Path) -> None:
+def test_a_task_that_fails_is_reported_in_one_line(model_directory: Path, tmp_path: Path) -> None:
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
     (corpus / "a.txt").write_text("\n".join(TEXTS))
@@ -137,51 +137,29 @@ def test_a_task_that_fails_is_told_in_one_line(model_directory: Path, tmp_path: 
     assert stderr.count("\n") == 2
 
 
-def wrong(tmp_path: Path, what: str, model: Path) -> tuple[list[str], str]:
-    """Options that are wrong in one way, and what the error must name."""
+WRONG = {
+    "missing column": ("--text-column", "body", "--text-column body: {good} has no such column; it has text, stars"),
+    "wrong type": ("--text-column", "stars", "--text-column stars: in {good} it is of type int64"),
+    "empty folder": ("--input", "{tmp}/empty", "--input {tmp}/empty: no file to read"),
+    "no model": ("--model", "{tmp}/nowhere", "{tmp}/nowhere: no model there"),
+    "output is a file": ("--output", "{tmp}/file", "--output {tmp}/file: cannot be written"),
+    "output cannot be made": ("--output", "/proc/nowhere", "--output /proc/nowhere: cannot be written"),
+    "speed out of range": ("--speed", "2", "--speed must be in [0, 1], not 2.0"),
+    "kept column clashes": ("--keep", "label", "--keep label"),
+    "too many tokens": ("--max-tokens", "1000", "--max-tokens 1000: the model takes 70 tokens at most"),
+}
+"""Options that are wrong in one way, and what the error must name."""
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_command_names_the_culprit_in_one_line(what: str, model_directory: Path, tmp_path: Path) -> None:
     good = tmp_path / "good.parquet"
     pq.write_table(pa.table({"text": ["a room"], "stars": [5]}), good)
-    options = {"--model": str(model), "--input": str(good), "--output": str(tmp_path / "out")}
-    if what == "missing column":
-        options["--text-column"], culprit = "body", f"--text-column body: {good} has no such column; it has text, stars"
-    elif what == "wrong type":
-        options["--text-column"], culprit = "stars", f"--text-column stars: in {good} it is of type int64"
-    elif what == "empty folder":
-        (tmp_path / "empty").mkdir()
-        options["--input"], culprit = str(tmp_path / "empty"), f"--input {tmp_path / 'empty'}: no file to read"
-    elif what == "no model":
-        options["--model"], culprit = str(tmp_path / "nowhere"), f"{tmp_path / 'nowhere'}: no model there"
-    elif what == "output is a file":
-        (tmp_path / "file").touch()
-        options["--output"], culprit = str(tmp_path / "file"), f"--output {tmp_path / 'file'}: cannot be written"
-    elif what == "output cannot be made":
-        options["--output"], culprit = "/proc/nowhere", "--output /proc/nowhere: cannot be written"
-    elif what == "speed out of range":
-        options["--speed"], culprit = "2", "--speed must be in [0, 1], not 2.0"
-    elif what == "kept column clashes":
-        options["--keep"], culprit = "label", "--keep label"
-    else:
-        options["--max-tokens"], culprit = "1000", "--max-tokens 1000: the model takes 70 tokens at most"
-    return [part for pair in options.items() for part in pair], culprit
-
-
-@pytest.mark.parametrize(
-    "what",
-    [
-        "missing column",
-        "wrong type",
-        "empty folder",
-        "no model",
-        "output is a file",
-        "output cannot be made",
-        "speed out of range",
-        "kept column clashes",
-        "too many tokens",
-    ],
-)
-def test_a_wrong_command_names_the_culprit_in_one_line(what: str, model_directory: Path, tmp_path: Path) -> None:
-    options, culprit = wrong(tmp_path, what, model_directory)
-    done = run_job_here("classify.py", *options)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    option, value, culprit = (text.format(tmp=tmp_path, good=good) for text in WRONG[what])
+    options = {"--model": str(model_directory), "--input": str(good), "--output": str(tmp_path / "out")}
+    done = run_job_here("classify.py", *(part for pair in (options | {option: value}).items() for part in pair))
     assert done.returncode == 2
     assert culprit in done.stderr
     assert done.stderr.count("\n") == 1
@@ -209,45 +187,45 @@ def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
     model_directory: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    storage, place = storage_of("s3://"), f"s3://{BUCKET}/nightly"
+    storage, root = storage_of("s3://"), f"s3://{BUCKET}/nightly"
     for number in range(3):
         data = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[number * 100 : number * 100 + 100])
-        storage.write(f"{place}/in/{number}.jsonl.gz", gzip.compress(data.encode()))
+        storage.write(f"{root}/in/{number}.jsonl.gz", gzip.compress(data.encode()))
     buffer = io.BytesIO()
     pq.write_table(pa.table({"text": TEXTS[300:]}), buffer)
-    storage.write(f"{place}/in/deep/3.parquet", buffer.getvalue())
+    storage.write(f"{root}/in/deep/3.parquet", buffer.getvalue())
     for file in model_directory.iterdir():
-        storage.write(f"{place}/model/{file.name}", file.read_bytes())
-    options = ["--model", f"{place}/model", "--input", f"{place}/in", "--output", f"{place}/out", "--speed", "0.6"]
+        storage.write(f"{root}/model/{file.name}", file.read_bytes())
+    options = ["--model", f"{root}/model", "--input", f"{root}/in", "--output", f"{root}/out", "--speed", "0.6"]
     endpoint = ["--endpoint-url", s3.url]
 
     s3.faults += [Fault("PUT", "/out/part-", times=2), Fault("PUT", "/out/part-", "403 Forbidden", times=1)]
     failed = run_job("classify.py", *options, *endpoint, AWS_ENDPOINT_URL="")
     assert failed.returncode == 1, failed.stdout + failed.stderr
-    assert re.search(rf"error: {place}/out/part-\w+\.parquet: Forbidden: the test says so", failed.stderr)
+    assert re.search(rf"error: {root}/out/part-\w+\.parquet: Forbidden: the test says so", failed.stderr)
     assert "the same command goes on from there" in failed.stderr
     assert failed.stderr.count("\n") == 2
     with pytest.raises(UserError, match="has not ended"):
-        open_results(f"{place}/out")
+        open_results(f"{root}/out")
 
     done = run_job("classify.py", *options)
     assert done.returncode == 0, done.stderr
-    ids = open_results(f"{place}/out").to_table()["id"].to_pylist()
+    ids = open_results(f"{root}/out").to_table()["id"].to_pylist()
     assert sorted(ids) == sorted([f"{n}.jsonl.gz:{row}" for n in range(3) for row in range(100)] + [
         f"deep/3.parquet:{row}" for row in range(300)
     ])  # fmt: skip
 
-    manifest = storage.read(f"{place}/out/_manifest.json")
+    manifest = storage.read(f"{root}/out/_manifest.json")
     s3.requests.clear()
     again = run_job("classify.py", *options)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
-    assert storage.read(f"{place}/out/_manifest.json") == manifest
+    assert storage.read(f"{root}/out/_manifest.json") == manifest
     assert not [path for method, path in s3.requests if "/in/" in path or "/model/" in path]
     assert not [method for method, path in s3.requests if "part-" in path]
 
-    written = b"".join((storage.read(entry.path) or (b"", ""))[0] for entry in storage.walk(f"{place}/out"))
-    said = failed.stdout + failed.stderr + done.stdout + done.stderr + again.stdout + again.stderr
+    written = b"".join((storage.read(entry.path) or (b"", ""))[0] for entry in storage.walk(f"{root}/out"))
+    printed = failed.stdout + failed.stderr + done.stdout + done.stderr + again.stdout + again.stderr
     for secret in ("the-key-id", "a-secret-of-the-test"):
-        assert secret not in said
+        assert secret not in printed
         assert secret.encode() not in written

@@ -59,11 +59,11 @@ def test_poison_rows_cost_themselves_and_nothing_else(
 
     rows = pd.read_parquet(out).set_index("id")
     for name, texts in clean.items():  # as if the poison had never been there
-        answer = undisturbed(model_directory, review_tokenizer, texts)
+        expected = undisturbed(model_directory, review_tokenizer, texts)
         there = rows.loc[[f"{name}:{row}" for row in range(len(texts))]]
-        assert there.label_id.tolist() == answer.label_ids.tolist()
-        assert there.exit_layer.tolist() == answer.exit_layers.tolist()
-        np.testing.assert_allclose(there.score, answer.scores, atol=1e-5)
+        assert there.label_id.tolist() == expected.label_ids.tolist()
+        assert there.exit_layer.tolist() == expected.exit_layers.tolist()
+        np.testing.assert_allclose(there.score, expected.scores, atol=1e-5)
     assert rows.exit_layer.nunique() > 1
 
 

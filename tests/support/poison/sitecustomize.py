@@ -1,10 +1,10 @@
-"""Poison for tests: with this folder on PYTHONPATH, some rows make the stages raise or kill their process.
+"""Poison rows for tests: with this folder on PYTHONPATH, some rows make the stages raise or kill their process.
 
 Python imports this module by itself when it starts, so it reaches Ray's workers without a line in the product.
 
     a text that contains  RAISE-TOKENIZE | KILL-TOKENIZE   when it is tokenized
     a row of              61 tokens                        when it is classified
-    a row of              62 tokens                        then too: it upsets the GPU, which no process gets over
+    a row of              62 tokens                        then too: as a GPU does, whose errors are sticky
 """
 
 import importlib.abc
@@ -51,12 +51,12 @@ def poison_tokenizer(module: ModuleType) -> None:
 def poison_engine(module: ModuleType) -> None:
     run = module.Engine.run
 
-    def poisoned(self, rows, rule=None):  # type: ignore[no-untyped-def]
+    def poisoned(self, rows, *rules):  # type: ignore[no-untyped-def]
         if (rows.lengths == UPSETTING_TOKENS).any():
             raise module.torch.AcceleratorError("CUDA error: device-side assert triggered")
         if (rows.lengths == RAISING_TOKENS).any():
             raise ValueError("this row cannot be classified")
-        return run(self, rows, rule)
+        return run(self, rows, *rules)
 
     module.Engine.run = poisoned
 
