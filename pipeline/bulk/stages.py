@@ -59,14 +59,9 @@ def tokenized_shards(
     Each of its blocks holds one shard. With `part` (rank, world size), a shard has the rows of this rank alone, those at rank,
     rank + world size, and so on. With an output folder, rows that kill their process are isolated as well as those that raise.
     """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = STALL_SECONDS
-    # Blocks are never joined, or cut beyond one row, which is one shard: see pipeline.bulk.shard_block.
-    context.target_max_block_size = 1
     jobs = [{"file": json.dumps(asdict(file)), "done": sorted(done.get(file.path, ()))} for file in files]
-    chain = ray.data.from_items(jobs, override_num_blocks=min(len(jobs), MAX_READ_TASKS))
+    with DataContext.current(_chain_context()):  # a data set keeps the settings under which it was made
+        chain = ray.data.from_items(jobs, override_num_blocks=min(len(jobs), MAX_READ_TASKS))
     chain = chain.map_batches(
         partial(_read, columns=columns, output=output),
         batch_size=1,
@@ -81,6 +76,16 @@ def tokenized_shards(
         num_cpus=TASK_CPUS["tokenize"],
         resources=resources_for(TOKENIZE),
     )
+
+
+def _chain_context() -> DataContext:
+    """Return Ray Data's settings for our chains: a copy, so that other data sets of this process keep theirs."""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = STALL_SECONDS
+    context.target_max_block_size = 1  # byte: a block is never joined to another, nor cut, as its one row is one shard
+    return context
 
 
 def classify_files(
