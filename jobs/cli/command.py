@@ -49,13 +49,17 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     return parser.parse_args(argv)
 
 
-def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> NoReturn:
+def run(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
     """Run a job and end the process with its exit code: 0 done, 1 the work failed, 2 the command or its input is wrong."""
     signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is said once, at the end
     try:
-        code = main(parse(parser)) or DONE
+        code = main(parse(parser, argv)) or DONE
     except (UserError, RefusedError, FileNotFoundError) as error:
         code = complain(parser, error)
     except (StorageError, DoesNotFitError) as error:

@@ -30,8 +30,12 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in names if os.environ.get(name, given.get(name)) != given.get(name)}
 
 
-PACKAGES = Path(__file__).resolve().parents[2]
-"""The folder that `models` and `pipeline` are imported from."""
+INSTALLED = __name__.startswith("offramp.")
+"""Whether this runs from a wheel, which has one package, `offramp`, around `models` and `pipeline`."""
+PACKAGES = Path(__file__).resolve().parents[3 if INSTALLED else 2]
+"""The folder that our packages are imported from."""
+PACKAGE_NAMES = ("offramp",) if INSTALLED else ("models", "pipeline")
+"""What workers need of it."""
 METRICS_PORT = "OFFRAMP_METRICS_PORT"
 """Environment variable: where a Ray of our own shows its metrics; a cluster has `ray start --metrics-export-port`."""
 OBJECT_STORE_BYTES = 1 << 30
@@ -60,7 +64,7 @@ def _join_or_start() -> None:
     if address is not None:
         try:
             # Workers on other machines get the code from here; inside `ray job submit` they may have it already.
-            modules = [str(PACKAGES / name) for name in ("models", "pipeline")]
+            modules = [str(PACKAGES / name) for name in PACKAGE_NAMES]
             with _held_back_stderr():
                 environment = {"py_modules": modules, "env_vars": worker_environment()}
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
@@ -72,8 +76,9 @@ def _join_or_start() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     Config.initialize("")  # Ray reads the mode once, at import; this is how Ray itself makes it look again
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
+    if not INSTALLED:  # where workers find it by themselves
+        path = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
     with _held_back_stderr():
         ray.init(
             address="local",
