@@ -79,11 +79,16 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def complain(parser: argparse.ArgumentParser, error: Exception) -> int:
-    """Print one line that says what is wrong; return the exit code for it."""
-    text = str(error)
+    """Print one line that says what is wrong, fields written as options; return the exit code for it."""
+    text, help_text = str(error), parser.format_help()
+
+    def option(field: str) -> str:
+        name = f"--{field.replace('_', '-')}"
+        return name if f"{name} " in help_text else field
+
     if isinstance(error, InputError):
-        option = f"--{error.field.replace('_', '-')}"
-        text = f"{option if f'{option} ' in parser.format_help() else error.field} {error.message}"
+        message = re.sub(r"`(\w+)`", lambda found: option(found[1]), error.message)
+        text = f"{option(error.field)} {message}"
     print(f"{parser.prog}: error: {' '.join(text.split())}", file=sys.stderr)
     return WRONG
 
