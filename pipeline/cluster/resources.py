@@ -110,3 +110,10 @@ def check_free(plan: ActorPlan) -> None:
                 f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs. Wait for other jobs, or ask for fewer actors"
             )
         time.sleep(FREE_POLL_SECONDS)
+
+
+def actor_threads() -> int | None:
+    """Return how many threads the Ray actor may use that this code runs in, by its CPUs; None outside of actors."""
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return None
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))

@@ -93,12 +93,12 @@ import sys, offramp
 assert offramp.__file__.startswith(sys.argv[1]), offramp.__file__
 assert not {"torch", "ray", "pyarrow"} & sys.modules.keys()
 from offramp import *
-print(open_results.__module__, EarlyExitModel.__module__, __version__)
+print(Classifier.__module__, open_results.__module__, EarlyExitModel.__module__, __version__)
 """
     done = run(installed, foreign, sys.executable, "-c", code, str(installed))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
-        "offramp.pipeline.output.results", "offramp.models.early_exit", __version__,
+        "offramp.pipeline.api.classifier", "offramp.pipeline.output.results", "offramp.models.early_exit", __version__,
     ]  # fmt: skip
 
 
