@@ -12,7 +12,8 @@ speed does not depend on weights. With --model and --input, texts, lengths and e
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import copy
@@ -31,6 +32,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser
 from models.early_exit import HEAD_KINDS, EarlyExitModel, quiet_transformers
 from models.exits.criterion import Criterion
 from pipeline.benchmark.measure import System, Timing, matmul_ceiling, measure
@@ -223,57 +225,60 @@ def print_table(timings: dict[str, Timing], result: dict[str, object]) -> None:
             print(f"{key}: {value}")
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--shape", default="bert-base", metavar="S", help="bert-base, bert-large or <layers>x<hidden>")
-parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads, with --shape")
-parser.add_argument("--model", metavar="MODEL", help="a real model in place of a shape: hub id or directory")
-parser.add_argument("--input", metavar="PATH", help="real texts, with --model: file, folder or glob")
-options.add_text_options(parser)
-parser.add_argument(
-    "--speed", type=float, default=0.5, metavar="S", help="threshold that decides the exits, with --input"
-)
-parser.add_argument("--rows", type=options.positive, default=3000, metavar="N", help="rows of the workload")
-parser.add_argument("--mean-tokens", type=float, default=50, metavar="X", help="mean length of a row")
-parser.add_argument("--sigma", type=float, default=0.6, metavar="X", help="sigma of the logarithm of the length")
-parser.add_argument("--mean-exit", type=float, default=4, metavar="X", help="mean exit layer of the plan")
-parser.add_argument(
-    "--peers",
-    nargs="*",
-    choices=[*PEERS],
-    default=["hf-bf16-sorted", "hf-fp32-arrival", "papers-batch-1"],
-    metavar="NAME",
-    help=f"of {', '.join(PEERS)}",
-)
-parser.add_argument("--repetitions", type=options.positive, default=3, metavar="N", help="counted rounds")
-parser.add_argument("--threads", type=options.positive, metavar="N", help="CPU threads (default: torch's choice)")
-parser.add_argument(
-    "--token-budget",
-    type=options.positive,
-    nargs="+",
-    default=[None],
-    metavar="N",
-    help="tokens in a micro-batch (default: the engine's choice); more than one: all are measured",
-)
-parser.add_argument(
-    "--exit-every", type=options.positive, nargs="+", default=[1], metavar="K", help="layers in a block; or several"
-)
-parser.add_argument(
-    "--rows-per-call",
-    type=options.positive,
-    nargs="+",
-    default=[],
-    metavar="N",
-    help="measure calls of this many rows too: what a shard's size is worth",
-)
-parser.add_argument(
-    "--dtype",
-    choices=DTYPE_NAMES,
-    nargs="+",
-    default=["auto"],
-    help="precision of the matrices; more than one: all are measured",
-)
-parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of lengths and plan")
-parser.add_argument("--output", metavar="FILE", help="write the JSON document there too")
+def build_parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument("--shape", default="bert-base", metavar="S", help="bert-base, bert-large or <layers>x<hidden>")
+    parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads, with --shape")
+    parser.add_argument("--model", metavar="MODEL", help="a real model in place of a shape: hub id or directory")
+    parser.add_argument("--input", metavar="PATH", help="real texts, with --model: file, folder or glob")
+    options.add_text_options(parser)
+    parser.add_argument(
+        "--speed", type=float, default=0.5, metavar="S", help="threshold that decides the exits, with --input"
+    )
+    parser.add_argument("--rows", type=options.positive, default=3000, metavar="N", help="rows of the workload")
+    parser.add_argument("--mean-tokens", type=float, default=50, metavar="X", help="mean length of a row")
+    parser.add_argument("--sigma", type=float, default=0.6, metavar="X", help="sigma of the logarithm of the length")
+    parser.add_argument("--mean-exit", type=float, default=4, metavar="X", help="mean exit layer of the plan")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=[*PEERS],
+        default=["hf-bf16-sorted", "hf-fp32-arrival", "papers-batch-1"],
+        metavar="NAME",
+        help=f"of {', '.join(PEERS)}",
+    )
+    parser.add_argument("--repetitions", type=options.positive, default=3, metavar="N", help="counted rounds")
+    parser.add_argument("--threads", type=options.positive, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument(
+        "--token-budget",
+        type=options.positive,
+        nargs="+",
+        default=[None],
+        metavar="N",
+        help="tokens in a micro-batch (default: the engine's choice); more than one: all are measured",
+    )
+    parser.add_argument(
+        "--exit-every", type=options.positive, nargs="+", default=[1], metavar="K", help="layers in a block; or several"
+    )
+    parser.add_argument(
+        "--rows-per-call",
+        type=options.positive,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="measure calls of this many rows too: what a shard's size is worth",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPE_NAMES,
+        nargs="+",
+        default=["auto"],
+        help="precision of the matrices; more than one: all are measured",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of lengths and plan")
+    parser.add_argument("--output", metavar="FILE", help="write the JSON document there too")
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

@@ -15,7 +15,8 @@ docs/guarantees.md says what is promised, and how many rows it takes.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser
 from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.calibration import fit
@@ -98,42 +100,51 @@ def scale(args: argparse.Namespace, model: EarlyExitModel, examples: Chunk) -> l
     return scalings
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--model", required=True, metavar="DIR", help="early-exit model; the calibration is written there")
-parser.add_argument("--data", required=True, metavar="PATH", help="sample of the texts to come: file, folder or glob")
-parser.add_argument(
-    "--rows", type=options.positive, default=20_000, metavar="N", help="rows to use at most, drawn at random"
-)
-parser.add_argument(
-    "--criterion", choices=fit.CALIBRATED, help="uncertainty that decides (default: the model's, else entropy)"
-)
-parser.add_argument(
-    "--tolerance",
-    type=float,
-    default=0.1,
-    metavar="X",
-    help="values, with regression, differ if they are further apart",
-)
-parser.add_argument(
-    "--max-disagreement", type=options.share, default=0.01, metavar="E", help="a limit to report, beside usual ones"
-)
-parser.add_argument(
-    "--confidence", type=options.share, default=CONFIDENCE, metavar="C", help="probability with which limits hold"
-)
-parser.add_argument(
-    "--temperature",
-    action="store_true",
-    help="scale every exit's logits by a temperature first, in the model's weights; no answer changes, probabilities do",
-)
-parser.add_argument(
-    "--label-column", metavar="NAME", help="with --temperature, fit to true labels (default: to full depth's answers)"
-)
-parser.add_argument("--no-timing", action="store_true", help="leave out the wall-clock measurement")
-parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sample and of its split")
-parser.add_argument(
-    "--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices, as for classify.py"
-)
-options.add_text_options(parser)
+def build_parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="early-exit model; the calibration is written there"
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="PATH", help="sample of the texts to come: file, folder or glob"
+    )
+    parser.add_argument(
+        "--rows", type=options.positive, default=20_000, metavar="N", help="rows to use at most, drawn at random"
+    )
+    parser.add_argument(
+        "--criterion", choices=fit.CALIBRATED, help="uncertainty that decides (default: the model's, else entropy)"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="values, with regression, differ if they are further apart",
+    )
+    parser.add_argument(
+        "--max-disagreement", type=options.share, default=0.01, metavar="E", help="a limit to report, beside usual ones"
+    )
+    parser.add_argument(
+        "--confidence", type=options.share, default=CONFIDENCE, metavar="C", help="probability with which limits hold"
+    )
+    parser.add_argument(
+        "--temperature",
+        action="store_true",
+        help="scale every exit's logits by a temperature first, in the model's weights; no answer changes, probabilities do",
+    )
+    parser.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help="with --temperature, fit to true labels (default: to full depth's answers)",
+    )
+    parser.add_argument("--no-timing", action="store_true", help="leave out the wall-clock measurement")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the sample and of its split")
+    parser.add_argument(
+        "--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices, as for classify.py"
+    )
+    options.add_text_options(parser)
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

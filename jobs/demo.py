@@ -7,7 +7,8 @@ Everything it does is a command that you can run yourself; it prints each of the
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import shlex
@@ -21,6 +22,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser
 from models.early_exit import quiet_transformers
 from pipeline.benchmark.synthetic import CLASSES, LEVELS, reviews, vocabulary
 from pipeline.output.results import open_results
@@ -92,9 +94,12 @@ def make_backbone(directory: Path) -> None:
 
 def job(line: str) -> None:
     """Show a job's command line, run it, and end the demo if it fails."""
-    print(f"\n   $ python jobs/{line}\n", flush=True)
     name, *options = shlex.split(line)
-    subprocess.run([sys.executable, str(JOBS / name), *options], check=True)
+    installed = (__package__ or "").startswith("offramp.")
+    shown = f"offramp {line.replace('.py', '', 1)}" if installed else f"python jobs/{line}"
+    start = ["-m", "offramp", name.removesuffix(".py")] if installed else [str(JOBS / name)]
+    print(f"\n   $ {shown}\n", flush=True)
+    subprocess.run([sys.executable, *start, *options], check=True)
 
 
 def look(folder: Path) -> None:
@@ -109,10 +114,13 @@ def look(folder: Path) -> None:
     print(f"\n   {folder / 'out' / REPORT} tells of the run in a browser")
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--folder", default="demo", metavar="DIR", help="folder for corpus, models and results")
-parser.add_argument("--rows", type=options.positive, default=50_000, metavar="N", help="rows of the corpus")
-parser.add_argument("--speed", type=float, default=0.2, metavar="S", help="speed to classify at")
+def build_parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument("--folder", default="demo", metavar="DIR", help="folder for corpus, models and results")
+    parser.add_argument("--rows", type=options.positive, default=50_000, metavar="N", help="rows of the corpus")
+    parser.add_argument("--speed", type=float, default=0.2, metavar="S", help="speed to classify at")
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

@@ -19,12 +19,14 @@ A killed run goes on with the same command.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 from functools import partial
 
 from jobs.cli import command, options, training
+from jobs.cli.parser import JobParser
 from models.early_exit import HEAD_KINDS, EarlyExitModel
 from pipeline.cluster.connect import join_or_start
 from pipeline.corpus.columns import resolve_columns
@@ -78,29 +80,34 @@ def main(args: argparse.Namespace) -> int:
     about = f"{address}: {what}; {args.head} heads on {model.shape.layers - 1} layers; {len(corpus.files):,} files"
     del model
     join_or_start()
-    return training.run(parser, args, partial(distill, spec), tokenizer_from=args.model, about=about)
+    return training.run(args, partial(distill, spec), tokenizer_from=args.model, about=about)
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id, directory or s3://")
-parser.add_argument("--input", metavar="PATH", help="text of the domain: file, folder or glob")
-parser.add_argument("--labels", metavar="DIR", help="output folder of jobs/label.py")
-parser.add_argument(
-    "--dev", metavar="PATH", help="text to see progress by (default: rows held out at the stream's start)"
-)
-parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the early-exit model to")
-parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads")
-parser.add_argument(
-    "--train-backbone", choices=STRATEGIES, metavar="HOW", help="joint or alternating (default: frozen)"
-)
-parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="soften teacher and exits alike")
-parser.add_argument("--label-column", metavar="NAME", help="column of true labels to mix in where a row has one")
-parser.add_argument(
-    "--label-share", type=float, default=0.5, metavar="A", help="weight of a true label, with --label-column"
-)
-parser.add_argument("--limit", type=options.positive, metavar="N", help="rows to read in an epoch at most")
-options.add_text_options(parser)
-training.add_options(parser, epochs=1, batch=128, rate=1e-4)
+def build_parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id, directory or s3://"
+    )
+    parser.add_argument("--input", metavar="PATH", help="text of the domain: file, folder or glob")
+    parser.add_argument("--labels", metavar="DIR", help="output folder of jobs/label.py")
+    parser.add_argument(
+        "--dev", metavar="PATH", help="text to see progress by (default: rows held out at the stream's start)"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the early-exit model to")
+    parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads")
+    parser.add_argument(
+        "--train-backbone", choices=STRATEGIES, metavar="HOW", help="joint or alternating (default: frozen)"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="soften teacher and exits alike")
+    parser.add_argument("--label-column", metavar="NAME", help="column of true labels to mix in where a row has one")
+    parser.add_argument(
+        "--label-share", type=float, default=0.5, metavar="A", help="weight of a true label, with --label-column"
+    )
+    parser.add_argument("--limit", type=options.positive, metavar="N", help="rows to read in an epoch at most")
+    options.add_text_options(parser)
+    training.add_options(parser, epochs=1, batch=128, rate=1e-4)
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

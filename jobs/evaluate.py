@@ -15,13 +15,15 @@ rows that you do not report on.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
 import torch
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import CRITERIA, Criterion
 from models.precision import set_precision
@@ -97,21 +99,30 @@ def store(args: argparse.Namespace, model: EarlyExitModel, curves: dict[str, lis
     )
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--model", required=True, metavar="MODEL", help="early-exit model: hub id or directory")
-parser.add_argument("--data", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
-parser.add_argument("--output", metavar="DIR", help="folder for report.html and the figures")
-parser.add_argument("--label-column", default="label", metavar="NAME", help="column of the label: a name or an index")
-parser.add_argument("--metric", metavar="NAME", help="accuracy, f1 or mcc; pearson or spearman (default: the first)")
-parser.add_argument("--criterion", choices=CRITERIA, help="criterion of the tables and figures (default: the first)")
-parser.add_argument("--speeds", type=float, nargs="+", metavar="S", help="further thresholds to report")
-parser.add_argument(
-    "--choose", type=float, metavar="X", help="store the cheapest point at most X points below full depth"
-)
-parser.add_argument("--compare", nargs="+", default=[], metavar="NAME=DIR", help="further models for the figures")
-parser.add_argument("--no-timing", action="store_true", help="leave out the wall-clock measurement")
-parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices")
-options.add_text_options(parser)
+def build_parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument("--model", required=True, metavar="MODEL", help="early-exit model: hub id or directory")
+    parser.add_argument("--data", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
+    parser.add_argument("--output", metavar="DIR", help="folder for report.html and the figures")
+    parser.add_argument(
+        "--label-column", default="label", metavar="NAME", help="column of the label: a name or an index"
+    )
+    parser.add_argument(
+        "--metric", metavar="NAME", help="accuracy, f1 or mcc; pearson or spearman (default: the first)"
+    )
+    parser.add_argument(
+        "--criterion", choices=CRITERIA, help="criterion of the tables and figures (default: the first)"
+    )
+    parser.add_argument("--speeds", type=float, nargs="+", metavar="S", help="further thresholds to report")
+    parser.add_argument(
+        "--choose", type=float, metavar="X", help="store the cheapest point at most X points below full depth"
+    )
+    parser.add_argument("--compare", nargs="+", default=[], metavar="NAME=DIR", help="further models for the figures")
+    parser.add_argument("--no-timing", action="store_true", help="leave out the wall-clock measurement")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices")
+    options.add_text_options(parser)
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

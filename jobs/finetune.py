@@ -18,12 +18,14 @@ The best epoch by dev score is kept. A killed run goes on with the same command.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 from functools import partial
 
 from jobs.cli import command, options, training
+from jobs.cli.parser import JobParser
 from models.early_exit import HEAD_KINDS, EarlyExitModel
 from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.errors import InputError
@@ -59,28 +61,44 @@ def main(args: argparse.Namespace) -> int:
     kind = "one value" if args.task == "regression" else f"{len(classes)} classes"
     about = f"{args.backbone}: {model.shape.layers} layers, {kind}; {len(train):,} rows, {len(dev):,} dev"
     del model
-    return training.run(parser, args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)
+    return training.run(args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--backbone", required=True, metavar="MODEL", help="hub id or directory of a pretrained encoder")
-parser.add_argument("--train", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
-parser.add_argument("--dev", metavar="PATH", help="labelled rows to choose the epoch by (default: a tenth of --train)")
-parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the model to")
-parser.add_argument("--label-column", default="label", metavar="NAME", help="column of the label: a name or an index")
-parser.add_argument("--task", choices=["classification", "regression"], default="classification", help="kind of label")
-parser.add_argument("--class-names", metavar="A,B,...|FILE", help="names by index, or a JSON file that lists them")
-parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the heads")
-parser.add_argument("--strategy", choices=["two-stage", "joint", "alternating"], help="train all exits, in this way")
-parser.add_argument(
-    "--exit-weights", choices=["equal", "depth"], default="equal", help="weights of the exits' losses in joint steps"
-)
-parser.add_argument(
-    "--early-stopping", type=options.positive, metavar="N", help="stop after N epochs without a better dev score"
-)
-parser.add_argument("--limit", type=options.positive, metavar="N", help="use the first N rows of --train only")
-options.add_text_options(parser)
-training.add_options(parser, epochs=3, batch=64, rate=1e-4)
+def build_parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument(
+        "--backbone", required=True, metavar="MODEL", help="hub id or directory of a pretrained encoder"
+    )
+    parser.add_argument("--train", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
+    parser.add_argument(
+        "--dev", metavar="PATH", help="labelled rows to choose the epoch by (default: a tenth of --train)"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the model to")
+    parser.add_argument(
+        "--label-column", default="label", metavar="NAME", help="column of the label: a name or an index"
+    )
+    parser.add_argument(
+        "--task", choices=["classification", "regression"], default="classification", help="kind of label"
+    )
+    parser.add_argument("--class-names", metavar="A,B,...|FILE", help="names by index, or a JSON file that lists them")
+    parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the heads")
+    parser.add_argument(
+        "--strategy", choices=["two-stage", "joint", "alternating"], help="train all exits, in this way"
+    )
+    parser.add_argument(
+        "--exit-weights",
+        choices=["equal", "depth"],
+        default="equal",
+        help="weights of the exits' losses in joint steps",
+    )
+    parser.add_argument(
+        "--early-stopping", type=options.positive, metavar="N", help="stop after N epochs without a better dev score"
+    )
+    parser.add_argument("--limit", type=options.positive, metavar="N", help="use the first N rows of --train only")
+    options.add_text_options(parser)
+    training.add_options(parser, epochs=3, batch=64, rate=1e-4)
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

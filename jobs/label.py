@@ -13,11 +13,13 @@ Exit codes: 0 done, 1 the work failed (run the same command to go on), 2 the com
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
 from jobs.cli import bulk, command
+from jobs.cli.parser import JobParser
 from models.early_exit import EarlyExitModel
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
@@ -32,13 +34,18 @@ def main(args: argparse.Namespace) -> int:
         answer = (VALUE,) if model.regression else (LABEL, UNCERTAINTY)
         return bulk.Plan(engine=EngineConfig(dtype=args.dtype), results=(ID, LOGITS, *answer, TRUNCATED))
 
-    return bulk.run(parser, args, plan, keep=keep)
+    return bulk.run(args, plan, keep=keep)
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id, directory or s3://")
-bulk.add_options(parser)
-parser.add_argument("--no-text", action="store_true", help="leave the texts out")
+def build_parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id, directory or s3://"
+    )
+    bulk.add_options(parser)
+    parser.add_argument("--no-text", action="store_true", help="leave the texts out")
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

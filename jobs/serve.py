@@ -18,7 +18,8 @@ options as args.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import os
@@ -27,6 +28,7 @@ import time
 from ray.serve import Application
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser, words_of
 from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.calibration.curve import FILE as CALIBRATION_FILE
@@ -64,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"ready after {time.monotonic() - started:.0f} s: {url}/classify, page at {url}/docs", flush=True)
             deployment.wait()
     except RuntimeError as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise command.FailedError(" ".join(str(error).split())) from error
     return command.FAILED
 
 
@@ -107,25 +109,34 @@ def curve_of(args: argparse.Namespace, criterion: str, max_tokens: int) -> Curve
 
 def application(values: dict[str, str]) -> Application:
     """For Serve config files: `args` are this job's options; replicas, and what each takes, as the cluster has room."""
-    args = command.parse(parser, [word for name, value in values.items() for word in (f"--{name}", str(value))])
+    args = build_parser().parse(words_of(values))
     return deployment.application(spec_of(args), plan_when_nodes_come(args.replicas))
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument(
-    "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"
-)
-parser.add_argument("--host", default="127.0.0.1", metavar="IP", help="address to listen on; 0.0.0.0 is all of them")
-parser.add_argument("--port", type=options.positive, default=8000, metavar="N", help="port to listen on")
-parser.add_argument("--replicas", type=options.positive, metavar="N", help="default: one a GPU, else one for 8 cores")
-options.add_criterion_options(parser)
-parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision, as for classify.py")
-parser.add_argument("--max-tokens", type=options.positive, metavar="N", help="tokens kept of a text")
-parser.add_argument("--max-rows", type=options.positive, default=1000, metavar="N", help="texts in one request")
-parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds until an answer is given up")
-parser.add_argument("--batch-tokens", type=options.positive, metavar="N", help="tokens in a batch (default: by device)")
-parser.add_argument("--queue-tokens", type=options.positive, metavar="N", help="tokens that may wait; more get 429")
-parser.add_argument("--token-file", metavar="FILE", help=f"file with the bearer token (default: ${TOKEN_VARIABLE})")
+def build_parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="IP", help="address to listen on; 0.0.0.0 is all of them"
+    )
+    parser.add_argument("--port", type=options.positive, default=8000, metavar="N", help="port to listen on")
+    parser.add_argument(
+        "--replicas", type=options.positive, metavar="N", help="default: one a GPU, else one for 8 cores"
+    )
+    options.add_criterion_options(parser)
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="auto", help="precision, as for classify.py")
+    parser.add_argument("--max-tokens", type=options.positive, metavar="N", help="tokens kept of a text")
+    parser.add_argument("--max-rows", type=options.positive, default=1000, metavar="N", help="texts in one request")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds until an answer is given up")
+    parser.add_argument(
+        "--batch-tokens", type=options.positive, metavar="N", help="tokens in a batch (default: by device)"
+    )
+    parser.add_argument("--queue-tokens", type=options.positive, metavar="N", help="tokens that may wait; more get 429")
+    parser.add_argument("--token-file", metavar="FILE", help=f"file with the bearer token (default: ${TOKEN_VARIABLE})")
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

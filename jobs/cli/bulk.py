@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -99,7 +98,6 @@ def actor_bounds(text: str) -> tuple[int, int]:
 
 
 def run(
-    parser: argparse.ArgumentParser,
     args: argparse.Namespace,
     make_plan: Callable[[EarlyExitModel, TokenizerSpec], Plan],
     *,
@@ -142,8 +140,7 @@ def run(
         try:
             outcome = classify_corpus(corpus, left, spec, ledger, plan.guarantee, actors=args.actors)
         except (RayError, StorageError) as error:
-            print(f"{parser.prog}: error: {command.cause_of(error)}\n{kept(ledger)}", file=sys.stderr)
-            return command.FAILED
+            raise command.FailedError(f"{command.cause_of(error)}\n{kept(ledger)}") from error
         except (SystemExit, KeyboardInterrupt):
             print(f"stopped: {kept(ledger)}", flush=True)
             abandon(spec)
@@ -165,8 +162,7 @@ def run(
     storage_of(output).write(f"{output}/{REPORT}", page.encode())
     report(outcome, output)
     if outcome.manifest is None:
-        print(f"{parser.prog}: error: {withheld(outcome.found)}", file=sys.stderr)
-        return command.FAILED
+        raise command.FailedError(withheld(outcome.found))
     rejected = outcome.totals.rows_rejected + len(outcome.totals.unreadable)
     return command.FAILED if args.strict and rejected else command.DONE
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"offramp {name}: error: {error}; pip install 'offramp[{EXTRAS[name]}]'", file=sys.stderr)
         return command.WRONG
-    parser = job.parser
+    parser = job.build_parser()
     parser.prog = f"offramp {name}"
     command.run(job.main, parser, words[1:])
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +70,16 @@ def output_folder(args: argparse.Namespace) -> Path:
     return Path(absolute(args.output))
 
 
-def run(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
-) -> int:
+def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str) -> int:
     """Train into --output, or go on with a training that was begun there by the same command; return the exit code."""
     output = output_folder(args)
-    claim(output, _command(parser, args))
+    claim(output, _command(args))
     print(about)
     try:
         run_workers(work, args.workers, output / FOLDER)
     except (RayError, TrainingFailedError) as error:
         go_on = "the same command goes on from the last checkpoint"
-        print(f"{parser.prog}: error: {command.cause_of(error)}\n{go_on}", file=sys.stderr)
-        return command.FAILED
+        raise command.FailedError(f"{command.cause_of(error)}\n{go_on}") from error
     _save_tokenizer(tokenizer_from, output)
     release(output)
     print(f"the model is in {args.output}")
@@ -110,10 +106,10 @@ def split_off_dev(whole: Chunk, seed: int) -> tuple[Chunk, Chunk]:
     return hold_out(whole, max(1, min(int(len(whole) * HOLD_OUT), HOLD_OUT_ROWS)), seed)
 
 
-def _command(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, str]:
+def _command(args: argparse.Namespace) -> dict[str, str]:
     """Tell two trainings apart: all options that decide the result."""
-    silent = ("help", "config", "workers", "output", "checkpoint_seconds")
-    return {action.dest: str(getattr(args, action.dest)) for action in parser._actions if action.dest not in silent}
+    silent = ("config", "workers", "output", "checkpoint_seconds")
+    return {name: str(value) for name, value in vars(args).items() if name not in silent}
 
 
 def _save_tokenizer(tokenizer_from: str, output: Path) -> None:

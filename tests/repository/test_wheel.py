@@ -9,9 +9,14 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from infra.wheel import FOLDERS, rewrite_imports
+from pipeline.benchmark.synthetic import reviews
 from pipeline.version import __version__
 from tests.support.jobs import REPOSITORY
 
@@ -67,7 +72,7 @@ def foreign(tmp_path: Path) -> Path:
 
 
 def run(site: Path, cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{cwd}"}
+    environment = os.environ | {"RAY_ADDRESS": "local", "PYTHONPATH": f"{site}{os.pathsep}{cwd}"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -183,3 +188,55 @@ def imported_by(source: bytes) -> Iterator[str]:
             yield node.module or ""
         elif isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
+
+
+PIPELINE = """
+import sys
+
+import ray
+from offramp import Classifier
+
+if __name__ == "__main__":
+    model, corpus, out = sys.argv[1:]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rows = ray.data.read_parquet(corpus).filter(lambda row: row["stars"] > 2)
+    rows = rows.map_batches(
+        Classifier,
+        fn_constructor_kwargs={"model": model, "text_column": "review", "speed": 0.6},
+        batch_size=64,
+        batch_format="pyarrow",
+    )
+    rows.map_batches(lambda batch: batch, batch_format="pandas").write_parquet(out)
+"""
+
+
+@pytest.mark.e2e
+def test_somebody_elses_pipeline_gets_what_the_command_gives(
+    installed: Path, foreign: Path, model_directory: Path
+) -> None:
+    texts: list[str | None] = [review.text for review in reviews(400, seed=6)]
+    texts[73:75] = [None, " "]
+    corpus = pa.table({"review": texts, "n": range(400), "stars": [n % 5 for n in range(400)]})
+    (foreign / "corpus").mkdir()
+    for part in range(2):
+        pq.write_table(corpus.slice(part * 200, 200), foreign / "corpus" / f"{part}.parquet")
+    (foreign / "ours.py").write_text(PIPELINE)
+    made = run(installed, foreign, sys.executable, "ours.py", str(model_directory), "corpus", str(foreign / "theirs"))
+    assert made.returncode == 0, made.stdout + made.stderr
+    options = ["--model", str(model_directory), "--input", "corpus", "--output", "out", "--text-column", "review"]
+    options += ["--keep", "n", "--id-column", "n", "--speed", "0.6"]
+    done = run(installed, foreign, sys.executable, "-m", "offramp", "classify", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    theirs = pd.read_parquet(foreign / "theirs").sort_values("n", ignore_index=True)
+    assert theirs.n.tolist() == [n for n in range(400) if n % 5 > 2]
+    unusable = theirs[theirs.label.isna()]
+    assert unusable.n.tolist() == [73, 74]
+    ours = pd.read_parquet(foreign / "out").sort_values("n").set_index("n")
+    wanted = ours.loc[theirs.dropna(subset=["label"]).n]
+    usable = theirs.dropna(subset=["label"]).set_index("n")
+    assert len(usable) > 150
+    assert (usable.label == wanted.label).all()
+    assert (usable.exit_layer == wanted.exit_layer).mean() > 0.98  # other rows beside them, so other sums by a last bit
+    np.testing.assert_allclose(usable.score, wanted.score, atol=1e-3)
