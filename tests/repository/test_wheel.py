@@ -233,10 +233,10 @@ def test_somebody_elses_pipeline_gets_what_the_command_gives(
     assert theirs.n.tolist() == [n for n in range(400) if n % 5 > 2]
     unusable = theirs[theirs.label.isna()]
     assert unusable.n.tolist() == [73, 74]
-    ours = pd.read_parquet(foreign / "out").sort_values("n").set_index("n")
-    wanted = ours.loc[theirs.dropna(subset=["label"]).n]
-    usable = theirs.dropna(subset=["label"]).set_index("n")
-    assert len(usable) > 150
-    assert (usable.label == wanted.label).all()
-    assert (usable.exit_layer == wanted.exit_layer).mean() > 0.98  # other rows beside them, so other sums by a last bit
-    np.testing.assert_allclose(usable.score, wanted.score, atol=1e-3)
+    usable = theirs.dropna(subset=["label"])
+    assert len(usable) == 158
+    ours = pd.read_parquet(foreign / "out").set_index("n").loc[usable.n.tolist()]
+    assert usable.label.tolist() == ours.label.tolist()
+    same_exit = usable.exit_layer.to_numpy() == ours.exit_layer.to_numpy()
+    assert same_exit.mean() > 0.98  # other rows beside them, so other sums by a last bit
+    np.testing.assert_allclose(usable.score[same_exit], ours.score[same_exit], atol=1e-3)
