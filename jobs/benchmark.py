@@ -25,7 +25,8 @@ real. An option with several values measures each of them. The last line of the 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import json
@@ -34,6 +35,7 @@ from functools import partial
 import torch
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser
 from models.early_exit import HEAD_KINDS, EarlyExitModel
 from pipeline.benchmark.ceiling import matmul_ceiling
 from pipeline.benchmark.measure import measure, synchronizer
@@ -88,9 +90,9 @@ def real_work(args: argparse.Namespace, model: EarlyExitModel, engine: Engine) -
     return plan_exits(engine, tokenize_texts(texts, tokenizer, model.labels).rows)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> JobParser:
     """Make the parser of this job's options."""
-    parser = command.new_parser(__doc__)
+    parser = JobParser(__doc__)
     add, positive = parser.add_argument, options.positive
     add("--shape", default="bert-base", metavar="S", help="bert-base, bert-large or <layers>x<hidden>")
     add("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads, with --shape")
@@ -114,7 +116,5 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-parser = build_parser()
-
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

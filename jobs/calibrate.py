@@ -15,13 +15,15 @@ docs/guarantees.md says what is guaranteed, and how many rows it takes.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
 import torch
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser
 from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.calibration import fit
@@ -85,9 +87,9 @@ def scale(args: argparse.Namespace, examples: Chunk, device: str) -> list[Scalin
     return scalings
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> JobParser:
     """Make the parser of this job's options."""
-    parser = command.new_parser(__doc__)
+    parser = JobParser(__doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="early-exit model; the calibration is written there")
     add("--data", required=True, metavar="PATH", help="sample of the texts to come: file, folder or glob")
@@ -110,7 +112,5 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-parser = build_parser()
-
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

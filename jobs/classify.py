@@ -16,11 +16,13 @@ Exit codes: 0 done, 1 the work failed (run the same command to go on), 2 the com
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
 from jobs.cli import bulk, bulk_run, command, options, targets
+from jobs.cli.parser import JobParser
 from pipeline.engine.config import EngineConfig
 from pipeline.schema import EXIT_LAYER, ID, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
 
@@ -41,24 +43,28 @@ def main(args: argparse.Namespace) -> int:
         audit=targets.audit_spec(args, calibration),
         guarantee=targets.guarantee(args, calibration, choice),
     )
-    return bulk_run.run(parser, args, request)
+    return bulk_run.run(args, request)
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument(
-    "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"
-)
-bulk.add_options(parser)
-options.add_criterion_options(parser)
-targets.add_options(parser)
-parser.add_argument(
-    "--exits",
-    type=options.positive,
-    nargs="+",
-    metavar="LAYER",
-    help="evaluate the exits after these layers only (default: all); jobs/evaluate.py reports which of them pay",
-)
-parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
+def build_parser() -> JobParser:
+    """Make the parser of this job's options."""
+    parser = JobParser(__doc__)
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"
+    )
+    bulk.add_options(parser)
+    options.add_criterion_options(parser)
+    targets.add_options(parser)
+    parser.add_argument(
+        "--exits",
+        type=options.positive,
+        nargs="+",
+        metavar="LAYER",
+        help="evaluate the exits after these layers only (default: all); jobs/evaluate.py reports which of them pay",
+    )
+    parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

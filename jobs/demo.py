@@ -7,7 +7,8 @@ Every step is a command that you can run yourself, and is printed before it runs
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import shlex
@@ -21,6 +22,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser
 from models.hugging_face import quiet_transformers
 from pipeline.benchmark.synthetic import CLASSES, LEVELS, reviews, vocabulary
 from pipeline.output.results import open_results
@@ -31,7 +33,7 @@ TRAIN_ROWS, TEST_ROWS, CORPUS_FILES = 12_000, 2_000, 5
 
 
 def main(args: argparse.Namespace) -> int:
-    """Make the corpus, run the jobs on it one after the other, and show the result."""
+    """Make the corpus, run the jobs on it, and show the result."""
     started = time.monotonic()
     folder = Path(args.folder)
     shutil.rmtree(folder / "out", ignore_errors=True)  # else a second demo would find nothing to do
@@ -87,9 +89,12 @@ def make_backbone(directory: Path) -> None:
 
 def job(line: str) -> None:
     """Print a job's command line and run it; a job that fails ends the demo."""
-    print(f"\n   $ python jobs/{line}\n", flush=True)
     name, *options = shlex.split(line)
-    subprocess.run([sys.executable, str(JOBS / name), *options], check=True)
+    installed = (__package__ or "").startswith("offramp.")
+    shown = f"offramp {line.replace('.py', '', 1)}" if installed else f"python jobs/{line}"
+    start = ["-m", "offramp", name.removesuffix(".py")] if installed else [str(JOBS / name)]
+    print(f"\n   $ {shown}\n", flush=True)
+    subprocess.run([sys.executable, *start, *options], check=True)
 
 
 def look(folder: Path) -> None:
@@ -104,9 +109,9 @@ def look(folder: Path) -> None:
     print(f"\n   {folder / 'out' / REPORT} shows the run in a browser")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> JobParser:
     """Make the parser of this job's options."""
-    parser = command.new_parser(__doc__)
+    parser = JobParser(__doc__)
     add = parser.add_argument
     add("--folder", default="demo", metavar="DIR", help="folder for corpus, models and results")
     add("--rows", type=options.positive, default=50_000, metavar="N", help="rows of the corpus")
@@ -114,7 +119,5 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-parser = build_parser()
-
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

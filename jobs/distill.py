@@ -19,12 +19,14 @@ A killed run goes on with the same command.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 from functools import partial
 
 from jobs.cli import command, options, training
+from jobs.cli.parser import JobParser
 from models.early_exit import HEAD_KINDS, EarlyExitModel
 from pipeline.cluster.connect import join_or_start
 from pipeline.corpus.columns import resolve_columns
@@ -89,9 +91,9 @@ def stream_of(args: argparse.Namespace, model: EarlyExitModel, tokenizer: Tokeni
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> JobParser:
     """Make the job's parser."""
-    parser = command.new_parser(__doc__)
+    parser = JobParser(__doc__)
     parser.add_argument("--model", required=True, metavar="MODEL", help="classifier: hub id, directory or s3://")
     parser.add_argument("--input", metavar="PATH", help="text of the domain: file, folder or glob")
     parser.add_argument("--labels", metavar="DIR", help="output folder of jobs/label.py")

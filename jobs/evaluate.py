@@ -15,7 +15,8 @@ rows that you do not report on.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import CRITERIA
 from pipeline.benchmark.measure import time_criteria
@@ -92,9 +94,9 @@ def store(args: argparse.Namespace, model: EarlyExitModel, curves: Curves) -> No
     print(f"\nstored in {args.model}: {best.criterion.describe()} ({saving})")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> JobParser:
     """Make the parser of this job's options."""
-    parser = command.new_parser(__doc__)
+    parser = JobParser(__doc__)
     add = parser.add_argument
     add("--model", required=True, metavar="MODEL", help="early-exit model: hub id or directory")
     add("--data", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
@@ -111,7 +113,5 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-parser = build_parser()
-
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

@@ -18,12 +18,14 @@ The best epoch by dev score is kept. A killed run goes on with the same command.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 from functools import partial
 
 from jobs.cli import command, options, training
+from jobs.cli.parser import JobParser
 from models.early_exit import HEAD_KINDS, EarlyExitModel
 from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.training.finetune import FINETUNE_STRATEGIES, FinetuneSpec, finetune, read_labelled, split_off_dev
@@ -58,9 +60,9 @@ def main(args: argparse.Namespace) -> int:
     return training.run(args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> JobParser:
     """Make the job's parser."""
-    parser = command.new_parser(__doc__)
+    parser = JobParser(__doc__)
     parser.add_argument("--backbone", required=True, metavar="MODEL", help="pretrained encoder: hub id or directory")
     parser.add_argument("--train", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
     parser.add_argument(

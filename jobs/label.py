@@ -13,11 +13,13 @@ Exit codes: 0 done, 1 the work failed (run the same command to go on), 2 the com
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
 from jobs.cli import bulk, bulk_run, command
+from jobs.cli.parser import JobParser
 from pipeline.engine.config import EngineConfig
 from pipeline.schema import ID, LABEL, LOGITS, TRUNCATED, UNCERTAINTY, VALUE
 
@@ -33,13 +35,19 @@ def main(args: argparse.Namespace) -> int:
         results=(ID, LOGITS, *predictions, TRUNCATED),
         keep=tuple(dict.fromkeys([*texts, *args.keep])),
     )
-    return bulk_run.run(parser, args, request)
+    return bulk_run.run(args, request)
 
 
-parser = command.new_parser(__doc__)
-parser.add_argument("--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id, directory or s3://")
-bulk.add_options(parser)
-parser.add_argument("--no-text", action="store_true", help="leave the texts out")
+def build_parser() -> JobParser:
+    """Make the parser of this job's options."""
+    parser = JobParser(__doc__)
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id, directory or s3://"
+    )
+    bulk.add_options(parser)
+    parser.add_argument("--no-text", action="store_true", help="leave the texts out")
+    return parser
+
 
 if __name__ == "__main__":
-    command.run(main, parser)
+    command.run(main, build_parser())

@@ -18,7 +18,8 @@ options as args.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # run as a file: the packages are beside its folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import time
@@ -26,6 +27,7 @@ import time
 from ray.serve import Application
 
 from jobs.cli import command, options
+from jobs.cli.parser import JobParser, words_of
 from models.early_exit import EarlyExitModel
 from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_when_nodes_come
@@ -51,14 +53,13 @@ def main(args: argparse.Namespace) -> int:
             announce(args, spec, plan, time.monotonic() - started)
             deployment.wait()
     except RuntimeError as error:
-        print(f"{build_parser().prog}: error: {one_line(error)}", file=sys.stderr)
+        raise command.FailedError(one_line(error)) from error
     return command.FAILED
 
 
 def application(values: dict[str, str]) -> Application:
     """Build the application of a Serve config file, whose `args` are this job's options; replicas as the cluster has room."""
-    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    args = command.parse(build_parser(), words)
+    args = build_parser().parse(words_of(values))
     return deployment.application(serving_spec(args), plan_when_nodes_come(args.replicas))
 
 
@@ -95,8 +96,8 @@ def announce(args: argparse.Namespace, spec: ServingSpec, plan: ActorPlan, secon
     print(f"ready after {seconds:.0f} s: {url}/classify, page at {url}/docs", flush=True)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = command.new_parser(__doc__)
+def build_parser() -> JobParser:
+    parser = JobParser(__doc__)
     add = parser.add_argument
     add(
         "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"

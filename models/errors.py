@@ -15,7 +15,8 @@ class InputError(UserError, ValueError):
     """Raised for a wrong value of one argument or setting.
 
     `field` is its name in Python, and the message continues it: `InputError("speed", "must be in [0, 1], not 2.0")`, or
-    `InputError("output", "/data/out: cannot be written")`.
+    `InputError("output", "/data/out: cannot be written")`. A message names other fields in back-ticks, and jobs write those
+    as options too.
     """
 
     def __init__(self, field: str, message: str) -> None:

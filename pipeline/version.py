@@ -1,18 +1,17 @@
-"""Versions of offramp and of the packages that it runs on."""
+"""The version of offramp, stated here and nowhere else, and the versions of what it runs on."""
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+
+__version__ = "0.1.0"
 
 
 def code_version() -> str:
-    """Return the version of the installed distribution, or "source" when offramp runs from a checkout."""
-    try:
-        return version("offramp")
-    except PackageNotFoundError:
-        return "source"
+    """Return the version of the code that runs: the same in a checkout, an editable install and a wheel."""
+    return __version__
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that may change results: {"offramp": "source", "python": "3.11.9", "torch": ...}."""
+    """Return the versions of everything that decides a result, by package."""
     packages = ("torch", "transformers", "ray", "pyarrow", "tokenizers")
     return {"offramp": code_version(), "python": platform.python_version()} | {name: version(name) for name in packages}

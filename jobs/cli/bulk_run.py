@@ -1,7 +1,6 @@
 """Run a bulk request for a job: what is printed, the report, and the exit code."""
 
 import argparse
-import sys
 
 from jobs.cli import command
 from pipeline.bulk.progress import duration
@@ -17,24 +16,22 @@ UNREADABLE_SHOWN = 10
 """Unreadable files that the summary names; the report and the rejects have all."""
 
 
-def run(parser: argparse.ArgumentParser, args: argparse.Namespace, request: BulkRequest) -> int:
-    """Run the request, report on it, and return the exit code."""
+def run(args: argparse.Namespace, request: BulkRequest) -> int:
+    """Run the request and report on it; return the exit code, or raise FailedError if the run failed or was withheld."""
     model, engine = request.model.meta, request.engine
     if len(model.exit_layers) == 1 and not engine.criterion.full_depth:
         print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
     try:
         outcome = run_bulk(request)
     except UnfinishedRunError as error:
-        print(f"{parser.prog}: error: {command.cause_of(error.cause)}\n{error}", file=sys.stderr)
-        return command.FAILED
+        raise command.FailedError(f"{command.cause_of(error.cause)}\n{error}") from error
     if outcome is None:
         print(f"nothing to do: {absolute(args.output)} already holds the results of every file")
         return command.DONE
     write_report(outcome, with_examples=args.examples)
     print_summary(outcome)
     if outcome.manifest is None:
-        print(f"{parser.prog}: error: {withheld(outcome.audit_result)}", file=sys.stderr)
-        return command.FAILED
+        raise command.FailedError(withheld(outcome.audit_result))
     rejected = outcome.totals.rows_rejected + len(outcome.totals.unreadable)
     return command.FAILED if args.strict and rejected else command.DONE
 

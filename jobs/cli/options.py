@@ -1,17 +1,14 @@
 """Options and loading steps that more than one training job needs."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
-
-from transformers import AutoTokenizer
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import CRITERIA, Criterion
-from models.hugging_face import quiet_transformers
+from pipeline.api.pretrained import load_tokenizer_spec as load_tokenizer_spec
+from pipeline.calibration.targets import Target, own_criterion
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
-from pipeline.errors import InputError
+from pipeline.corpus.tokenize import Tokenizer
 
 
 def positive(text: str) -> int:
@@ -68,16 +65,8 @@ def add_criterion_options(parser: argparse.ArgumentParser) -> None:
 
 def criterion(options: argparse.Namespace, model: EarlyExitModel) -> Criterion:
     """Complete the given options by the model's own criterion, then by defaults; raise InputError for impossible values."""
-    stored = model.criterion
-    if stored is not None and options.criterion not in (None, stored.name):
-        stored = None  # another criterion's threshold says nothing
-    if stored is None:
-        name = options.criterion or ("lte" if model.regression and model.lte is not None else "entropy")
-        full_depth = options.criterion is None and model.regression and name == "entropy"  # a teacher without exits
-        stored = Criterion(name=name, speed=0.0 if full_depth else 0.1)
-    given = {name: getattr(options, name) for name in ("speed", "patience", "tolerance")}
-    given |= {"speeds": None if options.speed is None else ()}  # one threshold replaces one for every exit
-    return replace(stored, **{name: value for name, value in given.items() if value is not None})
+    given = {name: getattr(options, name) for name in ("criterion", "speed", "patience", "tolerance")}
+    return own_criterion(Target(**given), model)
 
 
 def text_columns(options: argparse.Namespace, label: str | None) -> Columns:
@@ -88,19 +77,6 @@ def text_columns(options: argparse.Namespace, label: str | None) -> Columns:
 def load_tokenizer(name: str, model: EarlyExitModel, max_tokens: int | None) -> Tokenizer:
     """Load the tokenizer that belongs to a model; raise UserError if there is none to use."""
     return Tokenizer(load_tokenizer_spec(name, model, max_tokens))
-
-
-def load_tokenizer_spec(name: str, model: EarlyExitModel, max_tokens: int | None) -> TokenizerSpec:
-    """Load the tokenizer that belongs to a model as a spec; raise UserError if there is none to use."""
-    limit = model.shape.max_tokens
-    if max_tokens is not None and max_tokens > limit:
-        raise InputError("max_tokens", f"{max_tokens}: the model takes {limit} tokens at most")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        return TokenizerSpec.from_hugging_face(tokenizer, max_tokens or min(limit, tokenizer.model_max_length))
-    except (OSError, ValueError) as error:
-        raise InputError("model", f"{name}: no usable tokenizer: {error}") from error
 
 
 def absolute_model(name: str) -> str:

@@ -1,17 +1,17 @@
 """Options of classify.py that ask for a speed or a limit in place of a threshold, and for checks of what comes out."""
 
 import argparse
+from dataclasses import fields
 
 from jobs.cli import options
 from pipeline.bulk.run import BulkModel
+from pipeline.calibration import targets
 from pipeline.calibration.audit import AuditSpec
 from pipeline.calibration.curve import Calibration, Choice
 from pipeline.calibration.guarantees import CONFIDENCE, upper_bound
+from pipeline.calibration.targets import Target
 from pipeline.calibration.verdict import Guarantee
 from pipeline.errors import InputError
-
-TARGETS = ("speed", "target_speedup", "max_disagreement")
-SEARCHED = ("criterion", "patience", "exits")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -58,61 +58,48 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def target_of(args: argparse.Namespace) -> Target:
+    """Return what the options ask of the exits; raise InputError for options that exclude each other."""
+    values = {field.name: getattr(args, field.name) for field in fields(Target)}
+    return Target(**(values | {"exits": tuple(args.exits) if args.exits else None}))
+
+
 def calibration_for(args: argparse.Namespace, model: BulkModel) -> Calibration | None:
     """Load the model's calibration if an option needs one; raise UserError if it is missing or about something else."""
-    given = [name for name in TARGETS if getattr(args, name) is not None]
-    if len(given) > 1:
-        raise InputError(given[1], f"and --{given[0].replace('_', '-')} exclude each other")
+    target = target_of(args)
     if args.audit_fail and (args.audit is None or args.max_disagreement is None):
         raise InputError("audit_fail", "needs --audit and --max-disagreement")
-    if not given or given == ["speed"]:
+    if not target.needs_calibration:
         return None
-    clash = [name for name in SEARCHED if getattr(args, name) is not None]
-    if clash:
-        raise InputError(clash[0], f"is chosen by --{given[0].replace('_', '-')}, from what calibrate.py found")
-    calibration = Calibration.load(model.directory)
-    calibration.check(model.weights, args.dtype, model.tokenizer.max_tokens)
-    known = calibration.curve.tolerance
-    if args.tolerance not in (None, known):
-        raise InputError(
-            "tolerance", f"{args.tolerance:g}: the model was calibrated with {known:g}; run calibrate.py again"
-        )
-    return calibration
+    return targets.load_calibration(
+        model.directory, target, weights=model.weights, dtype=args.dtype, max_tokens=model.tokenizer.max_tokens
+    )
 
 
 def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice | None:
-    """Choose thresholds for what was asked, and say what may be expected of them."""
+    """Choose thresholds for what the options ask, and print what may be expected of them."""
     if calibration is None:
         return None
-    try:
-        choice = _for_limit(args, calibration) if args.target_speedup is None else _for_speedup(args, calibration)
-    except ValueError as error:
-        raise InputError("target_speedup", str(error)) from error
+    target = target_of(args)
+    choice = targets.choose(target, calibration)
+    if target.max_disagreement is not None:
+        print(_expected_disagreement(choice, calibration, target.max_disagreement, target.confidence))
     timing = calibration.timing
     time = f", {timing.time_speedup_at(choice.flops_speedup):.2f}x faster on {timing.hardware}" if timing else ""
     print(f"{choice.criterion.describe()}: {choice.flops_speedup:.2f}x fewer FLOPs expected{time}")
     return choice
 
 
-def _for_speedup(args: argparse.Namespace, calibration: Calibration) -> Choice:
-    if args.speedup_in == "flops":
-        return calibration.curve.at_speedup(args.target_speedup)
-    if calibration.timing is None:
-        raise ValueError("in time: calibrate.py was run without timing")
-    return calibration.curve.at_speedup(calibration.timing.flops_speedup_for(args.target_speedup))
-
-
-def _for_limit(args: argparse.Namespace, calibration: Calibration) -> Choice:
-    limit, confidence, curve = args.max_disagreement, args.confidence, calibration.curve
-    choice = curve.within(limit, confidence)
+def _expected_disagreement(choice: Choice, calibration: Calibration, limit: float, confidence: float) -> str:
+    """Say how many predictions may differ at most, or why nothing faster than full depth can be guaranteed."""
+    curve = calibration.curve
     if choice.criterion.full_depth:
-        print(f"nothing faster can be promised, so every row runs at full depth: {curve.shortage(limit, confidence)}")
-    else:
-        bound = upper_bound(choice.differing or 0, curve.tested, confidence)
-        print(
-            f"{choice.differing:,} of {curve.tested:,} calibration rows differ, so at most {bound:.3%} ({confidence:.0%})"
-        )
-    return choice
+        why = curve.shortage(limit, confidence)
+        return f"nothing faster can be guaranteed, so every row runs at full depth: {why}"
+    bound = upper_bound(choice.differing or 0, curve.tested, confidence)
+    return (
+        f"{choice.differing:,} of {curve.tested:,} calibration rows differ, so at most {bound:.3%} ({confidence:.0%})"
+    )
 
 
 def audit_spec(args: argparse.Namespace, calibration: Calibration | None) -> AuditSpec | None:

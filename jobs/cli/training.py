@@ -1,7 +1,6 @@
 """What jobs that train share: options, the claim on the output folder, the training itself and how it ends."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,8 +81,7 @@ def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
         run_workers(work, args.workers)
     except (RayError, TrainingFailedError) as error:
         go_on = "the same command goes on from the last checkpoint"
-        print(f"{Path(sys.argv[0]).name}: error: {command.cause_of(error)}\n{go_on}", file=sys.stderr)
-        return command.FAILED
+        raise command.FailedError(f"{command.cause_of(error)}\n{go_on}") from error
     _save_tokenizer(tokenizer_from, output)
     release(output)
     print(f"the model is in {args.output}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from ray.exceptions import RayError
 
+from models.checkpoint import check_weights
 from models.early_exit import EarlyExitModel
 from pipeline.bulk.attempts import clear_attempts
 from pipeline.bulk.fingerprint import fingerprint_of
@@ -138,9 +139,7 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
             ledger.finish()
             return None
         spec = _spec_of(request, corpus, ledger)
-        EarlyExitModel.from_pretrained(
-            request.model.directory
-        )  # so that a fault in it is reported once, not by every actor
+        check_weights(request.model.directory, request.model.meta)  # here a fault is reported once, not by every actor
         with _kept_if_unfinished(request, spec, ledger):
             return _classify(request, corpus, left, spec, ledger)
 

@@ -23,8 +23,12 @@ from ray._raylet import Config  # type: ignore[attr-defined]
 
 from pipeline.errors import UserError
 
-PACKAGES = Path(__file__).resolve().parents[2]
-"""The folder that `models` and `pipeline` are imported from."""
+INSTALLED = __name__.startswith("offramp.")
+"""Whether this runs from a wheel, which has one package, `offramp`, around `models` and `pipeline`."""
+PACKAGES = Path(__file__).resolve().parents[3 if INSTALLED else 2]
+"""The folder that our packages are imported from."""
+PACKAGE_NAMES = ("offramp",) if INSTALLED else ("models", "pipeline")
+"""The packages of that folder that workers need."""
 METRICS_PORT = "OFFRAMP_METRICS_PORT"
 """Environment variable with the port on which a Ray of our own exports metrics; a cluster has `ray start` for that."""
 OBJECT_STORE_BYTES = 1 << 30
@@ -94,7 +98,7 @@ def _quiet_logs() -> None:
 
 def _join(address: str) -> None:
     # Workers on other machines get the code from here; inside `ray job submit` they may have it already.
-    modules = [str(PACKAGES / name) for name in ("models", "pipeline")]
+    modules = [str(PACKAGES / name) for name in PACKAGE_NAMES]
     environment = {"py_modules": modules, "env_vars": worker_environment()}
     try:
         with _held_back_stderr():
@@ -109,8 +113,9 @@ def _start() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     Config.initialize("")  # Ray reads the mode once, at import; its own set-up of tokens makes it read again this way
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
+    if not INSTALLED:  # where workers find it by themselves
+        path = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(SERVE_PROXY_SECONDS))
     with _held_back_stderr():
         ray.init(

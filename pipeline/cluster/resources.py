@@ -118,3 +118,10 @@ def check_free(plan: ActorPlan) -> None:
 
 def _has(free: Mapping[str, float], cpus: float, gpus: int) -> bool:
     return free.get("CPU", 0) + 1e-6 >= cpus and free.get("GPU", 0) >= gpus
+
+
+def actor_threads() -> int | None:
+    """Return how many threads the Ray actor may use that this code runs in, by its CPUs; None outside of actors."""
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return None
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))

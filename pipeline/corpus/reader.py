@@ -122,13 +122,14 @@ def _check_texts(values: pa.Array | list[object], column: str) -> tuple[list[str
     texts: list[str | None] = []
     problems: list[Reject | None] = []
     for value in _plain(values) if isinstance(values, pa.Array) else values:
-        text, problem = _check_text(value, column)
+        text, problem = check_text(value, column)
         texts.append(text)
         problems.append(problem)
     return texts, problems
 
 
-def _check_text(value: object, column: str) -> tuple[str | None, Reject | None]:
+def check_text(value: object, column: str) -> tuple[str | None, Reject | None]:
+    """Return a value as text, or what keeps it from being one."""
     if isinstance(value, Reject):
         return None, value
     if value is None:

@@ -132,7 +132,7 @@ def classify(options: list[str], log: str, environment: dict[str, str]) -> None:
     from jobs.cli import command
 
     try:
-        command.run(job.main, job.parser)
+        command.run(job.main, job.build_parser())
     finally:
         ray.shutdown()  # which a process of its own does at its exit
 

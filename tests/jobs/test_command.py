@@ -7,15 +7,19 @@ import pytest
 
 from jobs.cli import command
 from jobs.cli.bulk import actor_bounds
-from pipeline.errors import UserError
+from jobs.cli.main import main
+from jobs.cli.parser import JobParser
+from pipeline.errors import InputError, UserError
 
 
-def new_parser() -> argparse.ArgumentParser:
-    parser = command.new_parser("A job.")
+def new_parser() -> JobParser:
+    parser = JobParser("A job.")
     parser.add_argument("--model", required=True, help="model")
     parser.add_argument("--speed", type=float, default=0.1, help="speed")
     parser.add_argument("--keep", nargs="+", default=[], help="columns")
     parser.add_argument("--strict", action="store_true", help="strict")
+    parser.add_argument("--peers", nargs="*", type=int, default=[0], help="peers")
+    parser.add_argument("--max-rows", type=int, help="rows")
     parser.add_argument("--head", choices=["a", "b"], default="a", help="head")
     return parser
 
@@ -27,34 +31,125 @@ def config(tmp_path: Path, text: str) -> str:
 
 def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(tmp_path: Path) -> None:
     file = config(tmp_path, 'model = "m"\nspeed = 0.5\nkeep = ["a", "b"]\nstrict = true\n')
-    args = command.parse(new_parser(), ["--config", file, "--speed", "0.7"])
+    args = new_parser().parse(["--config", file, "--speed", "0.7"])
     assert (args.model, args.speed, args.keep, args.strict, args.head) == ("m", 0.7, ["a", "b"], True, "a")
 
 
 def test_the_environment_names_a_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFRAMP_CONFIG", config(tmp_path, 'model = "from-environment"'))
-    assert command.parse(new_parser(), []).model == "from-environment"
+    assert new_parser().parse([]).model == "from-environment"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('modle = "m"', "no option 'modle'; options are head, keep, model, speed, strict"),
+        ('modle = "m"', "no option 'modle'; options are head, keep, max-rows, model, peers, speed, strict"),
         ('speed = "fast"', "speed: invalid float value: 'fast'"),
         ('head = "c"', "head: invalid choice: 'c'"),
         ("strict = 1", "strict is true or false, not 1"),
+        ("speed = true", "speed: True is not a value of this option"),
+        ("speed = [1, 2]", "speed: [1, 2] is not a value of this option"),
+        ('keep = [["a"]]', "keep: ['a'] is not a value of this option"),
+        ('config = "other.toml"', "no option 'config'"),
         ("model = [", "Invalid"),
     ],
 )
 def test_a_wrong_config_file_is_named_with_its_key(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"job\.toml: ") as error:
-        command.parse(new_parser(), ["--config", config(tmp_path, text)])
+        new_parser().parse(["--config", config(tmp_path, text)])
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "wanted"),
+    [
+        ("strict = false", ["--strict"], {"strict": True}),
+        ("strict = true", [], {"strict": True}),
+        ('keep = ["a", "b"]', ["--keep", "c"], {"keep": ["c"]}),
+        ('keep = "a"', [], {"keep": ["a"]}),
+        ("keep = []", [], {"keep": []}),
+        ("speed = -1", [], {"speed": -1.0}),
+        ('model = "--odd name"', [], {"model": "--odd name"}),
+        ("peers = []", [], {"peers": []}),
+        ("peers = [1, 2]", [], {"peers": [1, 2]}),
+        ("max_rows = 3", [], {"max_rows": 3}),
+        ("max-rows = 3", ["--max-rows", "4"], {"max_rows": 4}),
+    ],
+)
+def test_values_of_the_config_file_are_those_of_the_command_line(
+    text: str, words: list[str], wanted: dict[str, object], tmp_path: Path
+) -> None:
+    file = config(tmp_path, text if "model" in text else f'model = "m"\n{text}')
+    args = vars(new_parser().parse(["--config", file, *words]))
+    assert {name: args[name] for name in wanted} == wanted
+
+
+def test_what_neither_has_is_asked_for_and_the_command_line_is_blamed_for_its_own(tmp_path: Path) -> None:
+    file = config(tmp_path, "speed = 0.5")
+    with pytest.raises(UserError, match=r"^the following arguments are required: --model$"):
+        new_parser().parse(["--config", file])
+    with pytest.raises(UserError, match=r"^argument --speed: invalid float value: 'fast'$"):
+        new_parser().parse(["--config", file, "--model", "m", "--speed", "fast"])
+    with pytest.raises(UserError, match=r"^argument --config: expected one argument$"):
+        new_parser().parse(["--config"])
+
+
+def test_fields_are_written_as_options(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = new_parser()
+    parser.prog = "job"
+    command.complain(parser, InputError("max_rows", "and `speed` exclude each other, and so does `nothing`"))
+    command.complain(parser, InputError("speeds", "must name a layer once"))
+    assert capsys.readouterr().err.splitlines() == [
+        "job: error: --max-rows and --speed exclude each other, and so does nothing",
+        "job: error: speeds must name a layer once",
+    ]
+
+
+def test_help_shows_defaults_and_calls_jobs_as_they_were_called() -> None:
+    parser = JobParser("Do it.\n\n  python jobs/classify.py --speed 1\n")
+    parser.add_argument("--speed", type=float, default=0.5, help="speed; see jobs/calibrate.py")
+    parser.add_argument("--keep", nargs="+", default=[], help="columns")
+    help_text = parser.format_help()
+    assert "speed; see jobs/calibrate.py (default: 0.5)" in help_text
+    assert "columns\n" in help_text
+    assert "  python jobs/classify.py --speed 1" in help_text
+    parser.prog = "offramp classify"
+    assert "  offramp classify --speed 1" in parser.format_help()
+    assert "see offramp calibrate (default: 0.5)" in parser.format_help()
+
+
+def test_work_that_failed_ends_with_code_1_and_its_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(_args: argparse.Namespace) -> int:
+        raise command.FailedError("no room\n3 rows are kept")
+
+    with pytest.raises(SystemExit) as stop:
+        command.run(job, new_parser(), ["--model", "m"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.endswith(": error: no room\n3 rows are kept\n")
+
+
+def test_the_command_without_a_job_teaches_and_refuses_what_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([])
+    assert "offramp classify --model" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["clasify", "--model", "m"])
+    assert "invalid choice: 'clasify'" in capsys.readouterr().err
+
+
+def test_the_command_hands_over_to_a_job(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["label", "--model", "m"])
+    assert capsys.readouterr().err == (
+        "offramp label: error: the following arguments are required: --input, --output\n"
+    )
 
 
 def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.toml: No such file"):
-        command.parse(new_parser(), ["--config", str(tmp_path / "absent.toml")])
+        new_parser().parse(["--config", str(tmp_path / "absent.toml")])
 
 
 def test_errors_of_the_user_end_with_code_2_and_one_line(

@@ -11,6 +11,7 @@ from tests.support.jobs import REPOSITORY
 MOST_FILES, MOST_LINES = 12, 350
 ROOMS = sorted(path for path in (REPOSITORY / "pipeline").iterdir() if (path / "__init__.py").is_file())
 FORBIDDEN = {
+    "api": {"ray"},
     "benchmark": {"ray"},
     "bulk": set[str](),
     "calibration": {"ray"},

@@ -20,6 +20,7 @@ from ray.data._internal.execution.interfaces.op_runtime_metrics import OpRuntime
 from pipeline.bulk.metrics import ACTOR_QUEUE, BULK
 from pipeline.cluster.monitoring import HISTOGRAM
 from pipeline.serving.metrics import SERVING
+from pipeline.version import __version__
 from tests.support.jobs import REPOSITORY
 
 INFRA = REPOSITORY / "infra"
@@ -113,12 +114,11 @@ def test_versions_are_those_of_the_repository() -> None:
     pinned = dict(
         line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().splitlines() if "==" in line
     )
-    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
     for name in ("rayjob", "raycronjob", "rayservice"):
         assert set(_found(documents(KUBERNETES / f"{name}.yaml")[0], "rayVersion")) == {pinned["ray"]}
     for path, text in TEXTS.items():
         for tag in re.findall(r"offramp:(\d[\w.]*)", text):
-            assert tag == version, path
+            assert tag == __version__, path
 
 
 def test_the_nightlys_options_are_options_and_both_copies_agree() -> None:

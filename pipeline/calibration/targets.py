@@ -1,0 +1,108 @@
+"""Turn what a caller asks of the exits into a criterion: a threshold of the caller's own, a speed-up, or a limit.
+
+Target(speed=0.3)                  exit where the uncertainty is at most 0.3
+Target(target_speedup=2)           thresholds that save half of the FLOPs, by the model's calibration
+Target(max_disagreement=0.01)      the fastest thresholds that change at most 1 % of the predictions, by the calibration
+Target()                           the criterion that is stored in the model, else normalized entropy at 0.1
+"""
+
+from dataclasses import dataclass, replace
+
+from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
+from pipeline.calibration.curve import Calibration, Choice
+from pipeline.calibration.guarantees import CONFIDENCE
+from pipeline.errors import InputError
+
+EXCLUSIVE = ("speed", "target_speedup", "max_disagreement")
+"""Fields of which a target may set one."""
+CALIBRATED = ("criterion", "patience", "exits")
+"""Fields that the calibration decides where it chooses the thresholds."""
+DEFAULT_SPEED = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is asked of the exits; a field that is None leaves the choice to the model."""
+
+    criterion: str | None = None
+    speed: float | None = None
+    patience: int | None = None
+    tolerance: float | None = None
+    exits: tuple[int, ...] | None = None
+    """Layers after which exits are evaluated."""
+    target_speedup: float | None = None
+    """FLOPs of full depth over those to spend."""
+    speedup_in: str = "flops"
+    """What `target_speedup` counts: 'flops', or 'time' for wall-clock as the calibration measured it."""
+    max_disagreement: float | None = None
+    """Largest fraction of predictions that may differ from those at full depth."""
+    confidence: float = CONFIDENCE
+    """Probability with which that limit holds."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in EXCLUSIVE if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InputError(given[1], f"and `{given[0]}` exclude each other")
+        clash = [name for name in CALIBRATED if getattr(self, name) is not None]
+        if clash and given and given != ["speed"]:
+            raise InputError(clash[0], f"is chosen by `{given[0]}`, from what calibrate.py found")
+        for name in ("max_disagreement", "confidence"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise InputError(name, f"must be between 0 and 1, not {value:g}")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Return whether the thresholds have to be looked up in the model's calibration."""
+        return self.target_speedup is not None or self.max_disagreement is not None
+
+
+def own_criterion(target: Target, model: EarlyExitModel) -> Criterion:
+    """Complete the target by the model's stored criterion, then by defaults; raise InputError for impossible values."""
+    stored = model.criterion
+    if stored is not None and target.criterion not in (None, stored.name):
+        stored = None  # another criterion's threshold says nothing
+    if stored is None:
+        name = target.criterion or ("lte" if model.regression and model.lte is not None else "entropy")
+        full_depth = target.criterion is None and model.regression and name == "entropy"  # a teacher without exits
+        stored = Criterion(name=name, speed=0.0 if full_depth else DEFAULT_SPEED)
+    given = {name: getattr(target, name) for name in ("speed", "patience", "tolerance")}
+    given |= {"speeds": None if target.speed is None else ()}  # one threshold replaces one for every exit
+    return replace(stored, **{name: value for name, value in given.items() if value is not None})
+
+
+def load_calibration(directory: str, target: Target, *, weights: str, dtype: str, max_tokens: int) -> Calibration:
+    """Load the calibration of a model directory; raise UserError if there is none, or if it is about something else.
+
+    `weights` is `models.digest.weights_digest` of the model.
+    """
+    calibration = Calibration.load(directory)
+    calibration.check(weights, dtype, max_tokens)
+    known = calibration.curve.tolerance
+    if target.tolerance not in (None, known):
+        raise InputError(
+            "tolerance", f"{target.tolerance:g}: the model was calibrated with {known:g}; run calibrate.py again"
+        )
+    return calibration
+
+
+def choose(target: Target, calibration: Calibration) -> Choice:
+    """Look up the thresholds for a speed-up or a limit; raise InputError if the speed-up is out of reach."""
+    if target.max_disagreement is not None:
+        return calibration.curve.within(target.max_disagreement, target.confidence)
+    assert target.target_speedup is not None
+    try:
+        return calibration.curve.at_speedup(_in_flops(target, calibration))
+    except ValueError as error:
+        raise InputError("target_speedup", str(error)) from error
+
+
+def _in_flops(target: Target, calibration: Calibration) -> float:
+    """Convert the wanted speed-up to one in FLOPs."""
+    assert target.target_speedup is not None
+    if target.speedup_in == "flops":
+        return target.target_speedup
+    if calibration.timing is None:
+        raise ValueError("in time: calibrate.py was run without timing")
+    return calibration.timing.flops_speedup_for(target.target_speedup)

@@ -1,0 +1,60 @@
+"""The options of each job, which are an interface: a change of this table is a change for users, so it is made on purpose."""
+
+from importlib import import_module
+
+import pytest
+
+from jobs.cli.main import JOBS
+from tests.support.jobs import REPOSITORY
+
+OPTIONS = {
+    "classify": """
+        actors audit audit-fail confidence config criterion dtype endpoint-url examples exits id-column incremental input keep
+        max-disagreement max-tokens model output overwrite pair-column patience price-per-hour probabilities speed speedup-in
+        strict target-speedup text-column tolerance
+    """,
+    "label": """
+        actors config dtype endpoint-url examples id-column incremental input keep max-tokens model no-text output overwrite
+        pair-column strict text-column
+    """,
+    "distill": """
+        batch-rows checkpoint-seconds config dev epochs head head-learning-rate input label-column label-share labels
+        learning-rate limit max-tokens model output pair-column seed temperature text-column train-backbone workers
+    """,
+    "finetune": """
+        backbone batch-rows checkpoint-seconds class-names config dev early-stopping epochs exit-weights head
+        head-learning-rate label-column learning-rate limit max-tokens output pair-column seed strategy task text-column train
+        workers
+    """,
+    "calibrate": """
+        confidence config criterion data dtype label-column max-disagreement max-tokens model no-timing pair-column rows seed
+        temperature text-column tolerance
+    """,
+    "evaluate": """
+        choose compare config criterion data dtype label-column max-tokens metric model no-timing output pair-column speeds
+        text-column
+    """,
+    "benchmark": """
+        config dtype exit-every head input max-tokens mean-exit mean-tokens model output pair-column peers repetitions rows
+        rows-per-call seed shape sigma speed text-column threads token-budget
+    """,
+    "serve": """
+        batch-tokens config criterion dtype host max-rows max-tokens model patience port queue-tokens replicas speed timeout
+        token-file tolerance
+    """,
+    "demo": "config folder rows speed",
+}
+
+
+def test_every_job_is_in_the_table_and_a_word_of_the_command() -> None:
+    scripts = {path.stem for path in (REPOSITORY / "jobs").glob("*.py")} - {"__init__"}
+    assert {*OPTIONS} == scripts == {*JOBS}
+
+
+@pytest.mark.parametrize("job", OPTIONS)
+def test_a_job_has_these_options_and_no_others(job: str) -> None:
+    options = import_module(f"jobs.{job}").build_parser().options
+    assert sorted(options) == [name.replace("-", "_") for name in OPTIONS[job].split()]
+    for name, action in options.items():
+        assert action.option_strings == [f"--{name.replace('_', '-')}"]
+        assert action.help
