@@ -12,6 +12,11 @@ from pipeline.version import __version__
 from tests.support.jobs import REPOSITORY, run_job_here
 
 README = (REPOSITORY / "README.md").read_text()
+DOCUMENTS = [
+    path
+    for path in sorted(REPOSITORY.rglob("*.md"))
+    if not {".venv", "node_modules"} & set(path.relative_to(REPOSITORY).parts)
+]
 COMMANDS = [
     line.split("#")[0].strip()
     for block in re.findall(r"```(?:bash|console|sh)\n(.*?)```", README, re.DOTALL)
@@ -49,10 +54,21 @@ def test_jobs_are_executable_and_modules_are_not(job: str) -> None:
     assert bool(path.stat().st_mode & stat.S_IXUSR) == is_script
 
 
-def test_the_changelog_tells_of_this_version() -> None:
-    assert f"## {__version__}" in (REPOSITORY / "CHANGELOG.md").read_text()
+def test_the_changelog_has_a_section_for_this_version_and_for_what_comes() -> None:
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text()
+    assert re.search(rf"^## \[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d$", changelog, re.MULTILINE)
+    assert "## [Unreleased]" in changelog
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (REPOSITORY / target).exists(), target
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text()):
+        assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+def test_the_first_lines_of_python_run(model_directory: Path) -> None:
+    first = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    assert len(first.splitlines()) <= 8
+    names: dict[str, object] = {}
+    exec(first.replace('"my-model"', repr(str(model_directory))), names)
+    assert len(names["results"].labels) == 2  # type: ignore[attr-defined]
