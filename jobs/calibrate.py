@@ -98,9 +98,9 @@ def build_parser() -> JobParser:
     tolerance = "values, with regression, differ if they are further apart"
     add("--tolerance", type=float, default=0.1, metavar="X", help=tolerance)
     limit = "a limit to report, beside usual ones"
-    add("--max-disagreement", type=options.share, default=0.01, metavar="E", help=limit)
+    add("--max-disagreement", type=options.fraction, default=0.01, metavar="E", help=limit)
     confidence = "probability with which limits hold"
-    add("--confidence", type=options.share, default=CONFIDENCE, metavar="C", help=confidence)
+    add("--confidence", type=options.fraction, default=CONFIDENCE, metavar="C", help=confidence)
     temperature = "scale exits by temperatures first, in the model's weights: no prediction changes, probabilities do"
     add("--temperature", action="store_true", help=temperature)
     label = "with --temperature, fit to true labels (default: to the predictions at full depth)"

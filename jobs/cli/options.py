@@ -19,8 +19,8 @@ def positive(text: str) -> int:
     return number
 
 
-def share(text: str) -> float:
-    """Parse a share in (0, 1), as 0.005 or as 0.5%, for argparse."""
+def fraction(text: str) -> float:
+    """Parse a fraction in (0, 1), as 0.005 or as 0.5%, for argparse."""
     number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1 (or 0% and 100%)")

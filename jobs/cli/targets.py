@@ -30,22 +30,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-disagreement",
-        type=options.share,
+        type=options.fraction,
         metavar="E",
-        help="choose the fastest thresholds with at most this share of answers (1%% or 0.01) other than at full depth",
+        help="choose the fastest thresholds with at most this fraction of predictions (1%% or 0.01) other than at full depth",
     )
     parser.add_argument(
         "--confidence",
-        type=options.share,
+        type=options.fraction,
         default=CONFIDENCE,
         metavar="C",
         help="probability with which that limit holds",
     )
     parser.add_argument(
         "--audit",
-        type=options.share,
-        metavar="SHARE",
-        help="send this share of rows (0.5%% or 0.005) to full depth as well",
+        type=options.fraction,
+        metavar="FRACTION",
+        help="send this fraction of rows (0.5%% or 0.005) to full depth as well",
     )
     parser.add_argument(
         "--audit-fail",

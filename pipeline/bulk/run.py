@@ -47,7 +47,7 @@ class BulkModel:
     address: str
     """Directory, hub id or s3:// address, by which every machine finds the same model."""
     directory: str
-    """The same for this machine: the copy on its disk of an s3:// address, else `address`."""
+    """Where this machine finds it: the copy on its disk of an s3:// address, else `address`."""
     meta: EarlyExitModel
     """The model on torch's meta device, by `EarlyExitModel.from_config`: shape, exits, labels and criterion."""
     weights: str

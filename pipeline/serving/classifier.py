@@ -42,7 +42,9 @@ class TextClassifier:
                 self.queue.check_room()
                 loop = asyncio.get_running_loop()
                 tokenized = await loop.run_in_executor(self._tokenizing, self.tokenizer, texts, pairs)
-                thresholds = None if criterion is None else np.tile(self._thresholds(criterion), (len(texts), 1))
+                thresholds = (
+                    None if criterion is None else np.repeat(self._thresholds(criterion)[None], len(texts), axis=0)
+                )
                 predictions = await asyncio.wrap_future(self.queue.submit(tokenized.rows, thresholds))
         except QueueFullError as error:
             raise HTTPException(429, str(error), {"Retry-After": str(error.retry_after_s)}) from error

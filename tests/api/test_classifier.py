@@ -203,8 +203,8 @@ def calibrate(directory: Path, model: Path) -> Path:
     shutil.copytree(model, directory)
     curve = Curve(
         criterion="entropy", tolerance=0.1, layers=[1, 2, 3], depth=4, speeds=[[0, 0, 0], [0.2, 0.2, 0.2], [0.8, 0.8, 0.8]],
-        flops_fractions=[1.0, 0.5, 0.25], exits=[[0, 0, 0, 9000], [3000, 3000, 3000, 0], [9000, 0, 0, 0]], differing=[0, 10, 5000],
-        tested=9000,
+        flops_fractions=[1.0, 0.5, 0.25], exits=[[0, 0, 0, 9000], [3000, 3000, 3000, 0], [9000, 0, 0, 0]],
+        differing=[0, 10, 5000], tested=9000,
     )  # fmt: skip
     reference = reference_of([5, 9], [False, False], [0.1, 0.2])
     Calibration(

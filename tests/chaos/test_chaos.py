@@ -16,6 +16,8 @@ from tests.chaos.corpus import make_corpus
 from tests.chaos.kills import VICTIMS, plan_of
 from tests.support.jobs import REPOSITORY
 
+pytestmark = pytest.mark.e2e
+
 
 def test_rounds_of_chaos_lose_nothing_and_repeat_nothing() -> None:
     """In a process of its own: Ray's settings are read at its import."""

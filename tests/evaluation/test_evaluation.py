@@ -26,7 +26,7 @@ from pipeline.evaluation.evaluation import (
     cheapest_within,
     worthwhile_exits,
 )
-from tests.support.jobs import run_job, run_job_here
+from tests.support.jobs import run_job_here
 from tests.support.models import random_rows
 
 LAYERS = (1, 2, 3, 4)
@@ -121,7 +121,7 @@ def test_the_report_stands_alone_and_the_chosen_point_becomes_the_models_own(
     model.mkdir()
     for file in model_directory.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
-    done = run_job(
+    done = run_job_here(
         "evaluate.py", "--model", str(model), "--data", str(tmp_path / "data.parquet"), "--output", str(tmp_path / "r"),
         "--choose", "3", "--compare", f"other={model_directory}", "--metric", "f1",
     )  # fmt: skip

@@ -14,6 +14,8 @@ from models.exits.criterion import Criterion
 from pipeline.benchmark.synthetic import reviews
 from tests.support.jobs import run_job, run_job_here
 
+pytestmark = pytest.mark.e2e
+
 
 def write(path: Path, rows: int, seed: int) -> str:
     pq.write_table(pa.table({"text": [review.text for review in reviews(rows, seed=seed)]}), path)
@@ -28,7 +30,7 @@ def calibrated(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) 
     chosen.criterion = Criterion(speed=0.3)
     chosen.save_criterion(model)
     sample = write(model.parent / "sample.parquet", 3000, 0)
-    done = run_job("calibrate.py", "--model", str(model), "--data", sample, "--rows", "2000", "--temperature")
+    done = run_job_here("calibrate.py", "--model", str(model), "--data", sample, "--rows", "2000", "--temperature")
     assert done.returncode == 0, done.stderr
     assert "2,000 rows" in done.stdout
     assert "| exit after layer | temperature |" in done.stdout

@@ -40,6 +40,7 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.e2e
 def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = classify(model_directory, corpus, out, "--keep", "source", "--probabilities")
@@ -93,6 +94,7 @@ def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, cor
     assert "1 rows in" in nightly.stdout
 
 
+@pytest.mark.e2e
 def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tmp_path: Path) -> None:
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
@@ -121,6 +123,7 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     assert f"{72_000 - 3000 * kept:,} rows in" in resumed.stdout  # only what was missing
 
 
+@pytest.mark.e2e
 def test_a_task_that_fails_is_reported_in_one_line(model_directory: Path, tmp_path: Path) -> None:
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
@@ -165,6 +168,7 @@ def test_a_wrong_command_names_the_culprit_in_one_line(what: str, model_director
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.e2e
 def test_a_kept_column_may_have_any_name_that_the_output_leaves_free(model_directory: Path, tmp_path: Path) -> None:
     names = ["text", "row", "reason", "detail", "tokens", "segment", "receipt"]
     table = pa.table({name: [f"{name} {number}" for number in range(5)] for name in names})
@@ -183,6 +187,7 @@ def test_only_unreadable_files_are_named_too(model_directory: Path, tmp_path: Pa
     assert "broken.parquet" in done.stderr
 
 
+@pytest.mark.e2e
 def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
     model_directory: Path, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

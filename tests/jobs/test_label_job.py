@@ -11,12 +11,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from pipeline.benchmark.synthetic import reviews
 from tests.support.jobs import REPOSITORY, run_job, shards_kept
 from tests.support.models import CONFIGS
+
+pytestmark = pytest.mark.e2e
 
 
 def plain_teacher(directory: Path, tokenizer_from: Path) -> Path:

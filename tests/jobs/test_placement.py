@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.jobs import REPOSITORY
+
+pytestmark = pytest.mark.e2e
 
 SCRIPT = REPOSITORY / "docs" / "results" / "nodes" / "run.py"
 LATE_NODE = """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from transformers import PreTrainedTokenizerFast
 
 from models.early_exit import EarlyExitModel
@@ -18,6 +19,8 @@ from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import Predictions
 from tests.support.jobs import REPOSITORY, run_job
 from tests.support.poison.sitecustomize import RAISING_TOKENS, UPSETTING_TOKENS
+
+pytestmark = pytest.mark.e2e
 
 GOOD = [review.text for review in reviews(40, seed=2)]
 

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from pipeline.benchmark.synthetic import reviews
 from tests.support.jobs import classify, finished_files, shards_kept, small_disk, start_job
+
+pytestmark = pytest.mark.e2e
 
 FILES, ROWS = 50, 400
 AGAIN = 0.02

@@ -26,6 +26,8 @@ from pipeline.benchmark.synthetic import reviews
 from pipeline.serving.metrics import SERVING
 from tests.support.jobs import REPOSITORY, free_port, run_job
 
+pytestmark = pytest.mark.e2e
+
 TEXTS = [review.text for review in reviews(300, seed=11)]
 TOKEN = "a test's secret"
 READY_S = 300

@@ -19,6 +19,8 @@ import pytest
 from pipeline.benchmark.synthetic import reviews
 from tests.support.jobs import REPOSITORY, free_port, shards_kept
 
+pytestmark = pytest.mark.e2e
+
 RAY = str(Path(sys.executable).parent / "ray")
 
 

@@ -19,6 +19,8 @@ from models.early_exit import EarlyExitModel
 from pipeline.benchmark.synthetic import CLASSES, reviews
 from tests.support.jobs import REPOSITORY, run_job, run_job_here
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,14 +1,11 @@
 """Figures and pages need no more than is installed: matplotlib where one is drawn, and the template beside its module."""
 
-import io
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
@@ -113,16 +110,3 @@ except SystemExit as end:
 """
     *_, message, code = without(["matplotlib"], code).splitlines()
     assert (message, code) == ("calibrate.py: error: matplotlib is not installed: pip install 'offramp[report]'", "2")
-
-
-def test_a_wheel_holds_the_template_and_the_stylesheet(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", minversion="77")
-    build = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
-    for name in ("pyproject.toml", "README.md", "LICENSE", "jobs", "models", "pipeline"):
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    command = [sys.executable, "-c", build, str(tmp_path / "dist")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True, timeout=300)
-    wheel = tmp_path / "dist" / done.stdout.splitlines()[-1]
-    with zipfile.ZipFile(io.BytesIO(wheel.read_bytes())) as archive:
-        names = {Path(name).name for name in archive.namelist()}
-    assert {"page.py", "page.html.jinja", "page.css"} <= names

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,58 @@ LIGHT = {
 """Modules that load less than their room: workers of the task stages import them, and need no torch."""
 
 
-def loaded_by(modules: list[str]) -> set[str]:
-    code = f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True, timeout=300
-    )
-    return set(done.stdout.split())
+SERVER = """
+import os, sys
+import {preloaded}
+for line in sys.stdin:
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    for name in line.split():
+        __import__(name)
+    print(*{{name.split(".")[0] for name in sys.modules}}, flush=True)
+    os._exit(0)
+print("end", flush=True)
+"""
+"""A fresh interpreter for every line, by fork; torch, where it may be loaded at all, is loaded once and not by each of them."""
+
+
+class Interpreters:
+    """Fresh interpreters, started by one process that has loaded some packages already."""
+
+    def __init__(self, *preloaded: str) -> None:
+        code = SERVER.format(preloaded=", ".join(preloaded))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+        )
+
+    def loaded_by(self, modules: list[str]) -> set[str]:
+        """Import modules in an interpreter of their own; return the packages that are loaded there then."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(" ".join(modules) + "\n")
+        self.process.stdin.flush()
+        loaded = set(self.process.stdout.readline().split())
+        assert {modules[0].split(".")[0], "sys"} <= loaded, "an import failed; its traceback is above"
+        return loaded
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Interpreters]:
+    with_nothing = Interpreters("sys")
+    yield with_nothing
+    with_nothing.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def with_torch() -> Iterator[Interpreters]:
+    preloaded = Interpreters("torch", "transformers")
+    yield preloaded
+    preloaded.process.communicate()
+
+
+def loaded_by(modules: list[str], forbidden: set[str], bare: Interpreters, with_torch: Interpreters) -> set[str]:
+    return (bare if forbidden & {"torch", "transformers"} else with_torch).loaded_by(modules)
 
 
 def modules_of(folder: Path) -> list[str]:
@@ -56,17 +103,18 @@ def test_every_room_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
-def test_a_room_does_not_load_what_it_may_not_know(room: Path) -> None:
-    assert not (FORBIDDEN[room.name] | {"jobs"}) & loaded_by(modules_of(room))
+def test_a_room_does_not_load_what_it_may_not_know(room: Path, bare: Interpreters, with_torch: Interpreters) -> None:
+    forbidden = FORBIDDEN[room.name] | {"jobs"}
+    assert not forbidden & loaded_by(modules_of(room), forbidden, bare, with_torch)
 
 
 @pytest.mark.parametrize("module", LIGHT)
-def test_a_light_module_stays_light(module: str) -> None:
-    assert not LIGHT[module] & loaded_by([module])
+def test_a_light_module_stays_light(module: str, bare: Interpreters, with_torch: Interpreters) -> None:
+    assert not LIGHT[module] & loaded_by([module], LIGHT[module], bare, with_torch)
 
 
-def test_models_do_not_load_what_they_may_not_know() -> None:
-    assert not {"jobs", "pipeline", "pyarrow", "ray"} & loaded_by(modules_of(REPOSITORY / "models"))
+def test_models_do_not_load_what_they_may_not_know(with_torch: Interpreters) -> None:
+    assert not {"jobs", "pipeline", "pyarrow", "ray"} & with_torch.loaded_by(modules_of(REPOSITORY / "models"))
 
 
 def test_no_room_is_a_hall() -> None:

@@ -4,8 +4,6 @@ import functools
 import json
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ from pipeline.bulk.metrics import ACTOR_QUEUE, BULK
 from pipeline.cluster.monitoring import HISTOGRAM
 from pipeline.serving.metrics import SERVING
 from pipeline.version import __version__
-from tests.support.jobs import REPOSITORY
+from tests.support.jobs import REPOSITORY, run_job_here
 
 INFRA = REPOSITORY / "infra"
 METRICS = {metric.name: metric for metric in BULK + SERVING}
@@ -37,8 +35,9 @@ def documents(path: Path) -> list[Any]:
 
 @functools.cache
 def help_of(job: str) -> str:
-    command = [sys.executable, str(REPOSITORY / "jobs" / job), "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=240).stdout
+    done = run_job_here(job, "--help")
+    assert done.returncode == 0
+    return done.stdout
 
 
 def commands() -> Iterator[list[str]]:

@@ -48,7 +48,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(tmp_path_factory: pytest.TempPathFactory, sources: Path) -> Path:
     (sources / "build" / "lib" / "stale").mkdir(parents=True)
     (sources / "build" / "lib" / "stale" / "__init__.py").touch()
-    (sources / "pipeline" / "reports" / "made_up.html.jinja").write_text("{{ page }}")
     folder = tmp_path_factory.mktemp("wheel")
     pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), ".", cwd=sources)
     (made,) = folder.glob("*.whl")
@@ -87,7 +86,8 @@ def test_the_wheel_holds_every_module_and_the_data_of_every_room(wheel: Path) ->
         names = {name.removeprefix("offramp/") for name in archive.namelist() if "dist-info" not in name}
     modules = {str(path.relative_to(REPOSITORY)) for path in PACKAGE_FILES}
     assert names - modules == {
-        "__init__.py", "__main__.py", "py.typed", "pipeline/api/py.typed", "pipeline/reports/made_up.html.jinja",
+        "__init__.py", "__main__.py", "py.typed", "pipeline/api/py.typed",
+        "pipeline/reports/page.css", "pipeline/reports/page.html.jinja",
     }  # fmt: skip
     assert not modules - names
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import ray
 from ray.data import DataContext
 
@@ -19,6 +20,8 @@ from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import Log
 from pipeline.training.workers import LogRelay, run_workers, send
 from tests.support.jobs import REPOSITORY
+
+pytestmark = pytest.mark.e2e
 
 MANY = 300
 
