@@ -63,16 +63,14 @@ def main(args: argparse.Namespace) -> int:
 def write_reviews(path: Path, rows: int, seed: int) -> None:
     """Write synthetic reviews with label, class name and level of each."""
     drawn = list(reviews(rows, seed))
-    table = pa.table(
-        {
-            "id": [f"{path.stem}-{row}" for row in range(rows)],
-            "text": [review.text for review in drawn],
-            "label": pa.array([review.label for review in drawn], pa.int64()),
-            "truth": [CLASSES[review.label] for review in drawn],
-            "level": [review.level for review in drawn],
-        }
-    )
-    pq.write_table(table, path)
+    columns = {
+        "id": [f"{path.stem}-{row}" for row in range(rows)],
+        "text": [review.text for review in drawn],
+        "label": pa.array([review.label for review in drawn], pa.int64()),
+        "truth": [CLASSES[review.label] for review in drawn],
+        "level": [review.level for review in drawn],
+    }
+    pq.write_table(pa.table(columns), path)
 
 
 def make_backbone(directory: Path) -> None:
@@ -99,13 +97,12 @@ def job(line: str) -> None:
 
 def look(folder: Path) -> None:
     """Look at the result with pandas, as a user would."""
-    print("\n6. Look at it: easy rows exit first\n")
-    print(f'   >>> out = open_results("{folder}/out").to_table().to_pandas()')
+    print(f'\n6. Look at it: easy rows exit first\n\n   >>> out = open_results("{folder}/out").to_table().to_pandas()')
     print('   >>> out["right"] = out.label == out.truth')
-    print('   >>> out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean().round(3)\n')
+    print('   >>> out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean()\n')
     out = open_results(folder / "out").to_table().to_pandas()
     out["right"] = out.label == out.truth
-    print(out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean().round(3).loc[LEVELS].to_string())
+    print(out.groupby("level")[["exit_layer", "uncertainty", "right"]].mean().loc[LEVELS].round(3).to_string())
     print(f"\n   {folder / 'out' / REPORT} shows the run in a browser")
 
 

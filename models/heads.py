@@ -30,7 +30,7 @@ class PooledHead(nn.Module):
     """First token -> dense -> activation -> classes: BERT's pooler and classifier; DeeBERT's off-ramp (Xin et al. 2020).
 
     A branch head standardizes the first token with a fixed mean and deviation: in lower layers it may be nearly the same for
-    all texts, and gradient steps of the usual size do not find what differs (docs/results/papers.md).
+    all texts, and gradient steps of the usual size do not find what differs (docs/results/papers/README.md).
     """
 
     reads_first_token: Literal[True] = True

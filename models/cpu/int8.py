@@ -2,7 +2,7 @@
 
 Scales that follow every batch would cost what the products save, and would make a row's logits depend on its neighbours. Fixed
 ones need to know what values occur; in an encoder with LayerNorm those are a matter of the weights far more than of the text:
-random tokens show them as well as real ones did (docs/results/speed.md), and no data is needed.
+random tokens show them as well as real ones did (docs/results/speed/README.md), and no data is needed.
 
 Weights have a scale for every output, activations one for every matrix. What makes one enough:
 

@@ -35,7 +35,7 @@ JUMP = 3 * STEP
 """Points further apart than this are not interpolated: many rows share one uncertainty, so nothing lies between."""
 SPLIT_ROWS = 4000
 """Samples of at least this many rows are split into rows that fit thresholds and rows that test them
-(docs/results/guarantees.md)."""
+(docs/results/guarantees/README.md)."""
 FIT_FRACTION = 0.25
 """The fraction of a sample that fits thresholds, or temperatures."""
 

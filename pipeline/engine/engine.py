@@ -16,8 +16,8 @@ the model on its own:
 Every call returns exactly its own rows, in their order, and keeps no state: a repeated call returns the same predictions.
 
 Memory, beside the model: two bytes (bf16) x hidden x the tokens of a call, at most `resident_tokens`, an eighth more at worst,
-and about 0.4 GB of what torch, oneDNN and malloc keep at hand (docs/results/speed.md). Larger calls are worked through in
-groups of `resident_tokens`, and in smaller ones where the device turns out to have less room.
+and about 0.4 GB of what torch, oneDNN and malloc keep at hand (docs/results/speed/README.md). Larger calls are worked through
+in groups of `resident_tokens`, and in smaller ones where the device turns out to have less room.
 """
 
 from concurrent.futures import wait

@@ -30,7 +30,8 @@ CACHED_VALUES = 1024 * 768
 def default_token_budget(device: torch.device, hidden: int) -> int:
     """Return the tokens of a micro-batch.
 
-    CPU: what one core's cache holds of hidden states; the fastest of 256..4096 at hidden 384 and 768 (docs/results/speed.md).
+    CPU: what one core's cache holds of hidden states; the fastest of 256..4096 at hidden 384 and 768
+    (docs/results/speed/README.md).
     GPU: unmeasured; anchored on A100 figures, where some thousand tokens fill the device.
     """
     if device.type == "cuda":

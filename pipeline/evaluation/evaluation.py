@@ -24,7 +24,7 @@ Bools = npt.NDArray[np.bool_]
 GRID = 60
 """At most this many thresholds of a criterion are tried: quantiles of the uncertainties that occur."""
 EXIT_TEST_LAYERS = 0.1
-"""The time to evaluate an exit, head and re-packing, in layers: measured at 0.03 to 0.12 (docs/results/speed.md)."""
+"""The time to evaluate an exit, head and re-packing, in layers: measured at 0.03 to 0.12 (docs/results/speed/README.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

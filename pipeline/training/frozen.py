@@ -112,7 +112,8 @@ def standardize_heads(model: EarlyExitModel, rows: TokenRows) -> None:
     """Set mean and deviation of pooled branch heads to those of their inputs for some rows, with the backbone as it is now.
 
     The same rows give the same numbers, in every worker and after a restart. Heads that predict values are left as they are:
-    they overfit more than they gain (docs/results/papers.md). So are all where there are too few rows to estimate a deviation.
+    they overfit more than they gain (docs/results/papers/README.md). So are all where there are too few rows to
+    estimate a deviation.
     """
     if model.branch_head != "pooled" or model.regression or len(rows) < FEWEST_ROWS:
         return
