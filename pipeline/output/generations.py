@@ -118,10 +118,10 @@ class Generations:
 
     def begin(self, generation: int, run: PendingRun) -> Self:
         """Write `run.json`, before the first part, if it is not there; raise InputError if another run's is."""
-        storage, folder = storage_of(self.folder), receipts_folder(self.folder, generation)
-        storage.make_folder(folder)
-        if not storage.write_if(f"{folder}/{RUN_FILE}", run.to_json(), None):
-            existing = storage.read(f"{folder}/{RUN_FILE}")
+        storage, path = storage_of(self.folder), run_file(self.folder, generation)
+        storage.make_folder(receipts_folder(self.folder, generation))
+        if not storage.write_if(path, run.to_json(), None):
+            existing = storage.read(path)
             if existing and difference(PendingRun.from_json(existing[0]).fingerprint, run.fingerprint):
                 raise self._refusal("another run has begun to write there; choose another folder")
         return replace(self, pending={**self.pending, generation: run})
@@ -138,3 +138,8 @@ class Generations:
 def receipts_folder(folder: str, generation: int) -> str:
     """Return the folder of a generation's `run.json` and segments."""
     return f"{folder}/{RECEIPTS_FOLDER}/g{generation}"
+
+
+def run_file(folder: str, generation: int) -> str:
+    """Return the path of a generation's `run.json`, which is there from its first part until it is published."""
+    return f"{receipts_folder(folder, generation)}/{RUN_FILE}"

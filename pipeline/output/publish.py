@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.output.generations import RUN_FILE, Generations, receipts_folder
+from pipeline.output.generations import Generations, receipts_folder, run_file
 from pipeline.output.manifest import (
     MANIFEST_VERSION,
     PART,
@@ -111,9 +111,9 @@ def clean_up(generations: Generations, generation: int, own_segments: Sequence[s
     if generation > 1:
         _remove_older_parts(folder, generation)
     storage.delete(path for number, paths in generations.segments.items() if number < generation for path in paths)
-    storage.delete(_run_file(folder, number) for number in generations.pending if number < generation)
+    storage.delete(run_file(folder, number) for number in generations.pending if number < generation)
     storage.delete([*generations.segments.get(generation, ()), *own_segments])
-    storage.delete([_run_file(folder, generation)])  # last: while it is there, there is something to clean up
+    storage.delete([run_file(folder, generation)])  # last: while it is there, there is something to clean up
 
 
 def _remove_older_parts(folder: str, generation: int) -> None:
@@ -123,10 +123,6 @@ def _remove_older_parts(folder: str, generation: int) -> None:
         parts = storage.names(location, "part-")
         older = (name for name in parts if (generation_of(name) or generation) < generation)
         storage.delete(f"{location}/{name}" for name in older)
-
-
-def _run_file(folder: str, generation: int) -> str:
-    return f"{receipts_folder(folder, generation)}/{RUN_FILE}"
 
 
 def remove_leftovers(generations: Generations) -> None:

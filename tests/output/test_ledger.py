@@ -39,16 +39,6 @@ from tests.support.ledger import (
 from tests.support.s3_server import Fault, S3Server
 
 
-@pytest.fixture
-def corpus(place: str) -> Corpus:
-    return make_corpus(place)
-
-
-@pytest.fixture
-def folder(place: str, corpus: Corpus) -> str:
-    return make_folder(place)
-
-
 def test_only_missing_shards_are_left_after_a_stop(corpus: Corpus, folder: str) -> None:
     a, b = corpus.files
     with Ledger(folder, FINGERPRINT) as ledger:

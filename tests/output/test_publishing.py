@@ -36,16 +36,6 @@ from tests.support.ledger import (
 from tests.support.s3_server import S3Server
 
 
-@pytest.fixture
-def corpus(place: str) -> Corpus:
-    return make_corpus(place)
-
-
-@pytest.fixture
-def folder(place: str, corpus: Corpus) -> str:
-    return make_folder(place)
-
-
 def test_a_stored_result_leaves_nothing_but_itself(corpus: Corpus, folder: str) -> None:
     run_all(folder, corpus, FINGERPRINT)
     names = {re.sub("[0-9a-f]{16}", "*", name) for name in files_in(folder)}
