@@ -6,21 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from transformers import (
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
-import tests.support.jobs  # noqa: F401 - loads the profile of Hypothesis and torch's thread count for every test
 from models.early_exit import EarlyExitModel
 from pipeline.benchmark.synthetic import reviews
 from tests.support.models import random_classifier, random_exits, save_tiny_model, wordpiece_tokenizer
 from tests.support.s3_server import BUCKET, S3Server
-
-# Tests run side by side, so that the threads of one would wait for those of the others.
-torch.set_num_threads(1)
-settings.register_profile("offramp", deadline=None, derandomize=True, max_examples=40)
-settings.load_profile("offramp")
-
 
 # Several tests run at a time on few cores, and threads that wait for each other would wait for the other tests as well.
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ import pytest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.benchmark.synthetic import reviews
-from tests.support.jobs import run_job, run_job_here
+from tests.support.jobs import run_job_here
 
 pytestmark = pytest.mark.e2e
 
@@ -49,7 +49,7 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     write(corpus / "a.parquet", 1500, 5)
     options = ["--model", str(calibrated), "--input", str(corpus), "--output", str(out), "--audit", "40%"]
     options += ["--max-disagreement", "0.2", "--audit-fail", "--price-per-hour", "3"]
-    first = run_job("classify.py", *options)
+    first = run_job_here("classify.py", *options)
     assert first.returncode == 0, first.stderr
     manifest = json.loads((out / "_manifest.json").read_text())
     rows = pd.read_parquet(out)
@@ -70,7 +70,7 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     pq.write_table(
         pa.table({"text": ["the room"] * 1500}), corpus / "b.parquet"
     )  # another kind of text, all of one length
-    second = run_job("classify.py", *options[:6], "--audit", "0.1%", *options[8:])
+    second = run_job_here("classify.py", *options[:6], "--audit", "0.1%", *options[8:])
     assert second.returncode == 1
     assert "not published" in second.stderr
     assert "drift in" in second.stderr

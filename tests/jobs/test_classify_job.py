@@ -43,7 +43,8 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.mark.e2e
 def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first = classify(model_directory, corpus, out, "--keep", "source", "--probabilities")
+    options = classify_options(model_directory, corpus, out, "--keep", "source", "--probabilities")
+    first = run_job("classify.py", *options)
     assert first.returncode == 0, first.stderr
     assert "Traceback" not in first.stderr
 
@@ -68,7 +69,6 @@ def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, cor
     assert "d.parquet: " in first.stdout
 
     before = (out / "_manifest.json").read_bytes()
-    options = classify_options(model_directory, corpus, out, "--keep", "source", "--probabilities")
     again = run_job_here("classify.py", *options)
     assert (again.returncode, (out / "_manifest.json").read_bytes()) == (0, before)
     assert "nothing to do" in again.stdout
@@ -222,7 +222,7 @@ def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
 
     manifest = storage.read(f"{root}/out/_manifest.json")
     s3.requests.clear()
-    again = run_job("classify.py", *options)
+    again = run_job_here("classify.py", *options)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
     assert storage.read(f"{root}/out/_manifest.json") == manifest

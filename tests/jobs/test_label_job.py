@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from pipeline.benchmark.synthetic import reviews
-from tests.support.jobs import REPOSITORY, run_job, shards_kept
+from tests.support.jobs import REPOSITORY, run_job_here, shards_kept
 from tests.support.models import CONFIGS
 
 pytestmark = pytest.mark.e2e
@@ -44,7 +44,9 @@ def test_labels_are_the_logits_of_transformers(model_directory: Path, tmp_path: 
     texts = [review.text for review in reviews(120, seed=4)]
     corpus = tmp_path / "corpus.parquet"
     pq.write_table(pa.table({"text": [*texts, None], "row": range(121)}), corpus)
-    done = run_job("label.py", *label_options(teacher, corpus, tmp_path / "out", "--keep", "row", "--max-tokens", "40"))
+    done = run_job_here(
+        "label.py", *label_options(teacher, corpus, tmp_path / "out", "--keep", "row", "--max-tokens", "40")
+    )
     assert done.returncode == 0, done.stderr
     rows = pd.read_parquet(tmp_path / "out")
     assert list(rows.columns) == ["id", "logits", "label", "uncertainty", "truncated", "text", "row"]
@@ -81,7 +83,7 @@ def test_a_killed_run_goes_on_and_ends_with_every_row_once(model_directory: Path
     job.kill()
     job.wait(timeout=200)
     assert 2 <= shards_kept(out) < 24
-    again = run_job("label.py", *options)
+    again = run_job_here("label.py", *options)
     assert again.returncode == 0, again.stderr
     rows = pd.read_parquet(out, columns=["id", "text", "logits"])
     assert sorted(rows.text) == sorted(texts)

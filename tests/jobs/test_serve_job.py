@@ -24,7 +24,7 @@ import pytest
 
 from pipeline.benchmark.synthetic import reviews
 from pipeline.serving.metrics import SERVING
-from tests.support.jobs import REPOSITORY, free_port, run_job
+from tests.support.jobs import REPOSITORY, free_port, run_job_here
 
 pytestmark = pytest.mark.e2e
 
@@ -99,7 +99,7 @@ def server(model_directory: Path) -> Iterator[Server]:
 def test_answers_are_those_of_the_batch_job(server: Server, model_directory: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "texts.parquet")
     options = ["--input", str(tmp_path / "texts.parquet"), "--output", str(tmp_path / "out"), "--dtype", "fp32"]
-    job = run_job("classify.py", "--model", str(model_directory), "--speed", "0.3", "--actors", "1", *options)
+    job = run_job_here("classify.py", "--model", str(model_directory), "--speed", "0.3", "--actors", "1", *options)
     assert job.returncode == 0, job.stderr
     batch = pd.read_parquet(tmp_path / "out").sort_values("id", key=lambda ids: ids.str.split(":").str[1].astype(int))
     served: list[dict[str, Any]] = []

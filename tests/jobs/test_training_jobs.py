@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from models.early_exit import EarlyExitModel
 from pipeline.benchmark.synthetic import CLASSES, reviews
-from tests.support.jobs import REPOSITORY, run_job, run_job_here
+from tests.support.jobs import REPOSITORY, run_job_here
 
 pytestmark = pytest.mark.e2e
 
@@ -48,7 +48,7 @@ def test_a_killed_distillation_goes_on_and_ends_as_an_undisturbed_one(
     model_directory: Path, corpus: Path, tmp_path: Path
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    undisturbed = run_job("distill.py", *distill_options(model_directory, corpus, whole, "--epochs", "2"))
+    undisturbed = run_job_here("distill.py", *distill_options(model_directory, corpus, whole, "--epochs", "2"))
     assert undisturbed.returncode == 0, undisturbed.stderr
     options = distill_options(model_directory, corpus, parts, "--epochs", "2")
     log = open(tmp_path / "log", "w")  # noqa: SIM115 - closed below
@@ -67,7 +67,7 @@ def test_a_killed_distillation_goes_on_and_ends_as_an_undisturbed_one(
     log.close()
     assert state.exists()
     assert not (parts / "config.json").exists()
-    again = run_job("distill.py", *options)
+    again = run_job_here("distill.py", *options)
     assert again.returncode == 0, again.stderr
     assert "going on at epoch" in again.stdout
     seen = "12,000 rows seen"
@@ -83,10 +83,10 @@ def test_a_killed_distillation_goes_on_and_ends_as_an_undisturbed_one(
 def test_labels_of_a_teacher_train_exits_that_classify(model_directory: Path, corpus: Path, tmp_path: Path) -> None:
     labels, model, out = tmp_path / "labels", tmp_path / "model", tmp_path / "out"
     label = ["--model", str(model_directory), "--input", str(corpus), "--output", str(labels), "--keep", "truth"]
-    done = run_job("label.py", *label)
+    done = run_job_here("label.py", *label)
     assert done.returncode == 0, done.stderr
     options = ["--model", str(model_directory), "--labels", str(labels), "--output", str(model), "--batch-rows", "64"]
-    distilled = run_job(
+    distilled = run_job_here(
         "distill.py", *options, "--label-column", "truth", "--label-share", "0.2", "--head", "attention"
     )
     assert distilled.returncode == 0, distilled.stderr
@@ -106,7 +106,7 @@ def test_labels_of_a_teacher_train_exits_that_classify(model_directory: Path, co
         "--speed",
         "0.7",
     ]
-    classified = run_job("classify.py", *classify)
+    classified = run_job_here("classify.py", *classify)
     assert classified.returncode == 0, classified.stderr
     rows = pd.read_parquet(out)
     assert len(rows) == 6000 - 6
@@ -129,7 +129,7 @@ def test_two_workers_train_like_one(model_directory: Path, corpus: Path, tmp_pat
     for workers in ("1", "2"):
         out = tmp_path / workers
         options = distill_options(model_directory, corpus, out, "--workers", workers, "--epochs", "2")
-        done = run_job("distill.py", *options)
+        done = run_job_here("distill.py", *options)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "12,000 rows seen" in done.stdout
         lines = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
@@ -143,14 +143,14 @@ def test_values_are_learned_classified_and_told(model_directory: Path, tmp_path:
     table = pa.table({"text": [r.text for r in made], "label": [r.label * 2.5 + 1 for r in made]})
     pq.write_table(table, tmp_path / "data.parquet")
     data, model = str(tmp_path / "data.parquet"), str(tmp_path / "model")
-    done = run_job(
+    done = run_job_here(
         "finetune.py", "--backbone", str(model_directory), "--train", data, "--output", model, "--task", "regression",
         "--strategy", "alternating", "--epochs", "1", "--learning-rate", "1e-3",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "dev correlation by exit: 1: " in done.stdout
     classify = ["--model", model, "--input", data, "--output", str(tmp_path / "out")]
-    classified = run_job("classify.py", *classify, "--criterion", "patience", "--tolerance", "10")
+    classified = run_job_here("classify.py", *classify, "--criterion", "patience", "--tolerance", "10")
     assert classified.returncode == 0, classified.stderr
     rows = pd.read_parquet(tmp_path / "out")
     assert list(rows.columns) == ["id", "value", "exit_layer", "uncertainty", "truncated"]
@@ -174,7 +174,7 @@ def test_a_model_is_trained_on_a_disk(job: str, model_directory: Path, tmp_path:
 
 
 def test_workers_that_do_not_fit_are_told_in_one_line(model_directory: Path, corpus: Path, tmp_path: Path) -> None:
-    done = run_job("distill.py", *distill_options(model_directory, corpus, tmp_path / "out", "--workers", "5000"))
+    done = run_job_here("distill.py", *distill_options(model_directory, corpus, tmp_path / "out", "--workers", "5000"))
     assert done.returncode == 1
     assert "5000 actors want a core each" in done.stderr
     assert done.stderr.count("\n") == 1

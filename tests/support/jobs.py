@@ -32,12 +32,13 @@ def run_job(name: str, *options: str, timeout: float = 600, **environment: str) 
 
 
 def run_job_here(name: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a job in this process, which spares the imports: for commands that end before they need Ray."""
+    """Run a job in this process, which spares the imports and, once a first job has started Ray here, that start too."""
     command = [str(REPOSITORY / "jobs" / name), *options]
     stdout, stderr = io.StringIO(), io.StringIO()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
         patch.setattr(sys, "argv", command)
+        patch.setenv("RAY_ADDRESS", "local")
         try:
             runpy.run_path(command[0], run_name="__main__")
         except SystemExit as end:
@@ -78,7 +79,7 @@ def classify_options(model: Path, corpus: Path, out: Path, *more: str) -> list[s
 
 
 def classify(model: Path, corpus: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return run_job("classify.py", *classify_options(model, corpus, out, *more))
+    return run_job_here("classify.py", *classify_options(model, corpus, out, *more))
 
 
 def start_job(model: Path, corpus: Path, out: Path) -> subprocess.Popen[str]:

@@ -80,7 +80,7 @@ def lose_the_queue() -> None:
 
 
 def test_a_queue_that_dies_stops_neither_worker_nor_driver() -> None:
-    assert json.loads(run_here("lose_the_queue")[-1]) == ["before"]
+    assert '["before"]' in run_here("lose_the_queue")  # beside a line of Ray's on the death, which may come last
 
 
 def build_a_chain(folder: str) -> None:
