@@ -4,8 +4,8 @@
     model.safetensors   backbone and last head under transformers' names, branch heads under `exits.<layer>.` and `lte.`
 
 So transformers itself opens such a directory as the plain classifier, and any fine-tuned classifier of a supported family is
-a directory of ours without branch heads. Backbone and last head are read through transformers, which knows every layout that
-a checkpoint may have; branch heads directly.
+a directory of ours without branch heads. Weights that have the names and shapes of config.json are read as they are; all others
+(names of old checkpoints, files of other kinds, weights that are missing) through transformers, which knows every layout.
 """
 
 import copy
@@ -14,13 +14,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 
 from models.digest import weight_files
 from models.errors import UnsupportedModelError
@@ -28,8 +28,13 @@ from models.exits.criterion import Criterion
 from models.families import Family, Shape, family_of, from_hugging_face, to_hugging_face
 from models.hugging_face import classifier_class, quiet_transformers
 
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PreTrainedModel
+
 WEIGHTS_FILE = "model.safetensors"
 BRANCH_PREFIXES = ("exits.", "lte.")
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+"""Types of weights as safetensors names them; others are those of quantized checkpoints."""
 
 Name = str | os.PathLike[str]
 """A directory or a hub id."""
@@ -122,6 +127,13 @@ def read_weights(name: Name, model: Model, *, new_last_head: bool = False) -> di
 
     Raises UnsupportedModelError naming the first weight that is missing or has another shape than config.json says.
     """
+    if not new_last_head and _has_all(name, model):
+        names = _stored_shapes(model)
+        stored: dict[str, Tensor] = {}
+        for file in _safetensors_of(name):
+            with safe_open(file, framework="pt") as tensors:
+                stored |= {key: tensors.get_tensor(key).float() for key in tensors.keys() if key in names}  # noqa: SIM118
+        return _state_as_stored(model, stored)
     from transformers import AutoModelForSequenceClassification  # takes seconds to import
 
     with quiet_transformers():
@@ -142,6 +154,8 @@ def check_weights(name: Name, model: Model) -> None:
 
     `model` may be on the meta device (`EarlyExitModel.from_config`). Weights in other files than safetensors are loaded.
     """
+    if _has_all(name, model):
+        return
     files = _safetensors_of(name)
     if not files:
         read_weights(name, model)
@@ -164,10 +178,48 @@ def check_weights(name: Name, model: Model) -> None:
     _state_of(name, model, theirs.to("meta"), info, branches, new_last_head=False)
 
 
+def _has_all(name: Name, model: Model) -> bool:
+    """Whether the headers of a checkpoint's safetensors files show that it can be read as it is."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        return False
+    wanted, optional = _stored_shapes(model), {key for key, _ in model.named_buffers()}
+    for file in _safetensors_of(name):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                if key not in wanted:
+                    if _in_backbone(key, model.family):
+                        return False
+                    continue
+                header = tensors.get_slice(key)
+                if header.get_dtype() not in FLOAT_DTYPES or tuple(header.get_shape()) != wanted.pop(key):
+                    return False
+    return wanted.keys() <= optional
+
+
+def _stored_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor that `save` writes of a model."""
+    with_head = model.exits_block.last_head == "classifier"
+    stored = to_hugging_face(model.state_dict(), model.family, model.shape, with_head=with_head)
+    return {key: tuple(value.shape) for key, value in stored.items()}
+
+
+def _state_as_stored(model: Model, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put together our state dict from tensors that a checkpoint holds under the names of `save`."""
+    with_head = model.exits_block.last_head == "classifier"
+    state = from_hugging_face(stored, model.family, model.shape, with_head=with_head)
+    # Statistics are missing of models made before pooled heads were standardized, which stay as they were.
+    own = dict(model.named_buffers())
+    return own | state | {key: value for key, value in stored.items() if key.startswith(BRANCH_PREFIXES)}
+
+
+def _in_backbone(key: str, family: Family) -> bool:
+    return key.startswith(f"{family.prefix}.") and ".pooler." not in key and not key.endswith(".position_ids")
+
+
 def _state_of(
     name: Name,
     model: Model,
-    theirs: PreTrainedModel,
+    theirs: "PreTrainedModel",
     info: Mapping[str, Any],
     branches: Mapping[str, Tensor],
     new_last_head: bool,
@@ -191,19 +243,15 @@ def _state_of(
 
 def _check_loading(name: Name, family: Family, info: Mapping[str, Any], *, head_too: bool) -> None:
     """Raise UnsupportedModelError for weights of the backbone, or of the head too, that transformers could not load."""
-
-    def in_backbone(key: str) -> bool:
-        return key.startswith(f"{family.prefix}.") and ".pooler." not in key
-
     missing = sorted(key for key in info["missing_keys"] if "position_ids" not in key)
-    wanted = [key for key in missing if in_backbone(key)] or (missing if head_too else [])
+    wanted = [key for key in missing if _in_backbone(key, family)] or (missing if head_too else [])
     if wanted:
         raise UnsupportedModelError(
             f"{name}: the checkpoint has no '{wanted[0]}', so it is not a fine-tuned classifier; "
             "fine-tune it first (jobs/finetune.py)"
         )
     for key, stored, own in sorted(info["mismatched_keys"]):
-        if head_too or in_backbone(key):
+        if head_too or _in_backbone(key, family):
             _check_shape(name, key, stored, own)
 
 

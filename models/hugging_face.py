@@ -2,13 +2,17 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 from transformers.utils import logging as hf_logging
 
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PreTrainedModel
 
-def classifier_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+
+def classifier_class(config: PretrainedConfig) -> "type[PreTrainedModel]":
     """Return transformers' sequence classifier of a config: `BertForSequenceClassification` of a BertConfig.
 
     Its auto class hands out instances only, so this reads the private mapping behind it.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from pipeline.output.histograms import bin_counts, length_histogram
 
@@ -94,5 +94,6 @@ def compare(name: str, expected: Sequence[float], actual: Sequence[float]) -> Si
     """Compare two sets of counts over the same bins; bins that are empty in both do not count."""
     both = [(p, q) for p, q in zip(expected, actual, strict=True) if p or q]
     before, after = zip(*both, strict=True)
-    chance = float(chi2.isf(BY_CHANCE, max(len(both) - 1, 1))) * (1 / sum(before) + 1 / sum(after))
+    chi_squared = float(chdtri(max(len(both) - 1, 1), BY_CHANCE))
+    chance = chi_squared * (1 / sum(before) + 1 / sum(after))
     return Signal(name=name, psi=stability_index(before, after), watch=max(WATCH, chance), alarm=max(ALARM, chance))
