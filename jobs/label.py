@@ -50,4 +50,4 @@ def build_parser() -> JobParser:
 
 
 if __name__ == "__main__":
-    command.run(main, build_parser())
+    command.run_alone(main, build_parser())

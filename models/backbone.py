@@ -40,18 +40,23 @@ class PackedTokens:
         return sum(group.rows for group in self.groups)
 
 
+def _table(rows: int, width: int) -> nn.Embedding:
+    """Make an embedding with torch's own initial weights; on the meta device torch imports its compiler to draw them."""
+    return nn.Embedding.from_pretrained(torch.randn(rows, width), freeze=False)
+
+
 class Embeddings(nn.Module):
     """Word, position, token-type and task-type tables, LayerNorm, and ELECTRA's projection."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.word_embeddings = nn.Embedding(shape.vocabulary, shape.embedding)
-        self.position_embeddings = nn.Embedding(shape.positions, shape.embedding)
+        self.word_embeddings = _table(shape.vocabulary, shape.embedding)
+        self.position_embeddings = _table(shape.positions, shape.embedding)
         if shape.token_types:
-            self.token_type_embeddings = nn.Embedding(shape.token_types, shape.embedding)
+            self.token_type_embeddings = _table(shape.token_types, shape.embedding)
         if shape.task_types:
-            self.task_type_embeddings = nn.Embedding(shape.task_types, shape.embedding)
+            self.task_type_embeddings = _table(shape.task_types, shape.embedding)
         self.norm = nn.LayerNorm(shape.embedding, eps=shape.norm_eps)
         self.dropout = Dropout(shape.dropout)
         self.project = nn.Linear(shape.embedding, shape.hidden) if shape.embedding != shape.hidden else nn.Identity()

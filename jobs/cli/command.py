@@ -12,6 +12,7 @@ from typing import NoReturn
 from ray.exceptions import RayError
 
 from jobs.cli.parser import JobParser
+from pipeline.cluster.connect import leave
 from pipeline.cluster.resources import DoesNotFitError
 from pipeline.errors import InputError, RefusedError, StorageError, UserError
 
@@ -23,10 +24,20 @@ class FailedError(Exception):
     """Raise in a job whose work failed: the message is printed after the job's name, and the exit code is FAILED."""
 
 
-def run(
-    main: Callable[[argparse.Namespace], int | None], parser: JobParser, argv: Sequence[str] | None = None
-) -> NoReturn:
-    """Run a job and end the process with its exit code; `argv` defaults to the command line."""
+Main = Callable[[argparse.Namespace], int | None]
+"""A job: it takes the parsed options and returns an exit code, None for DONE."""
+
+
+def run_alone(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a job as all that this process is for, and end the process at once with the job's exit code."""
+    try:
+        run(main, parser, argv)
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else FAILED)
+
+
+def run(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a job and raise SystemExit with its exit code; `argv` defaults to the command line."""
     signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, at the end

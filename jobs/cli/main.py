@@ -43,7 +43,10 @@ Exit codes: 0 done, 1 the work failed, 2 the command or its input is wrong."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job that the first word names with the words that follow; without any, print what there is."""
+    """Run the job that the first word names with the words that follow; without any, print what there is.
+
+    `argv` defaults to the command line, which is what the process is for: it ends with the job.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     name = new_parser().parse_args(words[:1] or ["--help"]).job
     from jobs.cli import command  # it loads Ray, which --help can do without
@@ -57,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.WRONG
     parser = job.build_parser()
     parser.prog = f"offramp {name}"
-    command.run(job.main, parser, words[1:])
+    run = command.run_alone if argv is None else command.run
+    run(job.main, parser, words[1:])
 
 
 def new_parser() -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
 """Ways to run jobs as users do."""
 
+import importlib
 import io
 import os
-import runpy
 import signal
 import socket
 import subprocess
@@ -14,6 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from jobs.cli import command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -33,20 +35,20 @@ def run_job(name: str, *options: str, timeout: float = 600, **environment: str) 
 
 def run_job_here(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a job in this process, which spares the imports and, once a first job has started Ray here, that start too."""
-    command = [str(REPOSITORY / "jobs" / name), *options]
+    job = importlib.import_module(f"jobs.{name.removesuffix('.py')}")
     stdout, stderr = io.StringIO(), io.StringIO()
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-        patch.setattr(sys, "argv", command)
+        patch.setattr(sys, "argv", [name, *options])
         patch.setenv("RAY_ADDRESS", "local")
         try:
-            runpy.run_path(command[0], run_name="__main__")
+            command.run(job.main, job.build_parser())
         except SystemExit as end:
             code = end.code
         finally:
             signal.signal(signal.SIGTERM, before)
     assert isinstance(code, int)
-    return subprocess.CompletedProcess(command, code, stdout.getvalue(), stderr.getvalue())
+    return subprocess.CompletedProcess([name, *options], code, stdout.getvalue(), stderr.getvalue())
 
 
 @contextmanager
