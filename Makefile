@@ -15,8 +15,8 @@ demo: $(READY)  ## make a corpus, train a small early-exit model, classify 50,00
 test-fast: $(READY)  ## the tests that start neither Ray nor a server nor a job, while you work
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not e2e'
 
-test: $(READY)  ## all tests, three at a time: much of each is waiting for Ray
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+test: $(READY)  ## all tests, three files at a time: those of a file share servers, and one Ray runs many jobs
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## format, lint, types, layers, dependencies, the image's recipe
 	$(BIN)/ruff format --check .

@@ -98,7 +98,7 @@ def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, cor
 def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tmp_path: Path) -> None:
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
-    texts = pa.table({"text": [review.text for review in reviews(3000, seed=1)]})
+    texts = pa.table({"text": [review.text for review in reviews(1500, seed=1)]})
     for number in range(24):
         pq.write_table(texts, corpus / f"{number:02}.parquet")
     job = start_job(model_directory, corpus, out)
@@ -118,26 +118,9 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     resumed = classify(model_directory, corpus, out)
     assert resumed.returncode == 0, resumed.stderr
     rows = pd.read_parquet(out)
-    assert len(rows) == 72_000
+    assert len(rows) == 36_000
     assert rows.id.is_unique
-    assert f"{72_000 - 3000 * kept:,} rows in" in resumed.stdout  # only what was missing
-
-
-@pytest.mark.e2e
-def test_a_task_that_fails_is_reported_in_one_line(model_directory: Path, tmp_path: Path) -> None:
-    corpus, out = tmp_path / "corpus", tmp_path / "out"
-    corpus.mkdir()
-    (corpus / "a.txt").write_text("\n".join(TEXTS))
-    job = start_job(model_directory, corpus, out)
-    deadline = time.monotonic() + 300
-    while not list(out.glob("_receipts/g1/*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    out.rename(tmp_path / "gone")  # Ray has yet to start, so no part is written before
-    _, stderr = job.communicate(timeout=300)
-    assert job.returncode == 1
-    assert re.search(rf"error: {out}/\S+: No such file or directory", stderr)
-    assert "0 rows in 0 shards are kept; the same command goes on from there" in stderr
-    assert stderr.count("\n") == 2
+    assert f"{36_000 - 1500 * kept:,} rows in" in resumed.stdout  # only what was missing
 
 
 WRONG = {

@@ -1,10 +1,5 @@
 """Soft labels from a plain transformers classifier, as a user makes them: real Ray, real files, its own process."""
 
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from pipeline.benchmark.synthetic import reviews
-from tests.support.jobs import REPOSITORY, run_job_here, shards_kept
+from tests.support.jobs import run_job_here
 from tests.support.models import CONFIGS
 
 pytestmark = pytest.mark.e2e
@@ -62,30 +57,3 @@ def test_labels_are_the_logits_of_transformers(model_directory: Path, tmp_path: 
     np.testing.assert_allclose(np.stack(rows.logits.tolist()), wanted, atol=1e-4)
     assert rows.label.tolist() == [theirs.config.id2label[index] for index in wanted.argmax(1)]
     assert rows.uncertainty.between(0, 1).all()
-
-
-def test_a_killed_run_goes_on_and_ends_with_every_row_once(model_directory: Path, tmp_path: Path) -> None:
-    corpus, out = tmp_path / "corpus", tmp_path / "out"
-    corpus.mkdir()
-    texts = [f"{review.text} {number}" for number, review in enumerate(reviews(72_000, seed=5))]
-    for number in range(24):
-        pq.write_table(pa.table({"text": texts[number::24]}), corpus / f"{number:02}.parquet")
-    options = label_options(model_directory, corpus, out)
-    job = subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "jobs" / "label.py"), *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"RAY_ADDRESS": "local"},
-    )
-    deadline = time.monotonic() + 300
-    while shards_kept(out) < 2 and time.monotonic() < deadline and job.poll() is None:
-        time.sleep(0.02)
-    job.kill()
-    job.wait(timeout=200)
-    assert 2 <= shards_kept(out) < 24
-    again = run_job_here("label.py", *options)
-    assert again.returncode == 0, again.stderr
-    rows = pd.read_parquet(out, columns=["id", "text", "logits"])
-    assert sorted(rows.text) == sorted(texts)
-    assert rows.id.is_unique
-    assert json.loads((out / "_manifest.json").read_text())["totals"]["rows_out"] == len(texts)

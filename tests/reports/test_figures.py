@@ -100,11 +100,12 @@ for call in (lambda: plots.by_layer({"a": {1: 0.5}}, "accuracy"), lambda: CLASSI
 
 def test_a_job_that_draws_says_at_once_what_is_not_installed() -> None:
     code = """
-import runpy
+from jobs import calibrate
+from jobs.cli import command
 sys.argv = ["calibrate.py", "--model", "none", "--data", "none"]
 sys.stderr = sys.stdout
 try:
-    runpy.run_path("jobs/calibrate.py", run_name="__main__")
+    command.run(calibrate.main, calibrate.build_parser())
 except SystemExit as end:
     print(end.code)
 """
