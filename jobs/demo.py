@@ -42,7 +42,8 @@ def main(args: argparse.Namespace) -> int:
     write_reviews(folder / "train.parquet", TRAIN_ROWS, seed=1)
     write_reviews(folder / "test.parquet", TEST_ROWS, seed=2)
     for number in range(CORPUS_FILES):
-        write_reviews(folder / "corpus" / f"part-{number}.parquet", args.rows // CORPUS_FILES, seed=10 + number)
+        rows = (args.rows + number) // CORPUS_FILES  # which add up, whatever the number of rows
+        write_reviews(folder / "corpus" / f"part-{number}.parquet", rows, seed=10 + number)
     make_backbone(folder / "backbone")
     print("\n2. Fine-tune a small BERT, from scratch, into the full-depth classifier")
     job(f"finetune.py --backbone {folder}/backbone --train {folder}/train.parquet --dev {folder}/test.parquet "

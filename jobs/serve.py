@@ -28,6 +28,7 @@ from ray.serve import Application
 
 from jobs.cli import command, options
 from jobs.cli.parser import JobParser, words_of
+from models.checkpoint import check_weights
 from models.early_exit import EarlyExitModel
 from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_when_nodes_come
@@ -66,7 +67,8 @@ def application(values: dict[str, str]) -> Application:
 def serving_spec(args: argparse.Namespace) -> ServingSpec:
     """Check the options against the model, and return what a replica needs."""
     directory = local_model(args.model)
-    model = EarlyExitModel.from_pretrained(directory)
+    model = EarlyExitModel.from_config(directory)
+    check_weights(directory, model)  # here a fault is reported once, not by every replica
     engine = EngineConfig(criterion=options.criterion(args, model), dtype=args.dtype)
     check_exits(model, engine)
     tokenizer = options.load_tokenizer_spec(directory, model, args.max_tokens)

@@ -27,6 +27,7 @@ from pipeline.bulk.quarantine import isolate
 from pipeline.bulk.shard_block import RECEIPT_CELL, ShardBlock
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.clock import Clock
+from pipeline.cluster.connect import shut_down
 from pipeline.cluster.resources import TASK_CPUS, TOKENIZE, ActorPlan, resources_for
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import InputFile
@@ -120,7 +121,7 @@ def classify_files(
 
 def abandon(spec: ClassifySpec) -> None:
     """Leave Ray in the middle of a run, on request: no row is at fault for what the workers were at."""
-    ray.shutdown()
+    shut_down()
     clear_attempts(spec.output.folder)
 
 

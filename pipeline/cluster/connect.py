@@ -74,6 +74,22 @@ def join_or_start() -> None:
             _join(address)
 
 
+def shut_down() -> None:
+    """Leave Ray in the middle of work; of a Ray of our own no process is at work any more when this returns.
+
+    Ray asks its workers to end and does not wait: one that computes in native code would go on for minutes.
+    """
+    family = psutil.Process().children(recursive=True) if running_cluster() is None else []
+    ray.shutdown()
+    _kill(family)
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def leave(code: int) -> NoReturn:
     """End this process with an exit code, after all that it has printed is out.
 
@@ -81,9 +97,7 @@ def leave(code: int) -> NoReturn:
     three seconds, and nothing of it is needed any more.
     """
     if running_cluster() is None:
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        _kill(psutil.Process().children(recursive=True))
     else:
         ray.shutdown()  # here, because at Python's exit it sleeps first
     logging.shutdown()

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ from pipeline.benchmark.synthetic import reviews
 from pipeline.errors import UserError
 from pipeline.output.results import open_results
 from pipeline.storage.locate import storage_of
-from tests.support.jobs import classify, classify_options, run_job, run_job_here, shards_kept, start_job
+from tests.support.jobs import classify, classify_options, run_job, run_job_here, running, shards_kept, start_job
 from tests.support.s3_server import BUCKET, Fault, S3Server
 
 TEXTS = [review.text for review in reviews(600, seed=9)]
@@ -105,8 +106,11 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     deadline = time.monotonic() + 300
     while shards_kept(out) < 2 and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)
+    family = psutil.Process(job.pid).children(recursive=True)
     job.send_signal(signal.SIGTERM)
     stdout, stderr = job.communicate(timeout=200)
+    assert family
+    assert not running(family)
     assert job.returncode == 128 + signal.SIGTERM, stdout + stderr
     assert "the same command goes on from there" in stdout
     assert "Traceback" not in stderr

@@ -41,7 +41,7 @@ def test_a_run_killed_half_way_does_the_rest_and_opens_no_finished_file(model_di
     job = start_job(model_directory, corpus, out)
     deadline = time.monotonic() + 300
     while shards_kept(out) < FILES // 2 and time.monotonic() < deadline and job.poll() is None:
-        time.sleep(0.01)
+        time.sleep(0.05)
     job.kill()
     job.communicate(timeout=200)
     finished = finished_files(out)
