@@ -71,9 +71,9 @@ def main(args: argparse.Namespace) -> None:
     timings = measure(systems, args.repetitions, synchronizer(device), partial(print, file=sys.stderr, flush=True))
     result = summarize(timings, systems, model, ceiling) | {"missing": missing, "options": vars(args)}
     print(f"\n{table(timings, result)}")
+    print(json.dumps(result), flush=True)
     if args.output:
         Path(args.output).write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
 
 
 def planned_work(args: argparse.Namespace, model: EarlyExitModel) -> Workload:

@@ -93,7 +93,8 @@ def job(line: str) -> None:
     shown = f"offramp {line.replace('.py', '', 1)}" if installed else f"python jobs/{line}"
     start = ["-m", "offramp", name.removesuffix(".py")] if installed else [str(JOBS / name)]
     print(f"\n   $ {shown}\n", flush=True)
-    subprocess.run([sys.executable, *start, *options], check=True)
+    if subprocess.run([sys.executable, *start, *options], check=False).returncode:
+        raise command.FailedError(f"{name} failed, so the demo ends here")
 
 
 def look(folder: Path) -> None:

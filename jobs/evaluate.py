@@ -46,8 +46,12 @@ def main(args: argparse.Namespace) -> None:
     require("sklearn", *(["matplotlib"] if args.output else []), extra="report")
     if args.choose is not None and len(EarlyExitModel.from_config(args.model).exit_layers) == 1:
         raise InputError("choose", f"{args.choose:g}: the model has no exits to choose from; jobs/distill.py adds them")
+    if args.compare and not args.output:
+        raise InputError("compare", "needs --output, where the models stand side by side")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     evaluation, examples, model = evaluate(args.model, args, device)
+    others = dict(pair.split("=", 1) if "=" in pair else (Path(pair).name, pair) for pair in args.compare)
+    compared = {other: evaluate(path, args, device)[0] for other, path in others.items()}
     curves = {name: evaluation.curve(name) for name in evaluation.criteria()}
     name = args.criterion or next(iter(curves), "")
     if curves and name not in curves:
@@ -65,8 +69,6 @@ def main(args: argparse.Namespace) -> None:
     if args.choose is not None:
         store(args, model, curves)
     if args.output:
-        others = dict(pair.split("=", 1) if "=" in pair else (Path(pair).name, pair) for pair in args.compare)
-        compared = {other: evaluate(path, args, device)[0] for other, path in others.items()}
         log, title = Path(args.model) / TRAINING_LOG, Path(args.model).name
         pictures = figures(title, evaluation, curves, name, compared, log) if curves else []
         facts = f"{args.model} on {args.data}: {len(examples):,} rows, {model.shape.layers} layers, {device}."

@@ -180,7 +180,9 @@ def check_weights(name: Name, model: Model) -> None:
 
 def _has_all(name: Name, model: Model) -> bool:
     """Whether the headers of a checkpoint's safetensors files show that it can be read as it is."""
-    if getattr(model.config, "quantization_config", None) is not None:
+    if any(getattr(model.config, field, None) is not None for field in ("quantization_config", "transformers_weights")):
+        return False
+    if (Path(name) / "adapter_config.json").is_file():  # which transformers applies, or asks for peft
         return False
     wanted, optional = _stored_shapes(model), {key for key, _ in model.named_buffers()}
     for file in _safetensors_of(name):

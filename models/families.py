@@ -128,6 +128,8 @@ def family_of(config: PretrainedConfig) -> Family:
         raise UnsupportedModelError(f"model type '{config.model_type}' is not supported; supported are: {supported}")
     if getattr(config, "position_embedding_type", "absolute") not in (None, "absolute"):
         raise UnsupportedModelError(f"position embeddings of type '{config.position_embedding_type}' are not supported")
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise UnsupportedModelError("config.json makes the model a decoder, whose tokens see only those before them")
     return family
 
 

@@ -37,7 +37,7 @@ def run_alone(main: Main, parser: JobParser, argv: Sequence[str] | None = None) 
 
 
 def run(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a job and raise SystemExit with its exit code; `argv` defaults to the command line."""
+    """Run a job and raise SystemExit with its exit code, a number; `argv` defaults to the command line."""
     signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, at the end

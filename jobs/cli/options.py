@@ -1,4 +1,4 @@
-"""Options and loading steps that more than one training job needs."""
+"""Options and loading steps that more than one job needs."""
 
 import argparse
 from pathlib import Path

@@ -38,7 +38,9 @@ class JobParser(_RaisingParser):
         """Take the job's docstring, first line to examples, as its description."""
         self.options: dict[str, argparse.Action] = {}
         """Options by their name in the parsed arguments."""
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
         self.add_argument(
             "--config",
             metavar="FILE",
@@ -50,7 +52,8 @@ class JobParser(_RaisingParser):
         action = super().add_argument(*names, **settings)
         if action.dest != "help":
             self.options[action.dest] = action
-            if action.default not in (None, False, []) and not action.required:
+            silent = action.default is None or action.default is False or action.default in ([], [None])
+            if not silent and not action.required:
                 action.help = f"{action.help} (default: %(default)s)"
         return action
 
@@ -102,6 +105,8 @@ class JobParser(_RaisingParser):
             if isinstance(item, bool | list | dict):
                 raise UserError(f"{key}: {item!r} is not a value of this option")
         if action.nargs in ("*", "+"):
+            if dashed := [item for item in items if str(item).startswith("-")]:
+                raise UserError(f"{key}: {dashed[0]!r} begins with a dash, which no value of a list may")
             return [option, *map(str, items)] if items or action.nargs == "*" else []
         return [f"{option}={value}"]  # one word, since a value may begin with a dash
 

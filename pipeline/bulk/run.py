@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from models.checkpoint import check_weights
@@ -25,7 +26,7 @@ from pipeline.bulk.stages import abandon, classify_files, receipts_of
 from pipeline.calibration.audit import AuditSpec
 from pipeline.calibration.verdict import AuditResult, Guarantee, judge
 from pipeline.clock import peak_memory_mb
-from pipeline.cluster.connect import join_or_start
+from pipeline.cluster.connect import join_or_start, shut_down
 from pipeline.cluster.resources import check_free, plan_actors
 from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.listing import Corpus, InputFile, list_inputs
@@ -162,11 +163,13 @@ def _spec_of(request: BulkRequest, corpus: Corpus, ledger: Ledger) -> ClassifySp
 
 @contextlib.contextmanager
 def _kept_if_unfinished(request: BulkRequest, spec: ClassifySpec, ledger: Ledger) -> Iterator[None]:
-    """Store what is done when the run fails or is stopped, and say how much that is."""
+    """Store what is done when the run fails or is stopped, say how much that is, and leave Ray with its work."""
     try:
         yield
-    except (RayError, StorageError) as error:
-        raise UnfinishedRunError(error, _kept(ledger)) from error
+    except (RayError, ExecutionTimeoutError, StorageError) as error:
+        kept = _kept(ledger)
+        shut_down()  # the actors would hold the cluster as long as this process lives
+        raise UnfinishedRunError(error, kept) from error
     except (SystemExit, KeyboardInterrupt):
         request.log(f"stopped: {_kept(ledger)}")
         abandon(spec)

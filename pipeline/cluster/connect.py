@@ -1,7 +1,8 @@
-"""Join a Ray cluster or start one here. Whatever a run changes in this process's environment is changed here, at start-up.
+"""Join a Ray cluster or start one here. What a run changes in the environment of the processes it starts is changed here.
 
-Ray has no public call for four things that a Ray of our own needs. They are used here and nowhere else, each with its reason
-beside it: `Config.initialize`, `RAY_JOB_CONFIG_JSON_ENV_VAR`, `_metrics_export_port` and the file `ray_current_cluster`.
+Ray has no public call for five things that a Ray of our own needs. They are used here and nowhere else, each with its reason
+beside it: `Config.initialize`, `RAY_JOB_CONFIG_JSON_ENV_VAR`, `_metrics_export_port`, `destroy_external_storage` and the file
+`ray_current_cluster`.
 tests/repository/test_private_apis.py checks that the installed version still has them.
 """
 
@@ -21,6 +22,7 @@ from typing import NoReturn
 import psutil
 import ray
 import ray.data  # its import sets the level of its loggers, so it has to come before ours is set
+from ray._private import worker
 from ray._raylet import Config  # type: ignore[attr-defined]
 
 from pipeline.errors import UserError
@@ -45,6 +47,7 @@ def use_endpoint(url: str | None) -> None:
     """Send all S3 requests of this process, and of those that it starts, to another server than Amazon's."""
     if url:
         os.environ["AWS_ENDPOINT_URL"] = url
+        os.environ.pop("AWS_ENDPOINT_URL_S3", None)  # which would win
 
 
 def worker_environment() -> dict[str, str]:
@@ -79,32 +82,46 @@ def shut_down() -> None:
 
     Ray asks its workers to end and does not wait: one that computes in native code would go on for minutes.
     """
-    family = psutil.Process().children(recursive=True) if running_cluster() is None else []
+    family = _family()
     ray.shutdown()
     _kill(family)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, after all that it has printed is out; code 1 if that cannot be written.
+
+    A Ray of our own is killed: to end its processes one after the other and with grace, as Ray does when Python exits, takes
+    three seconds.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it would only disturb
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (BrokenPipeError, ValueError):  # nobody reads it any more, or it is closed
+            pass
+        except OSError as error:
+            os.write(2, f"output is lost: {error}\n".encode())
+            code = code or 1
+    if family := _family():
+        # What Ray has spilled to the disk would stay there; only its own end removes it.
+        worker._global_node.destroy_external_storage()
+        _kill(family)
+    else:
+        ray.shutdown()  # here, because at Python's exit it sleeps first
+    os._exit(code)
+
+
+def _family() -> list[psutil.Process]:
+    """List the processes of a Ray of our own; empty without one."""
+    ours = ray.is_initialized() and running_cluster() is None
+    return psutil.Process().children(recursive=True) if ours else []
 
 
 def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def leave(code: int) -> NoReturn:
-    """End this process with an exit code, after all that it has printed is out.
-
-    A Ray of our own is killed: to end its processes one after the other and with grace, as Ray does when Python exits, takes
-    three seconds, and nothing of it is needed any more.
-    """
-    if running_cluster() is None:
-        _kill(psutil.Process().children(recursive=True))
-    else:
-        ray.shutdown()  # here, because at Python's exit it sleeps first
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it any more
-            stream.flush()
-    os._exit(code)
 
 
 def running_cluster() -> str | None:

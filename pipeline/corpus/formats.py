@@ -94,7 +94,7 @@ def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
             return {TEXT_COLUMN: pa.string()}
         with _open_listed(file) as raw, _decompress(file, raw) as stream:
             if file.format == "jsonl":
-                parsed = (_parse_json(line)[0] for line in islice(stream, CHUNK_ROWS))
+                parsed = map(_parse_json, islice(stream, CHUNK_ROWS))
                 return dict.fromkeys(key for value in parsed if isinstance(value, dict) for key in value)
             return dict.fromkeys(_CsvRecords(file, stream).next() or [], pa.string())
     except (OSError, EOFError, pa.ArrowException) as error:
@@ -201,10 +201,10 @@ def _jsonl_records(file: InputFile, stream: BinaryIO, columns: list[str]) -> Ite
     for line in stream:
         if not line.strip():
             continue  # not a record, here and in every other reader of JSONL
-        value, problem = _parse_json(line)
-        if problem is not None:
-            yield [problem] * len(columns)
-        elif isinstance(value, dict):
+        value = _parse_json(line)
+        if isinstance(value, Reject):
+            yield [value] * len(columns)
+        else:
             yield [value[name] if name in value else _missing(name) for name in columns]
 
 
@@ -212,16 +212,16 @@ def _missing(name: str) -> Reject:
     return Reject(Reason.MISSING_COLUMN, f"the row has no '{name}'")
 
 
-def _parse_json(line: bytes) -> tuple[object, Reject | None]:
+def _parse_json(line: bytes) -> dict[str, object] | Reject:
     try:
         value = json.loads(line)  # decodes UTF-8 (or UTF-16/32) strictly
     except UnicodeDecodeError as error:
-        return None, Reject(Reason.INVALID_UTF8, one_line(error, limit=MAX_DETAIL_CHARACTERS))
+        return Reject(Reason.INVALID_UTF8, one_line(error, limit=MAX_DETAIL_CHARACTERS))
     except (ValueError, RecursionError) as error:
-        return None, Reject(Reason.INVALID_JSON, one_line(error, limit=MAX_DETAIL_CHARACTERS))
+        return Reject(Reason.INVALID_JSON, one_line(error, limit=MAX_DETAIL_CHARACTERS))
     if not isinstance(value, dict):
-        return None, Reject(Reason.INVALID_JSON, f"the line holds {type(value).__name__}, not an object")
-    return value, None
+        return Reject(Reason.INVALID_JSON, f"the line holds {type(value).__name__}, not an object")
+    return value
 
 
 class _CsvRecords:

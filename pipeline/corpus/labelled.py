@@ -103,7 +103,7 @@ def _texts_by_shard(path: str, columns: Columns) -> Iterator[Texts]:
 
 
 def _list_files(path: str) -> list[InputFile]:
-    """List the files of a training set; raise UserError for a wrong path, which is not the argument `input` here."""
+    """List the files of labelled texts; raise UserError for a wrong path, which is not the argument `input` here."""
     try:
         return list_inputs(path).files
     except InputError as error:

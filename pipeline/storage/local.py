@@ -43,7 +43,7 @@ class LocalStorage:
 
     def walk(self, folder: str) -> Iterator[Entry]:
         def unreadable(error: OSError) -> None:  # os.walk would skip the folder, and the listing would be incomplete
-            if not isinstance(error, FileNotFoundError):
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 with translate_errors(str(error.filename)):
                     raise error
 

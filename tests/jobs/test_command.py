@@ -1,6 +1,8 @@
 """The command line: config files, precedence, and errors of one line."""
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from jobs.cli.bulk import actor_bounds
 from jobs.cli.main import main
 from jobs.cli.parser import JobParser
 from pipeline.errors import InputError, UserError
+from tests.support.jobs import REPOSITORY
 
 
 def new_parser() -> JobParser:
@@ -35,6 +38,11 @@ def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(tmp_p
     assert (args.model, args.speed, args.keep, args.strict, args.head) == ("m", 0.7, ["a", "b"], True, "a")
 
 
+def test_an_option_is_given_by_its_whole_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unrecognized arguments: --conf"):
+        new_parser().parse(["--model", "m", "--conf", config(tmp_path, "speed = 0.5")])
+
+
 def test_the_environment_names_a_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFRAMP_CONFIG", config(tmp_path, 'model = "from-environment"'))
     assert new_parser().parse([]).model == "from-environment"
@@ -50,6 +58,7 @@ def test_the_environment_names_a_config_file(tmp_path: Path, monkeypatch: pytest
         ("speed = true", "speed: True is not a value of this option"),
         ("speed = [1, 2]", "speed: [1, 2] is not a value of this option"),
         ('keep = [["a"]]', "keep: ['a'] is not a value of this option"),
+        ('keep = ["a", "-b"]', "keep: '-b' begins with a dash, which no value of a list may"),
         ('config = "other.toml"', "no option 'config'"),
         ("model = [", "Invalid"),
     ],
@@ -109,9 +118,13 @@ def test_help_shows_defaults_and_calls_jobs_as_they_were_called() -> None:
     parser = JobParser("Do it.\n\n  python jobs/classify.py --speed 1\n")
     parser.add_argument("--speed", type=float, default=0.5, help="speed; see jobs/calibrate.py")
     parser.add_argument("--keep", nargs="+", default=[], help="columns")
+    parser.add_argument("--seed", type=int, default=0, help="seed")
+    parser.add_argument("--budget", nargs="+", default=[None], help="tokens")
     help_text = parser.format_help()
     assert "speed; see jobs/calibrate.py (default: 0.5)" in help_text
     assert "columns\n" in help_text
+    assert "seed (default: 0)" in help_text
+    assert "tokens\n" in help_text
     assert "  python jobs/classify.py --speed 1" in help_text
     parser.prog = "offramp classify"
     assert "  offramp classify --speed 1" in parser.format_help()
@@ -128,6 +141,21 @@ def test_work_that_failed_ends_with_code_1_and_its_reason(
         command.run(job, new_parser(), ["--model", "m"])
     assert stop.value.code == 1
     assert capsys.readouterr().err.endswith(": error: no room\n3 rows are kept\n")
+
+
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    job = "from jobs.cli import command, parser; command.run_alone(lambda _: print('done'), parser.JobParser('A job.'), [])"
+    for device, code in (("/dev/null", 0), ("/dev/full", 1)):
+        with open(device, "w") as stdout:
+            done = subprocess.run(
+                [sys.executable, "-c", job],
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=REPOSITORY,
+                check=False,
+            )
+        assert (done.returncode, "No space left" in done.stderr) == (code, code == 1), done.stderr
 
 
 def test_the_command_without_a_job_teaches_and_refuses_what_is_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,9 +13,7 @@ import pytest
 from pipeline.benchmark.synthetic import reviews
 from tests.support.jobs import (
     classify,
-    classify_options,
     finished_files,
-    run_job,
     shards_kept,
     small_disk,
     start_job,
@@ -67,7 +65,7 @@ def test_a_run_that_fills_the_disk_goes_on_when_there_is_room(model_directory: P
     make_corpus(corpus)
     out.mkdir()
     with small_disk(out, "64k"):
-        failed = run_job("classify.py", *classify_options(model_directory, corpus, out))
+        failed = classify(model_directory, corpus, out)
         assert failed.returncode == 1, failed.stdout + failed.stderr
         assert re.search(rf"error: {out}/\S+: No space left on device", failed.stderr)
         assert "the same command goes on from there" in failed.stderr

@@ -144,6 +144,19 @@ def test_a_checkpoint_that_loads_passes_the_check(
     assert model.config.name_or_path == str(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_every_float_type_are_those_that_transformers_reads(
+    dtype: torch.dtype, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = changed(saved, tmp_path, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()}))
+    direct = EarlyExitModel.from_pretrained(folder).state_dict()
+    monkeypatch.setattr(checkpoint, "_has_all", lambda *_: False)
+    through_transformers = EarlyExitModel.from_pretrained(folder).state_dict()
+    assert direct.keys() == through_transformers.keys()
+    for name, value in direct.items():
+        assert torch.equal(value, through_transformers[name]), name
+
+
 def test_weights_in_several_files_are_checked_in_all_of_them(saved: Path, tmp_path: Path) -> None:
     theirs = AutoModelForSequenceClassification.from_pretrained(saved / "plain")
     theirs.save_pretrained(tmp_path, max_shard_size="30KB")

@@ -134,6 +134,15 @@ def test_another_family_is_refused_by_name(tmp_path: Path) -> None:
         EarlyExitModel.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("field", ["is_decoder", "add_cross_attention"])
+def test_a_decoder_is_refused(field: str, tmp_path: Path) -> None:
+    random_classifier("bert").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: True}))
+    with pytest.raises(UnsupportedModelError, match="a decoder"):
+        EarlyExitModel.from_config(tmp_path)
+
+
 def test_a_backbone_that_was_never_fine_tuned_is_refused_unless_fine_tuning_starts(tmp_path: Path) -> None:
     random_classifier("bert").bert.save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match=r"no 'classifier\.bias', so it is not a fine-tuned classifier"):

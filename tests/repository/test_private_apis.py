@@ -62,6 +62,15 @@ PRIVATE = [
     ),
     Private(
         "ray",
+        "ray._private.worker._global_node.destroy_external_storage",
+        lambda: (
+            hasattr(module("ray._private.worker"), "_global_node")
+            and has("ray._private.node", "Node.destroy_external_storage")()
+        ),
+        "what a Ray of our own has spilled to the disk stays there",
+    ),
+    Private(
+        "ray",
         "ray.init(_metrics_export_port=)",
         mentions("ray._private.worker", 'kwargs.pop("_metrics_export_port"'),
         "OFFRAMP_METRICS_PORT no longer chooses where a Ray of our own exports metrics",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cluster.connect import worker_environment
+from pipeline.cluster.connect import use_endpoint, worker_environment
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.formats import file_columns
 from pipeline.corpus.listing import list_inputs
@@ -235,6 +235,12 @@ def test_workers_hear_of_the_endpoint_and_never_of_credentials(s3: S3Server, mon
     submitted = {"runtime_env": {"env_vars": {"AWS_ENDPOINT_URL": s3.url, "AWS_MAX_ATTEMPTS": "9"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
     assert worker_environment() == {"AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "3"}
+
+
+def test_an_endpoint_that_is_asked_for_wins_over_the_environment(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    use_endpoint(s3.url)
+    assert storage_of("s3://").read(f"s3://{BUCKET}/absent") is None
 
 
 def test_locations_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
