@@ -3,6 +3,7 @@
 import importlib
 import io
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,6 +21,9 @@ from jobs.cli import command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+SHARED_RAY = {"RAY_ADDRESS": "local", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+"""Environment of the jobs that share this process and its Ray, whose core reads the token once."""
 
 
 def run_job(name: str, *options: str, timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +45,8 @@ def run_job_here(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
         patch.setattr(sys, "argv", [name, *options])
-        patch.setenv("RAY_ADDRESS", "local")
+        for variable, value in SHARED_RAY.items():
+            patch.setenv(variable, value)
         try:
             command.run(job.main, job.build_parser())
         except SystemExit as end:
