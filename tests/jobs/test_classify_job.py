@@ -19,7 +19,7 @@ from pipeline.benchmark.synthetic import reviews
 from pipeline.errors import UserError
 from pipeline.output.results import open_results
 from pipeline.storage.locate import storage_of
-from tests.support.jobs import classify, classify_options, run_job, run_job_here, running, shards_kept, start_job
+from tests.support.jobs import classify, classify_options, run_job, run_job_here, running, said, shards_kept, start_job
 from tests.support.s3_server import BUCKET, Fault, S3Server
 
 TEXTS = [review.text for review in reviews(600, seed=9)]
@@ -196,7 +196,7 @@ def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
     assert failed.returncode == 1, failed.stdout + failed.stderr
     assert re.search(rf"error: {root}/out/part-\w+\.parquet: Forbidden: the test says so", failed.stderr)
     assert "the same command goes on from there" in failed.stderr
-    assert failed.stderr.count("\n") == 2
+    assert len(said(failed.stderr)) == 2
     with pytest.raises(UserError, match="has not ended"):
         open_results(f"{root}/out")
 

@@ -11,13 +11,7 @@ import pandas as pd
 import pytest
 
 from pipeline.benchmark.synthetic import reviews
-from tests.support.jobs import (
-    classify,
-    finished_files,
-    shards_kept,
-    small_disk,
-    start_job,
-)
+from tests.support.jobs import classify, finished_files, said, shards_kept, small_disk, start_job
 
 pytestmark = pytest.mark.e2e
 
@@ -69,7 +63,7 @@ def test_a_run_that_fills_the_disk_goes_on_when_there_is_room(model_directory: P
         assert failed.returncode == 1, failed.stdout + failed.stderr
         assert re.search(rf"error: {out}/\S+: No space left on device", failed.stderr)
         assert "the same command goes on from there" in failed.stderr
-        assert failed.stderr.count("\n") == 2
+        assert len(said(failed.stderr)) == 2
         assert shards_kept(out) < FILES
         subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
         done = classify(model_directory, corpus, out)

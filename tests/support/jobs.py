@@ -97,6 +97,11 @@ def start_job(model: Path, corpus: Path, out: Path) -> subprocess.Popen[str]:
     )
 
 
+def said(stderr: str) -> list[str]:
+    """Return the lines of a job's errors: those of its progress, which slow runs print, left out."""
+    return [line for line in stderr.splitlines() if "rows/s" not in line]
+
+
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Return those that have not ended; a dead one that nobody has waited for yet has ended."""
     found = []
