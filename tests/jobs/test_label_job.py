@@ -1,4 +1,4 @@
-"""Soft labels from a plain transformers classifier, as a user makes them: real Ray, real files, its own process."""
+"""Soft labels from a plain transformers classifier, as a user makes them: real Ray, real files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Training as users do it: jobs in processes of their own, on real Ray, killed and started again."""
+"""Training as users do it: jobs on real Ray, killed and started again."""
 
 import json
 import os
