@@ -40,6 +40,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="actors (default: one a GPU, else one for 8 cores); MIN:MAX starts more where a cluster grows",
     )
     parser.add_argument(
+        "--bundle-rows",
+        type=options.positive,
+        metavar="N",
+        help="rows that go through the model together and into one part, about (default: 16,384; on a GPU 65,536)",
+    )
+    parser.add_argument(
         "--incremental",
         action="store_true",
         help="nightly folder: results of files that are gone from the input stay; no new file is no error",
@@ -94,6 +100,7 @@ def request_of(args: argparse.Namespace, **choices: Any) -> BulkRequest:
         "id_column": args.id_column,
         "keep": tuple(args.keep),
         "actors": args.actors,
+        "bundle_rows": args.bundle_rows,
         "incremental": args.incremental,
         "overwrite": args.overwrite,
         "log": partial(print, flush=True),

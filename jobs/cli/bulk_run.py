@@ -72,7 +72,7 @@ def print_summary(outcome: Outcome) -> None:
     exits = " ".join(f"{layer}:{rows:,}" for layer, rows in enumerate(totals.exits, start=1) if rows)
     mean = f"{totals.mean_exit_layer:.2f} of {len(totals.exits)} layers"
     print(f"\n{fresh.rows_in:,} rows in {duration(outcome.seconds)}: {fresh.rows_in / outcome.seconds:,.0f} rows/s")
-    print(f"  out          {totals.rows_out:,} rows in {totals.shards:,} parts")
+    print(f"  out          {totals.rows_out:,} rows of {totals.shards:,} shards")
     print(f"  rejects      {totals.rows_rejected:,} rows{by_reason}")
     for file, problem in list(totals.unreadable.items())[:UNREADABLE_SHOWN]:
         print(f"  unreadable   {file}: {problem}")

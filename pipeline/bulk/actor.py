@@ -1,8 +1,12 @@
-"""The classify actor: it holds a model and its engine, and turns shards of tokens into shards of predictions."""
+"""The classify actor: it holds a model and its engine, and turns bundles of tokens into bundles of predictions.
+
+Several calls are at work in it at a time. One computes, and holds the lock; the others turn tables into arrays, or back.
+"""
 
 import os
 import sys
-from dataclasses import dataclass, replace
+import threading
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -12,24 +16,29 @@ import torch
 
 from models.early_exit import EarlyExitModel
 from pipeline.bulk.attempts import MAX_STARTS, attempts_of, bounded
+from pipeline.bulk.bundle import Bundle
 from pipeline.bulk.codec import token_rows, with_predictions
-from pipeline.bulk.quarantine import describe, isolate
-from pipeline.bulk.shard_block import ShardBlock
+from pipeline.bulk.quarantine import Isolated, describe, isolate
 from pipeline.bulk.spec import ClassifySpec
-from pipeline.calibration.audit import audit
+from pipeline.calibration.audit import AuditSpec, audit
 from pipeline.cluster.resources import ActorPlan
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.output.histograms import length_histogram, uncertainty_histogram
-from pipeline.output.receipts import Receipt
+from pipeline.output.histograms import (
+    LENGTH_EDGES,
+    UNCERTAINTY_BINS,
+    counts_by_group,
+    length_bins,
+    uncertainty_bins,
+)
 from pipeline.rejects import Reason
 from pipeline.rows import Predictions, TokenRows
 from pipeline.storage.model_cache import checked_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassifyShard:
-    """Classifies the rows of one shard, any range of them at a time."""
+class ClassifyBundle:
+    """Classifies the rows of one bundle, any range of them at a time."""
 
     name: ClassVar[str] = "classify"
     failure: ClassVar[Reason] = Reason.CLASSIFY_FAILED
@@ -52,7 +61,7 @@ class ClassifyShard:
 
 
 class ClassifyActor:
-    """Loads the model when Ray starts it, and then classifies a shard at every call."""
+    """Loads the model when Ray starts it, and then classifies a bundle at every call."""
 
     def __init__(self, spec: ClassifySpec, plan: ActorPlan) -> None:
         torch.set_num_threads(plan.threads)
@@ -63,41 +72,59 @@ class ClassifyActor:
             self.labels, self.layers = model.labels, model.shape.layers
             self.engine = Engine(LoadedModel(model, spec.engine, plan.device))
             self.full_depth = self.engine.with_criterion(spec.engine.criterion.at_full_depth())
+        # Whoever computes holds it, and has the only attempt log of this process: if the process dies, that bundle is suspect.
+        self._turn = threading.Lock()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Classify one shard, and audit it if that is asked for."""
-        block = ShardBlock.from_arrow(batch)
-        with block.stage(ClassifyShard.name):
-            predictions = self._classify(block)
-            tokens = token_rows(block.rows)
-            block.receipt = self._count(block.receipt, tokens, predictions)
-            keep = self.spec.columns.keep
-            block.rows = with_predictions(block.rows, predictions, self.labels, self.spec.results, keep)
-        if self.spec.audit is not None:
-            with block.stage("audit"):
-                shard = block.receipt.shard
-                counts = audit(self.engine, self.full_depth, self.spec.audit, shard, tokens, predictions)
-            block.receipt = replace(block.receipt, **counts)
-        return block.to_arrow()
+        """Classify one bundle, and audit it if that is asked for."""
+        bundle = Bundle.from_arrow(batch)
+        tokens = token_rows(bundle.rows)
+        with self._turn:
+            with bundle.stage(ClassifyBundle.name):
+                isolated = self._classify(bundle, tokens)
+                bundle.reject(isolated.lost)
+                predictions = Predictions.join(isolated.pieces)
+                tokens = token_rows(bundle.rows) if isolated.lost else tokens
+            if self.spec.audit is not None:
+                with bundle.stage("audit"):
+                    self._audit(bundle, self.spec.audit, tokens, predictions)
+        self._count(bundle, tokens, predictions)
+        keep = self.spec.columns.keep
+        bundle.rows = with_predictions(bundle.rows, predictions, self.labels, self.spec.results, keep)
+        return bundle.to_arrow()
 
-    def _classify(self, block: ShardBlock) -> Predictions:
-        """Return the predictions of the rows that the engine can work on, and make the others rejects."""
-        work = ClassifyShard(engine=self.engine, tokens=token_rows(block.rows))
-        attempts = attempts_of(self.spec.output.folder, work.name, block.receipt)
-        isolated = isolate(work, len(block.rows), attempts)
-        block.reject(isolated.lost)
-        return Predictions.join(isolated.pieces)
+    def _classify(self, bundle: Bundle, tokens: TokenRows) -> Isolated[Predictions]:
+        """Return the predictions of the rows that the engine can work on, and why the others cannot be classified."""
+        work = ClassifyBundle(engine=self.engine, tokens=tokens)
+        return isolate(work, len(tokens), attempts_of(self.spec.output.folder, work.name, bundle.receipts))
 
-    def _count(self, receipt: Receipt, tokens: TokenRows, predictions: Predictions) -> Receipt:
-        """Note on the receipt where rows exited and what that cost."""
-        flops = self.engine.flops
-        return replace(
-            receipt,
-            exits=np.bincount(predictions.exit_layers, minlength=self.layers + 1)[1:].tolist(),
-            uncertainty_histogram=uncertainty_histogram(predictions.uncertainty),
-            length_histogram=length_histogram(tokens.lengths),
-            layer_tokens=predictions.layer_tokens,
-            padding_tokens=predictions.padding_tokens,
-            flops=float(flops.rows(tokens.lengths, predictions.exit_layers).sum()),
-            flops_full_depth=float(flops.full_depth(tokens.lengths).sum()),
+    def _audit(self, bundle: Bundle, spec: AuditSpec, tokens: TokenRows, predictions: Predictions) -> None:
+        """Note on the receipts what full depth says to some rows."""
+        shards = [receipt.shard for receipt in bundle.receipts]
+        counts = audit(self.engine, self.full_depth, spec, shards, bundle.bounds, tokens, predictions)
+        bundle.note_each(lambda number: counts[number])
+
+    def _count(self, bundle: Bundle, tokens: TokenRows, predictions: Predictions) -> None:
+        """Note on the receipts where rows exited and what that cost, padding by the tokens of each shard."""
+        flops, numbers, shards = self.engine.flops, bundle.shard_numbers(), len(bundle.receipts)
+        layer_tokens = tokens.lengths * predictions.exit_layers
+        padding = predictions.padding_tokens / max(predictions.layer_tokens, 1)
+        spent, full = flops.rows(tokens.lengths, predictions.exit_layers), flops.full_depth(tokens.lengths)
+        exits = counts_by_group(numbers, predictions.exit_layers.astype(np.int64) - 1, shards, self.layers)
+        uncertainty = counts_by_group(numbers, uncertainty_bins(predictions.uncertainty), shards, UNCERTAINTY_BINS)
+        lengths = counts_by_group(numbers, length_bins(tokens.lengths), shards, len(LENGTH_EDGES) + 1)
+        sums = [np.bincount(numbers, weights, minlength=shards) for weights in (layer_tokens, spent, full)]
+        # Rounded at the ends, so that the shards add up to what the bundle has.
+        ends = np.rint(np.cumsum(sums[0]) * padding).astype(np.int64)
+        padded = np.diff(ends, prepend=0)
+        bundle.note_each(
+            lambda number: {
+                "exits": exits[number],
+                "uncertainty_histogram": uncertainty[number],
+                "length_histogram": lengths[number],
+                "layer_tokens": int(sums[0][number]),
+                "padding_tokens": int(padded[number]),
+                "flops": float(sums[1][number]),
+                "flops_full_depth": float(sums[2][number]),
+            }
         )

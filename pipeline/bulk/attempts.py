@@ -1,7 +1,7 @@
-"""Attempt logs: what is left of a process that died at a shard, so that the next one isolates the row that killed it.
+"""Attempt logs: what is left of a process that died at a bundle, so that the next one isolates the row that killed it.
 
 A row that kills its process (a crash in native code, the kernel's or Ray's out-of-memory killer) takes all that the process
-knew with it, and Ray runs the shard again. So before a stage begins a range of rows, it writes into the output folder which
+knew with it, and Ray runs the bundle again. So before a stage begins a range of rows, it writes into the output folder which
 range that is and which others are suspect. A process that finds such a log knows that the attempt before it died there:
 
     deaths  at         what the next process does
@@ -9,11 +9,15 @@ range that is and which others are suspect. A process that finds such a log know
     2, ...  a range    bisects that range and tries its halves first, and ranges that were cleared last
     ...     one row    tries the row once more, then gives it up as a poison row
 
-A bisection costs about twice the shard in all, and 17 deaths for a poison row among 16,384 rows.
+A bisection costs about twice the bundle in all, and 17 deaths for a poison row among 16,384 rows.
+
+A log stands for the one bundle that the process computes. So where several are at work in a process, each of them holds the
+lock on the engine as long as its log is there: else the death of one would be counted against the others.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,7 +28,7 @@ from pipeline.rejects import Reason, Reject
 from pipeline.storage.locate import storage_of
 
 MAX_DEATHS = 64
-"""Deaths of workers at one shard in one stage; a poison row among 16,384 costs 17, so this is enough for three of them."""
+"""Deaths of workers at one bundle in one stage; a poison row among 16,384 costs 17, so this is enough for three of them."""
 MAX_STARTS = 4
 """Deaths of an actor while it loads the model, before it has seen any row."""
 DEATHS_ALONE = 2
@@ -37,11 +41,11 @@ class BrokenStageError(Exception):
 
 @dataclass(slots=True)
 class AttemptLog:
-    """What is known of a shard at which processes die; its file exists while a process works on the shard."""
+    """What is known of a bundle at which processes die; its file exists while a process computes the bundle."""
 
     path: str
-    shard: str
-    """The shard in a user's words, such as `rows 0 to 9 of a.txt`."""
+    bundle: str
+    """The bundle in a user's words, such as `rows 0 to 9 of a.txt`."""
     rows: int = 0
     deaths: int = 0
     at: tuple[int, int] = (0, 0)
@@ -58,7 +62,7 @@ class AttemptLog:
     def ranges(self, stage: str, rows: int) -> Iterator[range]:
         """Yield the ranges to work on, one after the other, each noted before it is begun.
 
-        Raises BrokenStageError if more than MAX_DEATHS workers died at the shard.
+        Raises BrokenStageError if more than MAX_DEATHS workers died at the bundle.
         """
         left = json.loads(_read(self.path) or "{}")
         if left.get("rows") == rows:
@@ -80,7 +84,7 @@ class AttemptLog:
         return {row: Reject(Reason.KILLED_WORKER, detail) for row in self.lost}
 
     def remove(self) -> None:
-        """Remove the file, since this process lived through the shard."""
+        """Remove the file, since this process lived through the bundle."""
         _remove(self.path)
 
     def _count_death(self, stage: str) -> None:
@@ -89,8 +93,8 @@ class AttemptLog:
         at, length = self.at, self.at[1] - self.at[0]
         if self.deaths > MAX_DEATHS:
             raise BrokenStageError(
-                f"{stage}: {self.deaths} workers died at {self.shard}, the last one at {length} of its rows; give workers more "
-                "memory, or take these rows out"
+                f"{stage}: {self.deaths} workers died at {self.bundle}, the last one at {length} of its rows; give workers "
+                "more memory, or take these rows out"
             )
         if at in self.cleared:  # it worked before, so something else killed the process
             self.cleared.remove(at)
@@ -113,7 +117,7 @@ class AttemptLog:
 
     def _facts(self) -> dict[str, object]:
         facts = asdict(self)
-        del facts["path"], facts["shard"]
+        del facts["path"], facts["bundle"]
         return facts
 
     def _recall(self, facts: dict[str, Any]) -> None:
@@ -129,12 +133,15 @@ def halves(rows: range) -> tuple[range, range]:
     return range(rows.start, middle), range(middle, rows.stop)
 
 
-def attempts_of(output: str | None, stage: str, receipt: Receipt) -> AttemptLog | None:
-    """Return the attempt log of a shard in a stage; None without an output folder to keep it in."""
+def attempts_of(output: str | None, stage: str, receipts: Sequence[Receipt]) -> AttemptLog | None:
+    """Return the attempt log of a bundle in a stage; None without an output folder to keep it in."""
     if output is None:
         return None
-    shard = f"rows {receipt.start:,} to {receipt.start + receipt.rows_in - 1:,} of {receipt.file}"
-    return AttemptLog(f"{output}/{ATTEMPTS_FOLDER}/{stage}-{receipt.shard}.json", shard)
+    first, others = receipts[0], len(receipts) - 1
+    bundle = f"rows {first.start:,} to {first.start + first.rows_in - 1:,} of {first.file}"
+    bundle += f" and {others:,} more shards" if others else ""
+    key = hashlib.blake2b("".join(receipt.shard for receipt in receipts).encode(), digest_size=8).hexdigest()
+    return AttemptLog(f"{output}/{ATTEMPTS_FOLDER}/{stage}-{key}.json", bundle)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Metrics of a bulk run, exported by its driver."""
 
 from pipeline.cluster.monitoring import COUNTER, ENGINE, STAGE_SECONDS, Metric, RegisteredMetrics
-from pipeline.output.receipts import Receipt
+from pipeline.output.counts import Counts
 
 REJECTS = Metric("offramp_rejects", COUNTER, ("source", "reason"), "Rows rejected, by reason.")
 AUDITED = Metric("offramp_audited_rows", COUNTER, ("source",), "Rows that the audit ran at full depth as well.")
@@ -11,7 +11,7 @@ DIFFERING = Metric(
 BULK = (*ENGINE, REJECTS, AUDITED, DIFFERING)
 """Metrics that a bulk run exports."""
 ACTOR_QUEUE = "num_external_inqueue_blocks"
-"""Ray Data's own metric, exported as `ray_data_...` with the label `operator`: blocks (shards) that wait for an operator."""
+"""Ray Data's own metric, exported as `ray_data_...` with the label `operator`: blocks (bundles) that wait for an operator."""
 
 
 class BulkMetrics(RegisteredMetrics):
@@ -20,18 +20,18 @@ class BulkMetrics(RegisteredMetrics):
     def __init__(self) -> None:
         super().__init__("bulk", BULK)
 
-    def count_shard(self, receipt: Receipt) -> None:
-        """Count a finished shard."""
+    def count_bundle(self, bundle: Counts) -> None:
+        """Count a finished bundle."""
         self.count_work(
-            rows=receipt.rows_out,
-            tokens=receipt.tokens,
-            exits=receipt.exits,
-            layer_tokens=receipt.layer_tokens,
-            padding_tokens=receipt.padding_tokens,
+            rows=bundle.rows_out,
+            tokens=bundle.tokens,
+            exits=bundle.exits,
+            layer_tokens=bundle.layer_tokens,
+            padding_tokens=bundle.padding_tokens,
         )
-        self.count(AUDITED, receipt.audited)
-        self.count(DIFFERING, receipt.differing)
-        for reason, rows in receipt.rejected.items():
+        self.count(AUDITED, bundle.audited)
+        self.count(DIFFERING, bundle.differing)
+        for reason, rows in bundle.rejected.items():
             self.count(REJECTS, rows, reason=reason)
-        for stage, seconds in receipt.seconds.items():
+        for stage, seconds in bundle.seconds.items():
             self.count(STAGE_SECONDS, seconds, stage=stage)

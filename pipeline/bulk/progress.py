@@ -1,18 +1,23 @@
-"""Progress of a run: a live line on a terminal, a log line every few seconds elsewhere; and the timeline of its shards.
+"""Progress of a run: a live line on a terminal, a log line every few seconds elsewhere; and the timeline of its bundles.
 
-    42%  1,310,720 rows  2,184 rows/s  13:51 left  mean exit 3.90  12 rejects
+    42%  1,310,720 rows  2,184 rows/s  13:51 left  mean exit 3.90  12 rejects  waiting for the model
 
-The fraction done is one of input bytes, the only size that is known before files are read.
+The fraction done is one of input bytes, the only size that is known before files are read. The last words name the stage that
+holds the others up.
 """
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self, TextIO
 
-from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
 
+STAGES = {"read": "reading", "tokenize": "the tokenizer", "classify": "the model", "write": "writing"}
+"""Stages in the order of the chain, as the progress line calls them."""
+RECENT = 0.8
+"""Weight that the waits of earlier bundles keep when another one is finished."""
 LOG_SECONDS = 10.0
 """Time between two log lines: a nightly log of eight hours stays under 3,000 lines."""
 
@@ -58,9 +63,14 @@ class Progress:
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.started = self.shown = time.monotonic()
+        self._waits = dict.fromkeys(STAGES, 0.0)
+        self._seconds = dict.fromkeys(STAGES, 0.0)
 
-    def update(self, fresh: Totals) -> None:
-        """Show the totals of this run, if it is time to."""
+    def update(self, fresh: Totals, bundle: Totals) -> None:
+        """Take note of a finished bundle, and show the totals of this run, if it is time to."""
+        for stage in STAGES:
+            self._waits[stage] = RECENT * self._waits[stage] + bundle.waits.get(stage, 0.0)
+            self._seconds[stage] = RECENT * self._seconds[stage] + bundle.seconds.get(stage, 0.0)
         now = time.monotonic()
         if self.live or now - self.shown >= LOG_SECONDS:
             self.shown = now
@@ -81,7 +91,8 @@ class Progress:
         left = rest / fresh.input_bytes * seconds if fresh.input_bytes > 0 else float("nan")
         return (
             f"{fraction:4.0%}  {done.rows:,} rows  {fresh.rows_in / seconds:,.0f} rows/s  {duration(left)} left  "
-            f"mean exit {done.exit_layers / max(done.rows_out, 1):.2f}  {done.rejects:,} rejects"
+            f"mean exit {done.exit_layers / max(done.rows_out, 1):.2f}  {done.rejects:,} rejects  "
+            f"waiting for {STAGES[slowest_stage(self._waits, self._seconds)]}"
         )
 
     def _show(self, text: str) -> None:
@@ -89,9 +100,19 @@ class Progress:
         self.stream.flush()
 
 
+def slowest_stage(waits: Mapping[str, float], seconds: Mapping[str, float]) -> str:
+    """Return the stage that holds up a chain, by the time that bundles wait for each stage and the time that it works on them.
+
+    It is the last one for which they wait longer than it works: the stages before it are held back and pile up as well, and
+    those behind it wait for it. Where nothing piles up, reading is too slow for all others.
+    """
+    piled_up = [stage for stage in STAGES if waits.get(stage, 0.0) > seconds.get(stage, 0.0)]
+    return piled_up[-1] if piled_up else next(iter(STAGES))
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A finished shard."""
+    """A finished bundle."""
 
     at: float
     """Seconds since the timeline was made."""
@@ -101,15 +122,15 @@ class Moment:
 
 
 class Timeline:
-    """The finished shards of one run, in the order in which their receipts came in."""
+    """The finished bundles of one run, in the order in which their receipts came in."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
         self.moments: list[Moment] = []
 
-    def add(self, receipt: Receipt) -> None:
-        """Note a finished shard."""
-        self.moments.append(Moment(time.monotonic() - self._started, receipt.rows_in, receipt.seconds))
+    def add(self, bundle: Totals) -> None:
+        """Note a finished bundle."""
+        self.moments.append(Moment(time.monotonic() - self._started, bundle.rows_in, bundle.seconds))
 
 
 def duration(seconds: float) -> str:

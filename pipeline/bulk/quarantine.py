@@ -1,9 +1,9 @@
-"""Isolate the rows that a stage cannot work on, so that a bad row costs itself and not its shard, nor the run.
+"""Isolate the rows that a stage cannot work on, so that a bad row costs itself and not its bundle, nor the run.
 
 A row that *raises* is found in place: the rows that raised together are bisected until each bad one stands alone. A poison row,
-which *kills* the process, is found over several processes by the shard's attempt log (see `pipeline.bulk.attempts`).
+which *kills* the process, is found over several processes by the bundle's attempt log (see `pipeline.bulk.attempts`).
 
-    isolated = isolate(TokenizeShard(tokenizer=tokenizer, texts=["a", "<raises>", "c"], pairs=None), 3)
+    isolated = isolate(TokenizeBundle(tokenizer=tokenizer, texts=["a", "<raises>", "c"], pairs=None), 3)
     isolated.pieces      # what `run(range(0, 1))` and `run(range(2, 3))` returned
     isolated.lost        # {1: Reject(Reason.TOKENIZE_FAILED, "ValueError: ...")}
 
@@ -28,8 +28,8 @@ PROBE_ROWS = 16
 """Consecutive failures with no success after which we probe other rows, to tell a broken stage from bad rows."""
 
 
-class ShardWork(Protocol[T_co]):
-    """What a stage does with one shard, on any range of its rows."""
+class BundleWork(Protocol[T_co]):
+    """What a stage does with one bundle, on any range of its rows."""
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class ShardWork(Protocol[T_co]):
         ...
 
     def run(self, rows: range) -> T_co:
-        """Work on neighbouring rows of the shard; the range may be empty."""
+        """Work on neighbouring rows of the bundle; the range may be empty."""
         ...
 
     def probe(self) -> object:
@@ -52,22 +52,22 @@ class ShardWork(Protocol[T_co]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Isolated(Generic[T]):
-    """What came of a shard of B rows."""
+    """What came of a bundle of B rows."""
 
     pieces: list[T]
     """Results of the rows that are not lost, in order; a single piece if nothing failed."""
     lost: dict[int, Reject]
-    """Rows that the stage cannot work on, by their index in the shard."""
+    """Rows that the stage cannot work on, by their index in the bundle."""
 
     def kept(self, count: int) -> IntArray:
         """Return the indices of those of `count` rows that the pieces hold."""
         return np.setdiff1d(np.arange(count), np.fromiter(self.lost, np.int64, len(self.lost)))
 
 
-def isolate(work: ShardWork[T], count: int, attempts: AttemptLog | None = None) -> Isolated[T]:
+def isolate(work: BundleWork[T], count: int, attempts: AttemptLog | None = None) -> Isolated[T]:
     """Work on `count` rows and isolate those that raise; with an attempt log, also those that kill the process.
 
-    Raises BrokenStageError if no row works, or if too many workers died at the shard.
+    Raises BrokenStageError if no row works, or if too many workers died at the bundle.
     """
     bisection = _Bisection(work)
     if attempts is None or count == 0:
@@ -89,7 +89,7 @@ def isolate(work: ShardWork[T], count: int, attempts: AttemptLog | None = None) 
 class _Bisection(Generic[T]):
     """Finds the rows that raise."""
 
-    def __init__(self, work: ShardWork[T]) -> None:
+    def __init__(self, work: BundleWork[T]) -> None:
         self.work = work
         self.pieces: dict[int, T] = {}
         self.lost: dict[int, Reject] = {}

@@ -75,6 +75,8 @@ class BulkRequest:
     """Columns of the input to carry into the output."""
     audit: AuditSpec | None = None
     guarantee: Guarantee = field(default_factory=Guarantee)
+    bundle_rows: int | None = None
+    """Rows of a call of the engine, and of a part, about; None is a number for the device."""
     actors: tuple[int, int] | None = None
     """Fewest and most actors; None is as many as fit."""
     incremental: bool = False
@@ -158,6 +160,7 @@ def _spec_of(request: BulkRequest, corpus: Corpus, ledger: Ledger) -> ClassifySp
         output=ledger.output,
         results=request.results,
         audit=request.audit,
+        bundle_rows=request.bundle_rows,
     )
 
 
@@ -230,5 +233,5 @@ def _stream(
     plan = plan_actors(*(request.actors or ()))
     check_free(plan)
     with log:
-        for receipt in receipts_of(classify_files(files, done, spec, plan)):
-            log.observe(receipt)
+        for receipts in receipts_of(classify_files(files, done, spec, plan)):
+            log.observe(receipts)

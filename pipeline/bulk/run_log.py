@@ -1,5 +1,6 @@
 """What the driver makes of receipts as they come in: the ledger, totals, a timeline, progress and metrics."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,8 +15,8 @@ class RunLog:
     """The receipts of one run; while they come in, it shows progress and reports metrics.
 
         with RunLog(ledger, bytes_left=1 << 30) as log:
-            for receipt in receipts:
-                log.observe(receipt)
+            for receipts in receipts_of(chain):
+                log.observe(receipts)
 
     `totals` and `timeline` are those of this run alone.
     """
@@ -28,13 +29,16 @@ class RunLog:
         self._progress, self._metrics = Progress(self._ledger.totals(), self._bytes_left), BulkMetrics()
         return self
 
-    def observe(self, receipt: Receipt) -> None:
-        """Take note of a finished shard; raise StorageError if earlier ones could not be stored."""
-        self._ledger.add(receipt)
-        self.totals = self.totals.plus(receipt)
-        self.timeline.add(receipt)
-        self._metrics.count_shard(receipt)
-        self._progress.update(self.totals)
+    def observe(self, receipts: Sequence[Receipt]) -> None:
+        """Take note of a finished bundle; raise StorageError if earlier ones could not be stored."""
+        self._ledger.add(receipts)
+        bundle = Totals()
+        for receipt in receipts:
+            bundle = bundle.plus(receipt)
+        self.totals = self.totals.merged(bundle)
+        self.timeline.add(bundle)
+        self._metrics.count_bundle(bundle)
+        self._progress.update(self.totals, bundle)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

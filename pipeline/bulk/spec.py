@@ -11,7 +11,7 @@ from pipeline.output.parts import Output
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassifySpec:
-    """What the stages do with every shard; plain values that travel to every worker."""
+    """What the stages do with every bundle; plain values that travel to every worker."""
 
     columns: Columns
     tokenizer: TokenizerSpec
@@ -25,3 +25,5 @@ class ClassifySpec:
     """Columns of the output beside the kept ones, of `schema.RESULTS`."""
     audit: AuditSpec | None = None
     """What actors count of their own predictions; None if they do not."""
+    bundle_rows: int | None = None
+    """Rows of a bundle, about; None is `bundle.BUNDLE_ROWS` of the device."""

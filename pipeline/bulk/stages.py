@@ -1,70 +1,75 @@
-"""The chain on Ray Data: files -> read -> tokenize -> classify -> write -> receipts. One shard is one block throughout.
+"""The chain on Ray Data: files -> read -> tokenize -> classify -> write -> receipts. One bundle is one block throughout.
 
-      InputFile        texts                ragged tokens            predictions            Receipt
+      pieces of files   texts               ragged tokens            predictions            receipts
     ───────────> read ───────> tokenize ─────────────────> classify ─────────────> write ───────────> driver
                  task          task                        actor (GPU or cores)    task
 
-Reading streams a file and emits its shards as it goes; every other stage turns one shard into one shard, so that a retry
-repeats exactly one shard and writes the very same part again. Rows that a stage cannot work on become rejects of their shard
-there, and no later stage sees them.
+Reading streams some files, or a stretch of one, and emits their shards as it goes, gathered into bundles; every other stage
+turns one bundle into one bundle, so that a retry repeats exactly one. Rows that a stage cannot work on become rejects of their
+shard there, and no later stage sees them.
 """
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from pipeline.bulk.attempts import MAX_DEATHS, AttemptLog, attempts_of, bounded, clear_attempts
+from pipeline.bulk.bundle import BUNDLE_ROWS, RECEIPTS_CELL, Bundle, gather
 from pipeline.bulk.codec import with_tokens
 from pipeline.bulk.quarantine import isolate
-from pipeline.bulk.shard_block import RECEIPT_CELL, ShardBlock
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.clock import Clock
 from pipeline.cluster.connect import shut_down
-from pipeline.cluster.resources import TASK_CPUS, TOKENIZE, ActorPlan, resources_for
+from pipeline.cluster.resources import TASK_CPUS, TOKENIZE, ActorPlan, cluster_cores, resources_for
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import InputFile
+from pipeline.corpus.plan import Piece, plan_reading
 from pipeline.corpus.reader import Shard, read_shards
 from pipeline.corpus.tokenize import Tokenized, Tokenizer, TokenizerSpec
-from pipeline.output.receipts import Receipt
+from pipeline.output.receipts import Receipt, decode_receipts, encode_receipts
 from pipeline.rejects import Reason, Reject
-from pipeline.schema import PAIR, REASON, ROW, TEXT, TOKENS, TRUNCATED
+from pipeline.schema import PAIR, ROW, TEXT, TOKENS, TRUNCATED
 
 MAX_READ_TASKS = 1000
-"""Files are spread over at most this many reading tasks, so that a folder of small files does not drown the scheduler."""
+"""Reading is spread over at most this many tasks of Ray, so that they do not drown the scheduler."""
+READERS_PER_CORE = 4
+"""Parts of the corpus for every core of the cluster, so that none is idle while the last large file is read."""
 STALL_SECONDS = 6 * 3600
-"""Time without any shard finished after which a run is given up. Ray's own half hour is too short: a shard of 64 MB of text
+"""Time without any bundle finished after which a run is given up. Ray's own half hour is too short: a bundle of 64 MB of text
 takes hours through a large model on two cores."""
-SHARDS_PER_ACTOR = 2
-"""Shards that an actor holds at a time: one at work and one waiting."""
+CALLS = {"cpu": 2, "cuda": 3}
+"""Bundles at work in an actor, by device: one computes, while the others turn from tables into arrays or back."""
 
 
-def tokenized_shards(
+def tokenized_bundles(
     files: list[InputFile],
     done: Mapping[str, Collection[int]],
     columns: Columns,
     tokenizer: TokenizerSpec,
     *,
+    bundle_rows: int = BUNDLE_ROWS["cpu"],
     part: tuple[int, int] = (0, 1),
     output: str | None = None,
 ) -> Dataset:
     """Build the lazy chain that reads and tokenizes files, without the shards in `done` (path -> starts).
 
-    Each of its blocks holds one shard. With `part` (rank, world size), a shard has the rows of this rank alone, those at rank,
-    rank + world size, and so on. With an output folder, rows that kill their process are isolated as well as those that raise.
+    Each of its blocks holds one bundle of about `bundle_rows` rows. With `part` (rank, world size), a bundle has the rows of
+    this rank alone, those at rank, rank + world size, and so on of every shard. With an output folder, rows that kill their
+    process are isolated as well as those that raise.
     """
-    jobs = [{"file": json.dumps(asdict(file)), "done": sorted(done.get(file.path, ()))} for file in files]
+    tasks = [_encode_task(task, done) for task in plan_reading(files, READERS_PER_CORE * cluster_cores())]
     with DataContext.current(_chain_context()):  # a data set keeps the settings under which it was made
-        chain = ray.data.from_items(jobs, override_num_blocks=min(len(jobs), MAX_READ_TASKS))
+        chain = ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MAX_READ_TASKS))
     chain = chain.map_batches(
-        partial(_read, columns=columns, output=output),
+        partial(_read, columns=columns, bundle_rows=bundle_rows, output=output),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=TASK_CPUS["read"],
@@ -85,18 +90,26 @@ def _chain_context() -> DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = STALL_SECONDS
-    context.target_max_block_size = 1  # byte: a block is never joined to another, nor cut, as its one row is one shard
+    context.target_max_block_size = 1  # byte: a block is never joined to another, nor cut, as its one row is one bundle
     return context
 
 
 def classify_files(
     files: list[InputFile], done: Mapping[str, Collection[int]], spec: ClassifySpec, plan: ActorPlan
 ) -> Dataset:
-    """Build the lazy chain over files, without the shards in `done` (path -> starts); its blocks hold receipts."""
+    """Build the lazy chain over files, without the shards in `done` (path -> starts); its blocks hold receipts of a bundle."""
     # Imported here, because workers of the task stages import this module and need no torch.
     from pipeline.bulk.actor import ClassifyActor
 
-    chain = tokenized_shards(files, done, spec.columns, spec.tokenizer, output=spec.output.folder)
+    chain = tokenized_bundles(
+        files,
+        done,
+        spec.columns,
+        spec.tokenizer,
+        bundle_rows=spec.bundle_rows or BUNDLE_ROWS[plan.device],
+        output=spec.output.folder,
+    )
+    calls = CALLS[plan.device]
     # Ray restarts tasks and actors that die without end; pipeline.bulk.attempts bounds that.
     chain = chain.map_batches(
         ClassifyActor,
@@ -104,7 +117,11 @@ def classify_files(
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
-            min_size=plan.actors, max_size=plan.max_actors, max_tasks_in_flight_per_actor=SHARDS_PER_ACTOR
+            min_size=plan.actors,
+            max_size=plan.max_actors,
+            max_tasks_in_flight_per_actor=calls,
+            max_concurrent_calls_per_actor=calls,
+            enable_true_multi_threading=True,  # the actor has a lock of its own, round the engine alone
         ),
         num_cpus=plan.cpus,
         num_gpus=plan.gpus,
@@ -125,11 +142,11 @@ def abandon(spec: ClassifySpec) -> None:
     clear_attempts(spec.output.folder)
 
 
-def receipts_of(chain: Dataset) -> Iterator[Receipt]:
-    """Run the chain and yield receipts as shards finish."""
+def receipts_of(chain: Dataset) -> Iterator[list[Receipt]]:
+    """Run the chain and yield the receipts of each bundle as it is finished."""
     for block in blocks_of(chain):
-        for text in block[RECEIPT_CELL].to_pylist():
-            yield Receipt.from_json(text)
+        for text in block[RECEIPTS_CELL].to_pylist():
+            yield decode_receipts(text)
 
 
 def blocks_of(chain: Dataset) -> Iterator[pa.Table]:
@@ -137,71 +154,82 @@ def blocks_of(chain: Dataset) -> Iterator[pa.Table]:
     yield from chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def _read(batch: pa.Table, columns: Columns, output: str | None) -> Iterator[pa.Table]:
-    """Read one file, shard after shard."""
-    file = InputFile(**json.loads(batch["file"][0].as_py()))
-    done = set(batch["done"][0].as_py())
-    when = f"while they read {file.path}; take it out of the input"
-    with bounded(output, f"read-{file.shard_id(0)}", MAX_DEATHS, when):
+def _encode_task(task: Sequence[Piece], done: Mapping[str, Collection[int]]) -> str:
+    """Encode what a reading task reads, and the starts of the shards that it leaves out."""
+    pieces = [
+        {
+            "file": asdict(piece.file),
+            "sections": piece.sections and [piece.sections.start, piece.sections.stop],
+            "done": sorted(done.get(piece.file.path, ())),
+        }
+        for piece in task
+    ]
+    return json.dumps(pieces)
+
+
+def _read(batch: pa.Table, columns: Columns, bundle_rows: int, output: str | None) -> Iterator[pa.Table]:
+    """Read some pieces of files, bundle after bundle."""
+    pieces = json.loads(batch["item"][0].as_py())
+    first = InputFile(**pieces[0]["file"])
+    others = f", or one of the {len(pieces) - 1} files after it" if len(pieces) > 1 else ""
+    when = f"while they read {first.path}{others}; take it out of the input"
+    key = f"read-{first.shard_id(0)}-{(pieces[0]['sections'] or [0])[0]}"
+    with bounded(output, key, MAX_DEATHS, when):
         clock = Clock()
-        for shard in read_shards(file, columns):
-            if shard.start not in done:
-                yield ShardBlock(_receipt(shard, clock), shard.rows, shard.rejects).to_arrow()
+        for shards in gather(_shards_left(pieces, columns), bundle_rows):
+            yield Bundle.of_shards(shards, clock).to_arrow()
             clock = Clock()
 
 
-def _receipt(shard: Shard, clock: Clock) -> Receipt:
-    """Begin the receipt of a shard that has been read in the time of this clock."""
-    return Receipt(
-        shard=shard.id,
-        file=shard.file.path,
-        size=shard.file.size,
-        version=shard.file.version,
-        start=shard.start,
-        last=shard.last,
-        input_bytes=shard.fraction * shard.file.size,
-        read_error=shard.read_error,
-        rows_in=len(shard.rows) + len(shard.rejects),
-        seconds={"read": clock.seconds},
-        cpu_seconds={"read": clock.cpu_seconds},
-    )
+def _shards_left(pieces: list[dict[str, Any]], columns: Columns) -> Iterator[Shard]:
+    """Read pieces of files by `_encode_task`, without the shards that are done."""
+    for piece in pieces:
+        done, sections = set(piece["done"]), piece["sections"] and range(*piece["sections"])
+        for shard in read_shards(InputFile(**piece["file"]), columns, sections):
+            if shard.start not in done:
+                yield shard
 
 
 def _tokenize(
     batch: pa.Table, spec: TokenizerSpec, keep: pa.Schema, part: tuple[int, int], output: str | None
 ) -> pa.Table:
-    """Tokenize one shard, or a rank's part of it."""
-    block = ShardBlock.from_arrow(batch)
-    with block.stage(TokenizeShard.name):
-        block.rows = _rows_of_rank(block, *part)
-        attempts = attempts_of(output, TokenizeShard.name, block.receipt)
-        tokenized, lost = tokenize_rows(block.rows, _tokenizer(spec), keep, attempts)
-        block.reject(lost)
-        block.rows = tokenized
-        tokens = pc.sum(pc.list_value_length(tokenized[TOKENS])).as_py() or 0
-        truncated = pc.sum(tokenized[TRUNCATED]).as_py() or 0
-        block.receipt = replace(block.receipt, tokens=tokens, truncated=truncated)
-    return block.to_arrow()
+    """Tokenize one bundle, or a rank's part of it."""
+    bundle = Bundle.from_arrow(batch)
+    with bundle.stage(TokenizeBundle.name):
+        _keep_rows_of_rank(bundle, *part)
+        attempts = attempts_of(output, TokenizeBundle.name, bundle.receipts)
+        tokenized, lost = tokenize_rows(bundle.rows, _tokenizer(spec), keep, attempts)
+        bundle.reject(lost)
+        bundle.rows = tokenized
+        _count_tokens(bundle)
+    return bundle.to_arrow()
+
+
+def _count_tokens(bundle: Bundle) -> None:
+    """Note the tokens of each shard, and how many of its rows are truncated."""
+    numbers, shards = bundle.shard_numbers(), len(bundle.receipts)
+    lengths, truncated = pc.list_value_length(bundle.rows[TOKENS]), bundle.rows[TRUNCATED]
+    tokens = np.bincount(numbers, lengths.to_numpy(), minlength=shards)
+    cut = np.bincount(numbers, truncated.to_numpy(), minlength=shards)
+    bundle.note_each(lambda number: {"tokens": int(tokens[number]), "truncated": int(cut[number])})
 
 
 def _write(batch: pa.Table, spec: ClassifySpec) -> pa.Table:
-    """Write the part of one shard, and that of its rejects, and pass on the receipt alone."""
-    block = ShardBlock.from_arrow(batch)
-    with block.stage("write"):
-        spec.output.write(block.receipt.shard, block.rows, block.rejects_part())
-        rejected = dict(Counter(block.rejects[REASON].to_pylist()))
-        block.receipt = replace(block.receipt, rows_out=len(block.rows), rejected=rejected)
-        if block.receipt.rows_in != len(block.rows) + len(block.rejects):
-            raise AssertionError(f"shard {block.receipt.shard} lost rows")
-    return pa.table({RECEIPT_CELL: [block.receipt.to_json()]})
+    """Write the part of one bundle, and that of its rejects, and pass on the receipts alone."""
+    bundle = Bundle.from_arrow(batch)
+    with bundle.stage("write"):
+        for receipt in bundle.receipts:
+            if receipt.rows_in != receipt.rows_out + sum(receipt.rejected.values()):
+                raise AssertionError(f"shard {receipt.shard} lost rows")
+        bundle.write(spec.output)
+    return pa.table({RECEIPTS_CELL: [encode_receipts(bundle.receipts)]})
 
 
-def _rows_of_rank(block: ShardBlock, rank: int, world_size: int) -> pa.Table:
-    """Take the rows of one rank out of a shard; rejects count, so that a rank's rows depend on the file alone."""
-    if world_size == 1:
-        return block.rows
-    positions = block.rows[ROW].to_numpy() - block.receipt.start
-    return block.rows.filter(pa.array(positions % world_size == rank))
+def _keep_rows_of_rank(bundle: Bundle, rank: int, world_size: int) -> None:
+    """Keep the rows of one rank; rejects count, so that a rank's rows depend on the file alone."""
+    if world_size > 1:
+        starts = np.array([receipt.start for receipt in bundle.receipts])[bundle.shard_numbers()]
+        bundle.keep((bundle.rows[ROW].to_numpy() - starts) % world_size == rank)
 
 
 @lru_cache(maxsize=1)
@@ -211,8 +239,8 @@ def _tokenizer(spec: TokenizerSpec) -> Tokenizer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenizeShard:
-    """Tokenizes the texts of one shard, any range of its rows at a time."""
+class TokenizeBundle:
+    """Tokenizes the texts of one bundle, any range of its rows at a time."""
 
     name: ClassVar[str] = "tokenize"
     failure: ClassVar[Reason] = Reason.TOKENIZE_FAILED
@@ -240,7 +268,7 @@ def tokenize_rows(
     Returns those that can be tokenized, by `schema.token_schema`, and why the others, by their index, cannot.
     """
     pairs = rows[PAIR].to_pylist() if PAIR in rows.column_names else None
-    work = TokenizeShard(tokenizer=tokenizer, texts=rows[TEXT].to_pylist(), pairs=pairs)
+    work = TokenizeBundle(tokenizer=tokenizer, texts=rows[TEXT].to_pylist(), pairs=pairs)
     isolated = isolate(work, len(rows), attempts)
     kept = rows.take(isolated.kept(len(rows))) if isolated.lost else rows
     return with_tokens(kept, isolated.pieces, keep), isolated.lost

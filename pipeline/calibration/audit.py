@@ -1,11 +1,12 @@
 """The audit: some rows of every shard go to full depth as well, to measure what exiting early changes and saves.
 
-Rows are drawn by shard and row number, so that a repeated shard draws the same ones. Both passes over them are timed, in calls
-of the same size: their ratio estimates what full depth would have taken for the whole run. `calibration.verdict` judges the
-counts.
+Rows are drawn by shard and row number, so that a repeated shard draws the same ones, in whatever bundle. Both passes over them
+are timed, in calls of the same size: their ratio estimates what full depth would have taken for the whole run.
+`calibration.verdict` judges the counts.
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,15 +36,26 @@ def draw_rows(shard: str, rows: int, fraction: float) -> IntArray:
 
 
 def audit(
-    engine: "Engine", full_depth: "Engine", spec: AuditSpec, shard: str, tokens: TokenRows, predictions: Predictions
-) -> dict[str, Any]:
-    """Run some rows of a shard again, early and at full depth, and return what was counted, as fields of its receipt.
+    engine: "Engine",
+    full_depth: "Engine",
+    spec: AuditSpec,
+    shards: Sequence[str],
+    bounds: IntArray,
+    tokens: TokenRows,
+    predictions: Predictions,
+) -> list[dict[str, Any]]:
+    """Run some rows of S shards again, early and at full depth; return what was counted of each, as fields of its receipt.
 
-    `full_depth` is `engine` with exits off. Without rows to audit nothing is returned.
+    Rows bounds[i] to bounds[i + 1] - 1 are those of shards[i]; `full_depth` is `engine` with exits off. Nothing is returned of
+    a shard without rows to audit.
     """
-    drawn = draw_rows(shard, len(tokens), spec.fraction)
+    by_shard = [
+        start + draw_rows(shard, end - start, spec.fraction)
+        for shard, start, end in zip(shards, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+    ]
+    drawn = np.concatenate(by_shard)
     if not len(drawn):
-        return {}
+        return [{} for _ in shards]
     rows = tokens.take(drawn)
     clock = Clock()
     early = engine.run(rows)
@@ -55,11 +67,16 @@ def audit(
     else:
         differs = full.label_ids != predictions.label_ids[drawn]
     flops = engine.flops.rows(rows.lengths, early.exit_layers) + engine.flops.full_depth(rows.lengths)
-    return {
-        "audited": len(rows),
-        "differing": int(differs.sum()),
-        "early_seconds": early_seconds,
-        "full_seconds": full_seconds,
-        "audit_flops": float(flops.sum()),
-        "audit_uncertainty": bin_counts(full.uncertainty, spec.uncertainty_edges),
-    }
+    counted, end = [], 0
+    for audited in map(len, by_shard):
+        part, end = slice(end, end + audited), end + audited
+        counts = {
+            "audited": audited,
+            "differing": int(differs[part].sum()),
+            "early_seconds": early_seconds * audited / len(drawn),
+            "full_seconds": full_seconds * audited / len(drawn),
+            "audit_flops": float(flops[part].sum()),
+            "audit_uncertainty": bin_counts(full.uncertainty[part], spec.uncertainty_edges),
+        }
+        counted.append(counts if audited else {})
+    return counted

@@ -35,8 +35,9 @@ PACKAGE_NAMES = ("offramp",) if INSTALLED else ("models", "pipeline")
 """The packages of that folder that workers need."""
 METRICS_PORT = "OFFRAMP_METRICS_PORT"
 """Environment variable with the port on which a Ray of our own exports metrics; a cluster has `ray start` for that."""
-OBJECT_STORE_BYTES = 1 << 30
-"""Object store of a Ray of our own: a shard in flight takes a few MB, so this holds a hundred."""
+OBJECT_STORE_SHARE, MIN_OBJECT_STORE_BYTES = 1 / 16, 256 << 20
+"""Object store of a Ray of our own, as a share of the machine's memory: a bundle in flight takes up to some ten MB, and every
+actor and every core keeps a few of them."""
 SERVE_PROXY_SECONDS = 60
 """Time that a Ray of our own gives Serve's HTTP proxy to start: a busy machine takes longer than Ray's 5 s for a process."""
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS")
@@ -175,7 +176,7 @@ def _start() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=max(MIN_OBJECT_STORE_BYTES, int(psutil.virtual_memory().total * OBJECT_STORE_SHARE)),
             # The only way to choose the port without `ray start`.
             _metrics_export_port=int(os.environ[METRICS_PORT]) if METRICS_PORT in os.environ else None,
         )

@@ -45,6 +45,11 @@ class ActorPlan:
         return "cuda" if self.gpus else "cpu"
 
 
+def cluster_cores() -> int:
+    """Return the number of CPU cores that the cluster has at present, at least 1."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
 def resources_for(resource: str) -> dict[str, float]:
     """Return what to request for running on the nodes that offer a custom resource; nothing where no node offers it."""
     offered = any(node["Alive"] and node["Resources"].get(resource) for node in ray.nodes())

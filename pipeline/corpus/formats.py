@@ -1,10 +1,11 @@
 """Parquet, JSONL, CSV, TSV and text files as chunks of raw values, unchecked.
 
-A value that cannot be decoded is a `Reject` in its place, so that it costs its own row only; a file that cannot be read any
-further raises FileFormatError after all rows before that point.
+A value that cannot be decoded is a `Reject` in its place, so that it costs its own row only. A file is read in sections, which
+do not depend on each other; one that cannot be read any further raises FileFormatError after all rows before that point.
 """
 
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -28,6 +29,8 @@ CHUNK_BYTES = 1 << 20
 """Bytes of values after which a chunk ends early."""
 DECOMPRESSED_BYTES = 1 << 20
 """Bytes to decompress at once."""
+SECTION_ROWS = 16_384
+"""Rows of a section of a Parquet file, at least: row groups are put together up to this many."""
 TEXT_COLUMN = "text"
 """Name of the only column of a text file."""
 MAX_FIELD_BYTES = 256 << 20
@@ -67,26 +70,80 @@ class RawRows:
         return len(next(iter(self.columns.values())))
 
 
-def iter_raw_rows(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
-    """Read these columns of a file in chunks.
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A stretch of a file that can be read without what lies before it: row groups of a Parquet file, else the whole file."""
 
-    Raises FileFormatError if its content cannot be read, StorageError if it cannot be reached or has changed since the listing.
+    start: int
+    """Number of its first row, counted from 0 in the file."""
+    end: int | None
+    """Number of the row after its last one; None where only reading tells."""
+    position: float
+    """Fraction of the file that lies before it, in [0, 1]."""
+    last: bool
+    """Whether the file ends with it."""
+    chunks: Iterator[RawRows]
+    """Its rows, in order. Raises FileFormatError where they cannot be read any further, and StorageError if the file cannot be
+    reached or has changed since the listing."""
+
+
+def iter_sections(file: InputFile, columns: list[str], wanted: range | None = None) -> Iterator[Section]:
+    """Open a file and yield its sections, or the wanted ones by number; each is to be read before the next is asked for.
+
+    Raises FileFormatError if its content makes no sense, StorageError if it cannot be reached or has changed since the listing.
     """
-    try:
+    with _format_errors():
         if file.format == "parquet":
-            yield from _parquet_rows(file, columns)
+            yield from _parquet_sections(file, columns, wanted)
         else:
-            yield from _line_rows(file, columns)
+            yield Section(0, None, 0.0, True, _checked(file, _line_rows(file, columns)))
+
+
+def count_sections(file: InputFile) -> int:
+    """Return the number of sections of a file; raise as `iter_sections` does."""
+    if file.format != "parquet":
+        return 1
+    with _format_errors(), _open_listed(file) as raw, pq.ParquetFile(raw) as parquet:
+        return len(section_groups(parquet.metadata))
+
+
+def section_groups(metadata: pq.FileMetaData) -> list[range]:
+    """Put the row groups of a Parquet file together to sections of SECTION_ROWS rows or more; the last may have fewer.
+
+    That depends on nothing but the file: the same on every machine and every run.
+    """
+    sections, first, rows = [], 0, 0
+    for group in range(metadata.num_row_groups):
+        rows += metadata.row_group(group).num_rows
+        if rows >= SECTION_ROWS:
+            sections.append(range(first, group + 1))
+            first, rows = group + 1, 0
+    if rows or not sections:
+        sections.append(range(first, metadata.num_row_groups))
+    return sections
+
+
+@contextlib.contextmanager
+def _format_errors() -> Iterator[None]:
+    """Turn what decoders raise into a FileFormatError."""
+    try:
+        yield
     except pa.ArrowMemoryError:  # this machine is at fault, not the file
         raise
     except (OSError, EOFError, pa.ArrowException) as error:
         raise FileFormatError.from_error(error) from error
+
+
+def _checked(file: InputFile, chunks: Iterator[RawRows]) -> Iterator[RawRows]:
+    """Yield chunks, and raise at their end if the file is not what was listed any more."""
+    with _format_errors():
+        yield from chunks
     _check_unchanged(file, storage_of(file.path).stat(file.path))
 
 
 def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
     """Return the columns of a file and their types (None: any JSON value); raise FileFormatError if it cannot be read."""
-    try:
+    with _format_errors():
         if file.format == "parquet":
             with _open_listed(file) as raw, pq.ParquetFile(raw) as parquet:
                 return dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True))
@@ -97,8 +154,6 @@ def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
                 parsed = map(_parse_json, islice(stream, CHUNK_ROWS))
                 return dict.fromkeys(key for value in parsed if isinstance(value, dict) for key in value)
             return dict.fromkeys(_CsvRecords(file, stream).next() or [], pa.string())
-    except (OSError, EOFError, pa.ArrowException) as error:
-        raise FileFormatError.from_error(error) from error
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -109,14 +164,24 @@ def is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests) or kind == pa.string_view()
 
 
-def _parquet_rows(file: InputFile, columns: list[str]) -> Iterator[RawRows]:
+def _parquet_sections(file: InputFile, columns: list[str], wanted: range | None) -> Iterator[Section]:
     with _open_listed(file) as raw, pq.ParquetFile(raw) as parquet:
         _check_header(parquet.schema_arrow.names, columns)
-        start, total = 0, max(parquet.metadata.num_rows, 1)
-        for batch in parquet.iter_batches(batch_size=CHUNK_ROWS, columns=columns):
-            values: dict[str, pa.Array | list[object]] = {name: _as_bytes(batch.column(name)) for name in columns}
-            yield RawRows(start, values, (start + len(batch)) / total)
-            start += len(batch)
+        metadata, sections, start = parquet.metadata, section_groups(parquet.metadata), 0
+        for number, groups in enumerate(sections):
+            end = start + sum(metadata.row_group(group).num_rows for group in groups)
+            if wanted is None or number in wanted:
+                chunks = _checked(file, _parquet_rows(parquet, groups, columns, start))
+                yield Section(start, end, start / max(metadata.num_rows, 1), number == len(sections) - 1, chunks)
+            start = end
+
+
+def _parquet_rows(parquet: pq.ParquetFile, groups: range, columns: list[str], start: int) -> Iterator[RawRows]:
+    total = max(parquet.metadata.num_rows, 1)
+    for batch in parquet.iter_batches(CHUNK_ROWS, row_groups=list(groups), columns=columns):
+        values: dict[str, pa.Array | list[object]] = {name: _as_bytes(batch.column(name)) for name in columns}
+        yield RawRows(start, values, (start + len(batch)) / total)
+        start += len(batch)
 
 
 def _as_bytes(array: pa.Array) -> pa.Array:

@@ -1,18 +1,19 @@
 """Read files into shards of checked rows. Nothing is lost: a row that cannot be used becomes a reject with a reason.
 
-A shard holds at most SHARD_ROWS consecutive rows, fewer if their texts are huge. A file that cannot be read, at all or beyond
-some row, ends with a shard whose `read_error` gives the cause.
+A shard holds at most SHARD_ROWS consecutive rows of one section of a file (`formats.iter_sections`), fewer if their texts are
+huge. A section that cannot be read, at all or beyond some row, ends with a shard whose `read_error` gives the cause, and the
+sections after it are read all the same.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.formats import FileFormatError, RawRows, iter_raw_rows
+from pipeline.corpus.formats import FileFormatError, RawRows, Section, iter_sections
 from pipeline.corpus.listing import InputFile
 from pipeline.rejects import Reason, Reject
 from pipeline.schema import DETAIL, FILE, ID, KEPT, PAIR, REASON, REJECTS, ROW, TEXT, read_schema
@@ -36,60 +37,122 @@ class Shard:
     """Rows that can be used, by `schema.read_schema`."""
     rejects: pa.Table
     """All other rows of the run, by `schema.REJECTS`."""
+    span: int
+    """Rows of the file that the shard accounts for: its own, and those after them that cannot be read, where their number is
+    known."""
     read_error: str | None
-    """Cause for which the file cannot be read beyond this shard; None if it can."""
+    """Cause for which the rows after this shard cannot be read, to the end of its section; None if they can."""
     fraction: float
     """Fraction of the file that this shard is, in [0, 1], for progress."""
     last: bool
     """Whether it is the last shard of its file."""
 
+    def __len__(self) -> int:
+        return len(self.rows) + len(self.rejects)
 
-def read_shards(file: InputFile, columns: Columns) -> Iterator[Shard]:
-    """Read one file as shards, at least one, in row order; damage of the file becomes rejects and `read_error`."""
-    pending: list[pa.Table] = []
-    start = count = size = 0
-    position, done_until, error = 0.0, 0.0, None
-    schema = read_schema(columns.keep, pairs=columns.pair is not None)
-    schema = pa.schema([*schema, (REASON, pa.string()), (DETAIL, pa.string())])
 
-    def shard(last: bool) -> Shard:
-        nonlocal pending, start, count, size, done_until
-        until = 1.0 if last else position
-        checked = pa.concat_tables(pending) if pending else schema.empty_table()
-        usable = pc.is_null(checked[REASON])
-        made = Shard(
-            id=file.shard_id(start),
-            file=file,
-            start=start,
-            rows=checked.filter(usable).drop_columns([REASON, DETAIL]).combine_chunks(),
-            rejects=_rejects(file, checked.filter(pc.invert(usable))),
-            read_error=error,
-            fraction=max(until - done_until, 0.0),
-            last=last,
-        )
-        pending, start, count, size, done_until = [], start + count, 0, 0, until
-        return made
+def read_shards(file: InputFile, columns: Columns, sections: range | None = None) -> Iterator[Shard]:
+    """Read a file, or some of its sections by number, as shards in row order, at least one.
 
-    raw_rows = iter_raw_rows(file, columns.names)
+    Damage of the file becomes rejects and `read_error`. Raises StorageError if it cannot be reached or has changed since it was
+    listed.
+    """
+    opened = iter_sections(file, columns.names, sections)
     while True:
         try:
-            raw = next(raw_rows, None)
+            section = next(opened, None)
         except FileFormatError as problem:
-            error, raw = str(problem), None
-        if raw is None:
-            yield shard(last=True)
+            yield _unreadable(file, columns, str(problem))
             return
-        table = check_rows(file, columns, raw, schema)
-        while count + len(table) > SHARD_ROWS:
-            pending.append(table.slice(0, SHARD_ROWS - count))
-            table = table.slice(SHARD_ROWS - count)
-            count = SHARD_ROWS
-            yield shard(last=False)
-        if size and size + table.nbytes > SHARD_BYTES:
-            yield shard(last=False)
+        if section is None:
+            return
+        yield from _Cutter(file, columns, section).shards()
+
+
+def _unreadable(file: InputFile, columns: Columns, cause: str) -> Shard:
+    """Return the only shard of a file of which nothing can be read."""
+
+    def fail() -> Iterator[RawRows]:
+        raise FileFormatError(cause)
+        yield
+
+    (shard,) = _Cutter(file, columns, Section(0, None, 0.0, True, fail())).shards()
+    return shard
+
+
+@dataclass(slots=True)
+class _Cutter:
+    """Cuts a section into shards."""
+
+    file: InputFile
+    columns: Columns
+    section: Section
+    pending: list[pa.Table] = field(default_factory=list)
+    """Checked rows of the shard to come, which has `count` rows and `size` bytes so far."""
+    count: int = 0
+    size: int = 0
+    start: int = field(init=False)
+    position: float = field(init=False)
+    done_until: float = field(init=False)
+    """Fraction of the file that lies before the shard to come."""
+
+    def __post_init__(self) -> None:
+        self.start = self.section.start
+        self.position = self.done_until = self.section.position
+
+    def shards(self) -> Iterator[Shard]:
+        """Yield the shards of the section, at least one; the last tells whether the file ends with it."""
+        schema = self._schema
+        while True:
+            try:
+                raw, error = next(self.section.chunks, None), None
+            except FileFormatError as problem:
+                raw, error = None, str(problem)
+            if raw is None:
+                self.position = 1.0 if self.section.last else self.position
+                yield self._cut(last=self.section.last, error=error)
+                return
+            table = check_rows(self.file, self.columns, raw, schema)
+            while self.count + len(table) > SHARD_ROWS:
+                head = SHARD_ROWS - self.count
+                self._add(table.slice(0, head))
+                table = table.slice(head)
+                yield self._cut()
+            if self.size and self.size + table.nbytes > SHARD_BYTES:
+                yield self._cut()
+            self._add(table)
+            self.position = raw.position
+
+    @property
+    def _schema(self) -> pa.Schema:
+        """Columns of checked rows: those of usable ones, and what is wrong with the others."""
+        schema = read_schema(self.columns.keep, pairs=self.columns.pair is not None)
+        return pa.schema([*schema, (REASON, pa.string()), (DETAIL, pa.string())])
+
+    def _add(self, table: pa.Table) -> None:
         if len(table):
-            pending.append(table)
-        count, size, position = count + len(table), size + table.nbytes, raw.position
+            self.pending.append(table)
+        self.count, self.size = self.count + len(table), self.size + table.nbytes
+
+    def _cut(self, *, last: bool = False, error: str | None = None) -> Shard:
+        """Make a shard of the pending rows, and begin the next one."""
+        checked = pa.concat_tables(self.pending) if self.pending else self._schema.empty_table()
+        usable = pc.is_null(checked[REASON])
+        end = self.start + self.count if error is None else self.section.end
+        shard = Shard(
+            id=self.file.shard_id(self.start),
+            file=self.file,
+            start=self.start,
+            rows=checked.filter(usable).drop_columns([REASON, DETAIL]).combine_chunks(),
+            rejects=_rejects(self.file, checked.filter(pc.invert(usable))),
+            span=self.count if end is None else end - self.start,
+            read_error=error,
+            fraction=max(self.position - self.done_until, 0.0),
+            last=last,
+        )
+        self.start, self.done_until = self.start + self.count, self.position
+        self.pending, self.count, self.size = [], 0, 0
+        return shard
 
 
 def _rejects(file: InputFile, rows: pa.Table) -> pa.Table:

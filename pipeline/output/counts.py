@@ -121,7 +121,7 @@ class Counts:
     rows_in: int = field(default=0, metadata=SUM)
     rows_out: int = field(default=0, metadata=SUM)
     rejected: dict[str, int] = field(default_factory=dict, metadata=SUM_BY_KEY)
-    """Rejected rows by reason. An unreadable file is no row here, since nobody knows its rows: see `Receipt.read_error`."""
+    """Rejected rows by reason. What could not be read of a file counts as no row: see `Receipt.read_error`."""
     truncated: int = field(default=0, metadata=SUM)
     """Rows of which the model read only the first tokens."""
     tokens: int = field(default=0, metadata=SUM)
@@ -153,6 +153,8 @@ class Counts:
     """Wall-clock time by stage."""
     cpu_seconds: dict[str, float] = field(default_factory=dict, metadata=SUM_BY_KEY)
     """CPU time of all threads by stage."""
+    waits: dict[str, float] = field(default_factory=dict, metadata=SUM_BY_KEY)
+    """Wall-clock time for which shards that were ready waited for a stage, by stage: where work piles up."""
     peak_mb: dict[str, float] = field(default_factory=dict, metadata=MAX_BY_KEY)
     """Largest memory of the process that ran the stage, by `clock.peak_memory_mb`."""
 

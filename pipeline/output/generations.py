@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.errors import InputError
 from pipeline.output.manifest import (
     MANIFEST_VERSION,
+    OLDER_VERSION,
     Fingerprint,
     Manifest,
     decode_schema,
@@ -100,7 +101,7 @@ class Generations:
     def choose(self, fingerprint: Fingerprint, *, overwrite: bool) -> int:
         """Return the generation to go on with, or to begin; raise InputError if the folder holds other results."""
         same = [number for number, run in self.pending.items() if not difference(run.fingerprint, fingerprint)]
-        if self.manifest and self.manifest.facts["version"] != MANIFEST_VERSION:
+        if self.manifest and self.manifest.facts["version"] not in (OLDER_VERSION, MANIFEST_VERSION):
             raise self._refusal("holds results of another version of offramp; choose another folder")
         if overwrite:
             begun = [number for number in same if self.pending[number].overwrites and number >= self.published]

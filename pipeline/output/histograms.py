@@ -5,15 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.rows import IntArray
+
 UNCERTAINTY_BINS = 20
 LENGTH_EDGES = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Edges between bins of length in tokens: at most 8, at most 16, ..., more than 256. Stored calibrations count by them."""
 
 
+def bins_of(values: npt.ArrayLike, edges: Sequence[float]) -> IntArray:
+    """Return each value's bin: up to the first edge, to the second, ..., above the last: [1, 2, 9] by (2, 3) -> [0, 0, 2]."""
+    return np.searchsorted(np.asarray(edges, np.float64), np.asarray(values, np.float64), side="left")
+
+
 def bin_counts(values: npt.ArrayLike, edges: Sequence[float]) -> list[int]:
-    """Count values up to the first edge, up to the second, ..., above the last: [1, 2, 9] by (2, 3) -> [2, 0, 1]."""
-    bins = np.searchsorted(np.asarray(edges, np.float64), np.asarray(values, np.float64), side="left")
-    counts: list[int] = np.bincount(bins, minlength=len(edges) + 1).tolist()
+    """Count values by `bins_of`: [1, 2, 9] by (2, 3) -> [2, 0, 1]."""
+    counts: list[int] = np.bincount(bins_of(values, edges), minlength=len(edges) + 1).tolist()
     return counts
 
 
@@ -22,11 +28,25 @@ def length_histogram(lengths: npt.ArrayLike) -> list[int]:
     return bin_counts(lengths, LENGTH_EDGES)
 
 
+def length_bins(lengths: npt.ArrayLike) -> IntArray:
+    """Return the bin of each row by its tokens, as LENGTH_EDGES has them."""
+    return bins_of(lengths, LENGTH_EDGES)
+
+
+def uncertainty_bins(uncertainty_B: npt.NDArray[np.float32]) -> IntArray:
+    """Return the bin of each row by its uncertainty, of UNCERTAINTY_BINS equal bins of [0, 1]."""
+    edges = np.linspace(0, 1, UNCERTAINTY_BINS + 1)[1:-1]
+    return np.searchsorted(edges, uncertainty_B, side="right")
+
+
+def counts_by_group(groups_B: IntArray, bins_B: IntArray, groups: int, bins: int) -> list[list[int]]:
+    """Count rows by bin, each group by itself: groups [0, 0, 1] and bins [1, 1, 0] of two -> [[0, 2], [1, 0]]."""
+    counts: list[list[int]] = (
+        np.bincount(groups_B * bins + bins_B, minlength=groups * bins).reshape(groups, bins).tolist()
+    )
+    return counts
+
+
 def length_bounds() -> list[tuple[int, int | None]]:
     """Return the shortest and the longest length of every bin of LENGTH_EDGES: [(1, 8), (9, 16), ..., (257, None)]."""
     return list(zip((1, *(edge + 1 for edge in LENGTH_EDGES)), (*LENGTH_EDGES, None), strict=True))
-
-
-def uncertainty_histogram(uncertainty_B: npt.NDArray[np.float32]) -> list[int]:
-    """Count rows by their uncertainty, in UNCERTAINTY_BINS equal bins of [0, 1]."""
-    return np.histogram(uncertainty_B, bins=UNCERTAINTY_BINS, range=(0, 1))[0].tolist()

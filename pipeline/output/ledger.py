@@ -4,16 +4,16 @@
         left = ledger.unfinished(corpus.files)     # path -> starts of the shards that are done
         ledger.begin(schema)
         ...                                        # write parts to ledger.output
-        ledger.add(receipt)
+        ledger.add(receipts)
         ledger.publish(seconds, {})
 
-On a disk a lock keeps a second driver out. On S3 two drivers may run: parts are the same whoever writes them, receipts are
-apart, and whoever publishes last adds what the other one has published. Memory is O(shards), never O(rows).
+On a disk a lock keeps a second driver out. On S3 two drivers may run: no part is written over another, receipts are apart, and
+whoever publishes last adds what the other one has published. Memory is O(shards), never O(rows).
 """
 
 import contextlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import InputError, StorageError, UserError
 from pipeline.output.generations import Generations, PendingRun, receipts_folder
-from pipeline.output.manifest import Fingerprint, Manifest, read_manifest
+from pipeline.output.manifest import MANIFEST_VERSION, Fingerprint, Manifest, read_manifest
 from pipeline.output.parts import LOCK, MANIFEST, Output
 from pipeline.output.publish import clean_up, list_shards, manifest_facts, remove_leftovers, write_manifest
 from pipeline.output.receipt_log import (
@@ -34,6 +34,7 @@ from pipeline.output.receipt_log import (
     are_among,
     distinct,
     parse_ids,
+    part_ids,
     read_segments,
     shard_ids,
 )
@@ -58,10 +59,10 @@ class Ledger:
     def __enter__(self) -> Self:
         """Open or start the ledger; raise UserError if the folder holds results of another kind of run, or another driver."""
         with contextlib.ExitStack() as opening:
-            locked = opening.enter_context(lock_folder(self.folder, LOCK))
+            self._locked = opening.enter_context(lock_folder(self.folder, LOCK))
             self._generations = Generations.read(self.folder)
             generation = self._generations.choose(self.fingerprint, overwrite=self.overwrite)
-            if locked:
+            if self._locked:
                 remove_leftovers(self._generations)
             self._open(generation)
             self._resources = opening.pop_all()
@@ -88,12 +89,12 @@ class Ledger:
         run = PendingRun(self.fingerprint, schema, self.overwrite)
         self._generations = self._generations.begin(self.output.generation, run)
 
-    def add(self, receipt: Receipt) -> None:
-        """Record a finished shard: within a second or so it is stored, and no run does it again.
+    def add(self, receipts: Sequence[Receipt]) -> None:
+        """Record the finished shards of one part: within a second or so that is stored, and no run does them again.
 
         Raises StorageError if earlier ones could not be stored.
         """
-        self._log.add(receipt)
+        self._log.add(receipts)
 
     def flush(self) -> None:
         """Store all receipts now; raise StorageError if that fails."""
@@ -149,7 +150,7 @@ class Ledger:
         """Remove what a published result has no more use for; do nothing if that is done."""
         generation = self.output.generation
         if generation in self._generations.pending or generation in self._generations.segments:
-            clean_up(self._generations, generation, self._log.segments)
+            clean_up(self._generations, generation, self._log.segments, alone=self._locked)
 
     @property
     def _own_manifest(self) -> Manifest | None:
@@ -164,17 +165,23 @@ class Ledger:
         self._log = ReceiptLog(receipts_folder(self.folder, generation), self._on_stored)
 
     def _load(self) -> None:
-        """Read which shards are done. Those whose parts were removed, or lost by a disk, do not count."""
+        """Read which shards are done. Those whose parts were removed, or lost by a disk, do not count.
+
+        Raises InputError if such a part is of an earlier version, which cut files into shards in another way.
+        """
         sources = self._earlier_receipts()
         existing = None if is_remote(self.folder) or not sources else self._existing_parts()
         for table in distinct(sources):
             if existing is not None:
-                ids = shard_ids(table)
-                mask = are_among(ids, existing)
-                self._lost = np.concatenate([self._lost, ids[~mask]])
+                mask = are_among(part_ids(table), existing)
+                self._lost = np.concatenate([self._lost, shard_ids(table)[~mask]])
                 table = table if mask.all() else table.filter(pa.array(mask))
             self._index.add_table(table)
             self._totals = self._totals.plus_table(table)
+        if len(self._lost) and self._own_manifest and self._own_manifest.facts["version"] != MANIFEST_VERSION:
+            raise InputError(
+                "output", f"{self.folder}: was written by another version of offramp and lacks parts; overwrite it"
+            )
 
     def _earlier_receipts(self) -> list[bytes]:
         """Read the receipts of this generation that were found at the start, and those that the manifest names."""
@@ -182,10 +189,10 @@ class Ledger:
         return read_segments(self._generations.segments.get(self.output.generation, ())) + published
 
     def _existing_parts(self) -> ShardIds:
-        """List the shards that have a part, ascending; on disks only, since S3 loses none, and lists a million in minutes."""
+        """List the parts that are there, ids ascending; on disks only, since S3 loses none, and lists a million in minutes."""
         ids, names = [NO_SHARDS], self._generations.part_names()
         while batch := list(itertools.islice(names, BATCH_ROWS)):
-            ids.append(parse_ids(self.output.shards_of(batch)))
+            ids.append(parse_ids(self.output.digests_of(batch)))
         return np.sort(np.concatenate(ids))
 
     def _on_stored(self, receipt: Receipt) -> None:

@@ -15,14 +15,14 @@ import pyarrow as pa
 
 from pipeline.errors import StorageError
 from pipeline.output.parts import MANIFEST
-from pipeline.output.receipts import RECEIPTS
 from pipeline.storage.locate import storage_of
 
-MANIFEST_VERSION = 3
+MANIFEST_VERSION = 4
+OLDER_VERSION = 3
+"""Version of older manifests that are read as well, in which every shard has a part of its own, named after it."""
 SHARDS_PREFIX = "_shards-"
 PART, REJECTS_PART = "part", "rejects_part"
-SHARDS = pa.schema([pa.field(PART, pa.string(), nullable=False), pa.field(REJECTS_PART, pa.string()), *RECEIPTS])
-"""Columns of the list of shards: paths of a shard's part and of its rejects, if any, relative to the folder; its receipt."""
+"""Columns of the list of shards, which has the receipts: paths of a shard's part and of its rejects, relative to the folder."""
 Fingerprint = dict[str, str]
 """What decides the results, by name: model, tokenizer, criterion, columns, schema, code version."""
 

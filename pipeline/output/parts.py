@@ -1,6 +1,13 @@
-"""The parts of an output folder: how they are named, and how they are written, whole or not at all."""
+"""The parts of an output folder: how they are named, and how they are written, whole or not at all.
 
+A part is named after its content, which names its shards. So whoever writes the same part twice writes the same file, and work
+that is done twice in other bundles leaves files beside each other, of which receipts, and in the end the manifest, name one.
+"""
+
+import hashlib
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +22,8 @@ from pipeline.storage.locate import storage_of
 
 MANIFEST, LOCK = "_manifest.json", "_lock"
 REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER = "_rejects", "_receipts", "_attempts"
+SHARDS_KEY = "offramp.shards"
+"""Key of a part's Parquet metadata: the ids of its shards, as a JSON list."""
 PART_NAME = re.compile(r"part-([0-9a-f]+)(?:\.g(\d+))?\.parquet")
 
 
@@ -25,25 +34,26 @@ class Output:
     folder: str
     generation: int = 1
 
-    def part(self, shard: str) -> str:
-        """Return the name of a shard's part, which a repeated shard overwrites: "part-0123456789abcdef.g2.parquet"."""
-        return f"part-{shard}.parquet" if self.generation == 1 else f"part-{shard}.g{self.generation}.parquet"
+    def part(self, content: str) -> str:
+        """Return the name of the part with this digest of 16 hexadecimal digits: "part-0123456789abcdef.g2.parquet"."""
+        return f"part-{content}.parquet" if self.generation == 1 else f"part-{content}.g{self.generation}.parquet"
 
-    def rejects(self, shard: str) -> str:
-        """Return the path of a shard's rejects, relative to the folder."""
-        return f"{REJECTS_FOLDER}/{self.part(shard)}"
+    def write(self, shards: Sequence[str], rows: pa.Table, rejects: pa.Table) -> tuple[str, str | None]:
+        """Write the rejects of some shards, if there are any, and then their part; return the paths of both in the folder.
 
-    def write(self, shard: str, rows: pa.Table, rejects: pa.Table) -> None:
-        """Write the rejects of a shard, if there are any, and then its part; raise StorageError naming path and cause."""
-        storage, rejects_path = storage_of(self.folder), f"{self.folder}/{self.rejects(shard)}"
-        if len(rejects):
-            storage.write(rejects_path, parquet_bytes(rejects))
-        else:
-            storage.delete([rejects_path])  # an earlier attempt at this shard may have had some
-        storage.write(f"{self.folder}/{self.part(shard)}", parquet_bytes(rows))
+        Raises StorageError naming path and cause.
+        """
+        rejects_part = f"{REJECTS_FOLDER}/{self._write(REJECTS_FOLDER, shards, rejects)}" if len(rejects) else None
+        return self._write("", shards, rows), rejects_part
 
-    def shards_of(self, names: list[str]) -> pa.Array:
-        """Return the ids of the shards whose parts, of this generation, are among these names."""
+    def _write(self, folder: str, shards: Sequence[str], rows: pa.Table) -> str:
+        data = parquet_bytes(rows.replace_schema_metadata({SHARDS_KEY: json.dumps([*shards])}))
+        name = self.part(hashlib.blake2b(data, digest_size=8).hexdigest())
+        storage_of(self.folder).write(f"{self.folder}/{folder}/{name}" if folder else f"{self.folder}/{name}", data)
+        return name
+
+    def digests_of(self, names: Sequence[str]) -> pa.Array:
+        """Return the digests in those of these names that are parts of this generation."""
         candidates = pa.array(names, pa.string())
         pattern = "^" + self.part("|").replace(".", r"\.").replace("|", "[0-9a-f]{16}") + "$"
         return pc.utf8_slice_codeunits(candidates.filter(pc.match_substring_regex(candidates, pattern)), 5, 21)

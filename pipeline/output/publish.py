@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.output.generations import Generations, receipts_folder, run_file
@@ -16,19 +15,25 @@ from pipeline.output.manifest import (
     MANIFEST_VERSION,
     PART,
     REJECTS_PART,
-    SHARDS,
     SHARDS_PREFIX,
     Fingerprint,
     Manifest,
     digest_of,
     encode_schema,
+    read_manifest,
 )
+from pipeline.output.overlaps import separate
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER, Output, generation_of
-from pipeline.output.receipt_log import NO_SHARDS, ShardIds, distinct, shard_ids
+from pipeline.output.receipt_log import NO_SHARDS, ShardIds, batches, distinct, read_segments, shard_ids
+from pipeline.output.receipts import RECEIPTS
 from pipeline.output.shard_index import ShardIndex
 from pipeline.output.totals import Totals
 from pipeline.storage.locate import storage_of
 from pipeline.version import versions
+
+UNUSED_SECONDS = 24 * 3600.0
+"""Age at which a part that nothing names is taken for a leftover, where other drivers may write: a receipt follows its part
+within seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +41,7 @@ class ShardList:
     """All finished shards of a generation, ready to be published."""
 
     data: bytes
-    """Parquet file by `manifest.SHARDS`."""
+    """Parquet file by `receipts.RECEIPTS`."""
     shards: int
     files: int
     totals: Totals
@@ -45,28 +50,20 @@ class ShardList:
 def list_shards(own: list[bytes], earlier: list[bytes], lost: ShardIds, output: Output) -> ShardList:
     """Put receipts together, each shard once: this driver's own segments, and those that were there before or published.
 
-    Shards in `lost`, whose parts are missing, are listed only if this driver has done them again.
+    Shards in `lost`, whose parts are missing, are listed only if this driver has done them again. Parts that share shards with
+    others are written anew without them.
     """
     again = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in distinct(own))])
+    sources, without = [*own, *earlier], np.setdiff1d(lost, again)
+    moves = separate(sources, without, output)
     totals, index, sink = Totals(), ShardIndex(), pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, SHARDS, compression="zstd") as writer:
-        for table in distinct([*own, *earlier], np.setdiff1d(lost, again)):
+    with pq.ParquetWriter(sink, RECEIPTS, compression="zstd") as writer:
+        for table in distinct(sources, without):
             totals = totals.plus_table(table)
             index.add_table(table)
-            writer.write_table(with_parts(table, output))
+            writer.write_table(moves.apply(table))
     data = sink.getvalue().to_pybytes()
     return ShardList(data=data, shards=len(index), files=len(index.files), totals=totals)
-
-
-def with_parts(receipts: pa.Table, output: Output) -> pa.Table:
-    """Add the paths of each shard's part and rejects, by `manifest.SHARDS`."""
-    before, after = output.part("|").split("|")
-    parts = pc.binary_join_element_wise(before, receipts["shard"], after, "")
-    rejects = pc.binary_join_element_wise(f"{REJECTS_FOLDER}/", parts, "")
-    reasons = np.diff(receipts["rejected"].combine_chunks().offsets)
-    has_rejects = pc.or_(pc.is_valid(receipts["read_error"]), pa.chunked_array([reasons > 0]))
-    columns = {PART: parts, REJECTS_PART: pc.if_else(has_rejects, rejects, None)}
-    return pa.table([columns[f.name] if f.name in columns else receipts[f.name] for f in SHARDS], schema=SHARDS)
 
 
 def manifest_facts(
@@ -105,15 +102,42 @@ def write_manifest(folder: str, before: Manifest | None, facts: Mapping[str, Any
     return storage.write_if(f"{folder}/{MANIFEST}", text.encode(), before.version if before else None)
 
 
-def clean_up(generations: Generations, generation: int, own_segments: Sequence[str]) -> None:
-    """Remove what a published generation has replaced, and its receipts, which the list of shards now holds."""
+def clean_up(generations: Generations, generation: int, own_segments: Sequence[str], *, alone: bool) -> None:
+    """Remove what a published generation has replaced, its receipts, which the list of shards now holds, and unused parts.
+
+    Where this driver may not be alone, unused parts stay for UNUSED_SECONDS: their receipts may still be on their way.
+    """
     folder, storage = generations.folder, storage_of(generations.folder)
     if generation > 1:
         _remove_older_parts(folder, generation)
     storage.delete(path for number, paths in generations.segments.items() if number < generation for path in paths)
     storage.delete(run_file(folder, number) for number in generations.pending if number < generation)
     storage.delete([*generations.segments.get(generation, ()), *own_segments])
+    _remove_unused_parts(generations, generation, alone=alone)
     storage.delete([run_file(folder, generation)])  # last: while it is there, there is something to clean up
+
+
+def _remove_unused_parts(generations: Generations, generation: int, *, alone: bool) -> None:
+    """Remove the parts of a published generation, and rejects, that neither its manifest nor a stored receipt names.
+
+    Work that was done twice leaves them: by a worker that was slow and not dead, or before a receipt was stored.
+    """
+    folder, manifest, storage = generations.folder, read_manifest(generations.folder), storage_of(generations.folder)
+    if manifest is None or manifest.generation != generation:
+        return
+    segments = Generations.read(folder).segments  # of other drivers, as of now
+    named: set[str] = set()
+    for table in batches([manifest.read_shards(), *read_segments(segments.get(generation, ()))], [PART, REJECTS_PART]):
+        named.update(table[PART].to_pylist(), table[REJECTS_PART].drop_null().to_pylist())
+    newest = time.time() - (0 if alone else UNUSED_SECONDS)
+    unused = (
+        entry.path
+        for entry in storage.walk(folder)
+        if generation_of(entry.path.rsplit("/", 1)[1]) == generation
+        and entry.path.removeprefix(f"{folder}/") not in named
+        and (alone or entry.modified < newest)
+    )
+    storage.delete(list(unused))
 
 
 def _remove_older_parts(folder: str, generation: int) -> None:

@@ -1,20 +1,22 @@
 """The receipt log: a driver's receipts on their way to storage, in small files of its own, written about once a second.
 
 A segment, `_receipts/g<generation>/<driver>-<number>.parquet`, is rewritten with more receipts until it is full. So there are
-few files, nothing is appended to, which S3 could not do, and no driver writes a file of another one. A driver that is killed
-loses the receipts of its last second, and the next run does those shards again.
+few files, nothing is appended to, which S3 could not do, and no driver writes a file of another one. The receipts of a part are
+stored together: one that names a part vouches for the others in it. A driver that is killed loses the receipts of its last
+second, and the next run does those shards again.
 """
 
 import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
@@ -43,19 +45,20 @@ class ReceiptLog:
         self.segments: list[str] = []
         """Paths of the segments written so far."""
         self._on_stored = on_stored
-        self._waiting: list[Receipt] = []
+        self._waiting: list[Sequence[Receipt]] = []
+        """Receipts that are not stored yet, by part."""
         self._open = RECEIPTS.empty_table()
         """Content of the last segment while it is not full."""
         self._failure: StorageError | None = None
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._flush_often, name="receipt-log", daemon=True)
 
-    def add(self, receipt: Receipt) -> None:
-        """Take a receipt; raise StorageError if earlier ones could not be stored."""
+    def add(self, receipts: Sequence[Receipt]) -> None:
+        """Take the receipts of one part; raise StorageError if earlier ones could not be stored."""
         if self._failure is not None:
             raise self._failure
         with self._lock:
-            self._waiting.append(receipt)
+            self._waiting.append(receipts)
         if self._thread.ident is None:
             self._thread.start()
 
@@ -63,15 +66,23 @@ class ReceiptLog:
         """Store all receipts now."""
         with self._lock:
             while self._waiting:
-                batch = self._waiting[: SEGMENT_RECEIPTS - len(self._open)]
+                parts = self._next_parts()
+                batch = [receipt for part in parts for receipt in part]
                 segment = pa.concat_tables([self._open, receipts_table(batch)])
                 fresh = f"{self.folder}/{self.driver}-{len(self.segments):06}.parquet"
                 storage_of(self.folder).write(self.segments[-1] if len(self._open) else fresh, parquet_bytes(segment))
                 self.segments += [] if len(self._open) else [fresh]
-                self._open = segment if len(segment) < SEGMENT_RECEIPTS else RECEIPTS.empty_table()
-                self._waiting = self._waiting[len(batch) :]
+                self._open = segment
+                self._waiting = self._waiting[len(parts) :]
                 for receipt in batch:
                     self._on_stored(receipt)
+
+    def _next_parts(self) -> list[Sequence[Receipt]]:
+        """Return the waiting parts that the open segment has room for; without room for one, begin a new segment."""
+        if len(self._open) + len(self._waiting[0]) > SEGMENT_RECEIPTS:
+            self._open = RECEIPTS.empty_table()
+        ends = len(self._open) + np.cumsum([len(part) for part in self._waiting])
+        return self._waiting[: max(1, int((ends <= SEGMENT_RECEIPTS).sum()))]
 
     def close(self) -> None:
         """Store the remaining receipts and end the thread."""
@@ -110,12 +121,26 @@ def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
     for data in sources:
         with pq.ParquetFile(BytesIO(data)) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                pending.append(batch.select(columns))
+                pending.append(_completed(batch, columns))
                 if sum(map(len, pending)) >= BATCH_ROWS:
                     yield pa.Table.from_batches(pending).combine_chunks()
                     pending = []
     if pending:
         yield pa.Table.from_batches(pending).combine_chunks()
+
+
+def _completed(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
+    """Add the columns that lists of version 3 lack, in which every shard had a part of its own."""
+    zeros = np.zeros(len(batch), np.int64)
+    lacking = {
+        "span": lambda: batch["rows_in"],
+        "part_row": lambda: pa.array(zeros),
+        "rejects_row": lambda: pa.array(zeros),
+        "waits": lambda: pa.array([[]] * len(batch), RECEIPTS.field("waits").type),
+    }
+    there = batch.schema.names
+    arrays = [batch[name] if name in there else lacking[name]() for name in columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([RECEIPTS.field(name) for name in columns]))
 
 
 def parse_ids(names: pa.Array | pa.ChunkedArray) -> ShardIds:
@@ -128,6 +153,11 @@ def shard_ids(receipts: pa.Table) -> ShardIds:
     return parse_ids(receipts["shard"])
 
 
+def part_ids(receipts: pa.Table) -> ShardIds:
+    """Return the ids of the parts in a table of receipts, the digests in their names: [N]."""
+    return parse_ids(pc.utf8_slice_codeunits(receipts["part"], len("part-"), len("part-") + 16))
+
+
 def are_among(ids: ShardIds, ascending: ShardIds) -> npt.NDArray[np.bool_]:
     """Return which ids occur in an ascending array: [N]. np.isin would sort that array again for every batch."""
     if len(ascending) == 0:
@@ -138,11 +168,17 @@ def are_among(ids: ShardIds, ascending: ShardIds) -> npt.NDArray[np.bool_]:
 def distinct(sources: list[bytes], without: ShardIds = NO_SHARDS) -> Iterator[pa.Table]:
     """Read receipts, each shard once, from the first source that has it; shards in `without` are left out."""
     ids = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches(sources, ["shard"]))])
-    wanted = np.zeros(len(ids), bool)
-    wanted[np.unique(ids, return_index=True)[1]] = True
-    wanted &= ~are_among(ids, np.sort(without))
+    wanted = first_ones(ids, without)
     done = 0
     for table in batches(sources, RECEIPTS.names):
         mask = wanted[done : done + len(table)]
         yield table if mask.all() else table.filter(pa.array(mask))
         done += len(table)
+
+
+def first_ones(ids: ShardIds, without: ShardIds) -> npt.NDArray[np.bool_]:
+    """Return which ids occur for the first time and are not among `without`: [N]."""
+    first = np.zeros(len(ids), bool)
+    first[np.unique(ids, return_index=True)[1]] = True
+    first &= ~are_among(ids, np.sort(without))
+    return first

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Self
+from dataclasses import dataclass, fields
 
 import pyarrow as pa
 
@@ -26,15 +25,37 @@ class Receipt(Counts):
     """First row of the shard, counted in the file."""
     last: bool
     """Whether the file ends with this shard."""
+    span: int
+    """Rows of the file that the shard accounts for: `rows_in`, and those that could not be read where their number is known."""
     read_error: str | None = None
-    """Why the file could not be read any further; None if it could."""
+    """Why the rows after the shard could not be read; None if they could."""
+    part: str = ""
+    """Name of the part that holds its rows, which it may share with other shards; empty until that is written."""
+    part_row: int = 0
+    """Where its `rows_out` rows begin in the part."""
+    rejects_part: str | None = None
+    """Path, relative to the output folder, of the file that holds its rejects; None without any."""
+    rejects_row: int = 0
+    """Where its rejects begin in that file."""
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+    @property
+    def rejects(self) -> int:
+        """Number of its rows in the file of rejects, in which what could not be read is one more."""
+        return sum(self.rejected.values()) + (self.read_error is not None)
 
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        return cls(**json.loads(text))
+
+FIELDS = tuple(field.name for field in fields(Receipt))
+
+
+def encode_receipts(receipts: Sequence[Receipt]) -> str:
+    """Encode receipts as JSON, as they travel between processes."""
+    values = [[getattr(receipt, name) for name in FIELDS] for receipt in receipts]
+    return json.dumps(values, separators=(",", ":"))
+
+
+def decode_receipts(text: str) -> list[Receipt]:
+    """Decode what `encode_receipts` returned."""
+    return [Receipt(**dict(zip(FIELDS, values, strict=True))) for values in json.loads(text)]
 
 
 RECEIPTS = arrow_schema(Receipt)

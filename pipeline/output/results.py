@@ -12,14 +12,18 @@ from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from pipeline.corpus.listing import Corpus, list_inputs, of_entries
 from pipeline.errors import UserError
+from pipeline.output.generations import Generations
 from pipeline.output.manifest import PART, REJECTS_PART, Manifest, read_manifest
-from pipeline.output.parts import MANIFEST, RECEIPTS_FOLDER
+from pipeline.output.parts import MANIFEST, RECEIPTS_FOLDER, Output
+from pipeline.output.receipt_log import distinct, read_segments
+from pipeline.output.receipts import RECEIPTS
 from pipeline.schema import REJECTS
 from pipeline.storage.base import S3_SCHEME, absolute, is_remote
 from pipeline.storage.locate import storage_of
@@ -48,8 +52,16 @@ def published(folder: str | Path) -> Manifest:
 
 
 def shards(manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
-    """Read the list of published shards, one row each: all columns of `manifest.SHARDS`, or some."""
+    """Read the list of published shards, one row each: all columns of `receipts.RECEIPTS`, or some."""
     return pq.read_table(BytesIO(manifest.read_shards()), columns=columns)
+
+
+def finished_shards(output: Output) -> pa.Table:
+    """Read the shards of an output folder that are done, published or not, by `receipts.RECEIPTS`."""
+    manifest = read_manifest(output.folder)
+    sources = [manifest.read_shards()] if manifest and manifest.generation == output.generation else []
+    segments = read_segments(Generations.read(output.folder).segments.get(output.generation, ()))
+    return pa.concat_tables([RECEIPTS.empty_table(), *distinct([*sources, *segments])])
 
 
 def results_as_corpus(folder: str) -> Corpus:
@@ -74,7 +86,8 @@ def _has_begun(location: str) -> bool:
 
 def _dataset(manifest: Manifest, column: str, schema: pa.Schema) -> ds.Dataset:
     """Open the files that a column of the list of shards names as one data set."""
-    paths = [f"{manifest.folder}/{name}" for name in shards(manifest, [column])[column].drop_null().to_pylist()]
+    names = pc.unique(shards(manifest, [column])[column].drop_null()).to_pylist()  # a part has many shards
+    paths = [f"{manifest.folder}/{name}" for name in names]
     if is_remote(manifest.folder):
         from pipeline.storage.s3 import arrow_filesystem
 

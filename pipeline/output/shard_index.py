@@ -57,7 +57,7 @@ class ShardIndex:
         """Record a finished shard; raise UserError if its file had other content when earlier shards were done."""
         self._file.append(self._number(receipt.file, receipt.size, receipt.version))
         self._start.append(receipt.start)
-        self._rows.append(receipt.rows_in)
+        self._rows.append(receipt.span)
         self._last.append(receipt.last)
 
     def add_table(self, receipts: pa.Table) -> None:
@@ -68,7 +68,7 @@ class ShardIndex:
         numbers = np.array([self._numbers[path] for path in files.dictionary.to_pylist()], np.int32)
         self._file.frombytes(numbers[files.indices.to_numpy()].tobytes())
         self._start.frombytes(receipts["start"].to_numpy().astype(np.int64).tobytes())
-        self._rows.frombytes(receipts["rows_in"].to_numpy().astype(np.int64).tobytes())
+        self._rows.frombytes(receipts["span"].to_numpy().astype(np.int64).tobytes())
         self._last.frombytes(receipts["last"].to_numpy().astype(np.int8).tobytes())
 
     def unfinished(self, files: Iterable[InputFile]) -> dict[str, tuple[int, ...]]:

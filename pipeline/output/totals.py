@@ -30,6 +30,11 @@ class Totals(Counts):
         counts = {name: getattr(receipt, name) for name in merge_rules(self)}
         return self._merge(counts, shards=self.shards + 1, unreadable=unreadable)
 
+    def merged(self, more: Self) -> Self:
+        """Return the sum of two totals."""
+        counts = {name: getattr(more, name) for name in merge_rules(self)}
+        return self._merge(counts, shards=self.shards + more.shards, unreadable=self.unreadable | more.unreadable)
+
     def plus_table(self, receipts: pa.Table) -> Self:
         """Return totals with all shards of a table, by `receipts.RECEIPTS`."""
         broken = receipts.filter(pc.is_valid(receipts["read_error"]))

@@ -14,6 +14,7 @@ from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import InputFile
 from pipeline.corpus.reader import read_shards
 from pipeline.output.parts import Output
+from pipeline.output.results import finished_shards
 from pipeline.reports.page import Table
 from pipeline.schema import EXIT_LAYER, ID, LABEL, PAIR, SCORE, TEXT, UNCERTAINTY, VALUE
 from pipeline.storage.locate import storage_of
@@ -48,15 +49,21 @@ def examples(files: Sequence[InputFile], columns: Columns, output: Output) -> Ta
 def _parts_with_texts(
     files: Sequence[InputFile], columns: Columns, output: Output
 ) -> Iterator[tuple[pa.Table, pa.Array]]:
-    """Yield output parts, each with the texts of its rows; parts that are missing or lack some rows are skipped."""
-    storage = storage_of(output.folder)
+    """Yield the results of shards, each with the texts of its rows; shards that are missing or lack some rows are skipped."""
+    storage, places = (
+        storage_of(output.folder),
+        finished_shards(output).select(["shard", "part", "part_row", "rows_out"]),
+    )
+    done = {place["shard"]: place for place in places.to_pylist()}
     for file in files:
         for shard in read_shards(file, columns):
-            stored = storage.read(f"{output.folder}/{output.part(shard.id)}")
-            rows = shard.rows
-            if stored is None or not len(rows):
+            place, rows = done.get(shard.id), shard.rows
+            if place is None or not len(rows):
                 continue
-            part = pq.read_table(pa.BufferReader(stored[0]))
+            stored = storage.read(f"{output.folder}/{place['part']}")
+            if stored is None:
+                continue
+            part = pq.read_table(pa.BufferReader(stored[0])).slice(place["part_row"], place["rows_out"])
             if part[ID].to_pylist() != rows[ID].to_pylist():
                 continue  # a later stage rejected rows of this shard
             texts = rows[TEXT] if PAIR not in rows.column_names else _join_pairs(rows)

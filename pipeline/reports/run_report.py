@@ -19,7 +19,7 @@ REPORT = "_report.html"
 STEPS = 60
 """A chart over time has at most this many steps."""
 MIN_MOMENTS = 6
-"""A chart over time needs at least this many shards to be worth drawing."""
+"""A chart over time needs at least this many bundles to be worth drawing."""
 FILES_SHOWN = 50
 """At most this many unreadable files are listed by name."""
 
@@ -43,7 +43,7 @@ class RunSummary:
     fresh: Totals
     """The counts of this run alone."""
     timeline: Timeline
-    """When this run finished each of its shards."""
+    """When this run finished each of its bundles."""
     audit: AuditResult
     """The audit of the rows that no earlier manifest covers."""
     examples: Table | None = None
@@ -97,7 +97,7 @@ def rows(totals: Totals) -> Section:
     """Show how many rows were read, classified, rejected and truncated."""
     pairs = [
         ("read", f"{totals.rows_in:,}"),
-        ("classified", f"{totals.rows_out:,} in {totals.shards:,} parts"),
+        ("classified", f"{totals.rows_out:,} of {totals.shards:,} shards"),
         ("rejected", f"{totals.rows_rejected:,}, each with a reason in _rejects/"),
         ("truncated", f"{totals.truncated:,} were longer than the model takes"),
         ("tokens", f"{totals.tokens:,}"),
@@ -205,24 +205,30 @@ def stages_over_time(moments: Sequence[Moment]) -> Section | None:
     """Chart how many workers each stage kept busy over the run."""
     names = dict.fromkeys(stage for moment in moments for stage in moment.seconds)
     readers = {name: partial(_seconds_of, name) for name in names}
-    note = "Counted when a shard is done, so a stage appears a little later than it worked."
+    note = "Counted when a bundle is done, so a stage appears a little later than it worked."
     return _over_time(moments, "Workers busy, by stage", "workers", readers, note)
 
 
 def _seconds_of(stage: str, moment: Moment) -> float:
-    """Return the seconds that a stage spent on the shard that was done at this moment."""
+    """Return the seconds that a stage spent on the bundle that was done at this moment."""
     return moment.seconds.get(stage, 0.0)
 
 
 def stages(fresh: Totals) -> Section | None:
     """List time and memory by stage."""
     cells = [
-        [stage, f"{seconds:,.1f}", f"{fresh.cpu_seconds.get(stage, 0):,.1f}", f"{fresh.peak_mb.get(stage, 0):,.0f}"]
+        [
+            stage,
+            f"{seconds:,.1f}",
+            f"{fresh.cpu_seconds.get(stage, 0):,.1f}",
+            f"{fresh.waits.get(stage, 0):,.1f}",
+            f"{fresh.peak_mb.get(stage, 0):,.0f}",
+        ]
         for stage, seconds in fresh.seconds.items()
     ]
-    note = "Summed over all workers of this run; the peak is that of one worker."
+    note = "Summed over all workers of this run, the time that bundles waited for a stage too; the peak is that of one worker."
     return (
-        Table("Time and memory, by stage", ["stage", "seconds", "CPU seconds", "peak MB"], cells, note)
+        Table("Time and memory, by stage", ["stage", "seconds", "CPU seconds", "waited for", "peak MB"], cells, note)
         if cells
         else None
     )
@@ -231,13 +237,13 @@ def stages(fresh: Totals) -> Section | None:
 def _over_time(
     moments: Sequence[Moment], title: str, unit: str, readers: Mapping[str, Callable[[Moment], float]], note: str = ""
 ) -> Section | None:
-    """Chart what `readers` take from each shard, per second, over the time at which the shards were done."""
+    """Chart what `readers` take from each bundle, per second, over the time at which the bundles were done."""
     if len(moments) < MIN_MOMENTS or moments[-1].at <= moments[0].at:
         return None
     first, span = moments[0].at, moments[-1].at - moments[0].at
     steps = min(STEPS, len(moments) // 2)
     values = {name: [0.0] * steps for name in readers}
-    for moment in moments[1:]:  # the clock starts when the first shard is done
+    for moment in moments[1:]:  # the clock starts when the first bundle is done
         step = min(int((moment.at - first) / span * steps), steps - 1)
         for name, read in readers.items():
             values[name][step] += read(moment) * steps / span

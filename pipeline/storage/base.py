@@ -23,13 +23,15 @@ LOCAL_BUFFER_BYTES, REMOTE_BUFFER_BYTES = 1 << 20, 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of a listing, such as `Entry("s3://bucket/a.csv", 1024, "9bb58f26192e4ba00f01e2e7b136bbd8")`."""
+    """A file of a listing, such as `Entry("s3://bucket/a.csv", 1024, "9bb58f26192e4ba00f01e2e7b136bbd8", 1.8e9)`."""
 
     path: str
     size: int
     """Bytes."""
     version: str
     """Time of modification in ns since the epoch, or ETag; another version means other content."""
+    modified: float
+    """Time of modification in seconds since the epoch, by the storage's clock."""
 
 
 class RawFile(Protocol):

@@ -132,4 +132,4 @@ def lock_folder(folder: str, name: str) -> Iterator[bool]:
 
 
 def _entry(path: str, status: os.stat_result) -> Entry:
-    return Entry(path, status.st_size, str(status.st_mtime_ns))
+    return Entry(path, status.st_size, str(status.st_mtime_ns), status.st_mtime)

@@ -40,7 +40,7 @@ class S3Storage:
         with translate_errors(path):
             file = arrow_filesystem(path).open_input_file(path.removeprefix(S3_SCHEME))
             version = file.metadata().get("ETag", b"").decode().strip('"')
-            return StoredFile(Entry(path, file.size(), version), file)
+            return StoredFile(Entry(path, file.size(), version, float("nan")), file)
 
     def read(self, path: str) -> tuple[bytes, str] | None:
         with _translate_errors(path), _ignore_not_found():
@@ -53,14 +53,15 @@ class S3Storage:
             return None
         with _translate_errors(path), _ignore_not_found():
             response = _client().head_object(**_bucket_and_key(path))
-            return Entry(path, response["ContentLength"], _version(response))
+            return Entry(path, response["ContentLength"], _version(response), response["LastModified"].timestamp())
         return None
 
     def walk(self, folder: str) -> Iterator[Entry]:
         for bucket, page in _pages(folder, Prefix=_key_prefix(folder)):
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # consoles make such objects to show an empty folder
-                    yield Entry(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], _version(item))
+                    modified = item["LastModified"].timestamp()
+                    yield Entry(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], _version(item), modified)
 
     def names(self, folder: str, prefix: str = "") -> Iterator[str]:
         parent = _key_prefix(folder)

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
+from pipeline.bulk.bundle import Bundle
 from pipeline.bulk.codec import token_rows
-from pipeline.bulk.shard_block import ShardBlock
-from pipeline.bulk.stages import blocks_of, tokenize_rows, tokenized_shards
+from pipeline.bulk.stages import blocks_of, tokenize_rows, tokenized_bundles
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import label_numbers
@@ -82,15 +82,21 @@ class StreamSource:
         left = None if self.spec.limit is None else self.spec.limit - sum(key.rows for key in seen)
         if left is not None and left <= 0:
             return
-        for table in blocks_of(self._chain(epoch, seen)):
-            block = ShardBlock.from_arrow(table)
-            self._warn(block.receipt)
-            global_rows = block.receipt.rows_in if left is None else min(block.receipt.rows_in, left)
-            yield self._chunk(block, global_rows)
+        for receipt, rows in self._shards(epoch, seen):
+            self._warn(receipt)
+            global_rows = receipt.rows_in if left is None else min(receipt.rows_in, left)
+            yield self._chunk(receipt, rows, global_rows)
             if left is not None:
                 left -= global_rows
                 if left <= 0:
                     return
+
+    def _shards(self, epoch: int, seen: list[_Key]) -> Iterator[tuple[Receipt, pa.Table]]:
+        """Yield the shards that are left of an epoch, each as its receipt and this worker's rows of it."""
+        for table in blocks_of(self._chain(epoch, seen)):
+            bundle = Bundle.from_arrow(table)
+            for receipt, start in zip(bundle.receipts, bundle.bounds.tolist(), strict=False):
+                yield receipt, bundle.rows.slice(start, receipt.rows_out)
 
     def _chain(self, epoch: int, seen: list[_Key]) -> Dataset:
         """Build the chain that reads and tokenizes what is left of an epoch, in the order of its seed."""
@@ -99,7 +105,7 @@ class StreamSource:
         starts: dict[str, set[int]] = {}
         for key in seen:
             starts.setdefault(key.path, set()).add(key.start)
-        chain = tokenized_shards(
+        chain = tokenized_bundles(
             [files[number] for number in order],
             starts,
             self.spec.columns,
@@ -109,13 +115,13 @@ class StreamSource:
         chain.context.execution_options.preserve_order = True  # or a run would not repeat with its seed
         return chain
 
-    def _chunk(self, block: ShardBlock, global_rows: int) -> Chunk:
+    def _chunk(self, receipt: Receipt, rows: pa.Table, global_rows: int) -> Chunk:
         """Make the chunk of a shard, of which the first `global_rows` rows (over all workers) are used."""
-        spec, receipt = self.spec, block.receipt
+        spec = self.spec
         fraction = receipt.input_bytes / max(spec.corpus.size, 1)
         if spec.limit is not None:  # the epoch ends with the files or at the limit, whichever comes first
             fraction = max(fraction, global_rows / spec.limit)
-        rows = block.rows.filter(pc.less(block.rows[ROW], receipt.start + global_rows))
+        rows = rows.filter(pc.less(rows[ROW], receipt.start + global_rows))
         if receipt.file in self.leave_out:
             rows = rows.filter(pc.invert(pa.array(_is_held_out(rows))))
         key = _Key(path=receipt.file, start=receipt.start, rows=global_rows)

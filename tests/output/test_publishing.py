@@ -126,7 +126,7 @@ def test_overwriting_leaves_the_old_results_whole_until_the_new_ones_are(corpus:
     with Ledger(folder, OTHER, overwrite=True) as ledger:  # ended half way
         ledger.begin(SCHEMA)
         assert set(ledger.unfinished(corpus.files)) == {file.path for file in corpus.files}
-        finish(ledger, receipt(corpus, 0, 0, 20, last=False), "new")
+        finish(ledger, receipt(corpus, 0, 0, 20, last=False), label="new")
     assert read_all(folder) == (ALL_IDS, {"old"})
     assert run_all(folder, corpus, FINGERPRINT, "old") is None  # nothing was lost for the command before, either
     with Ledger(folder, OTHER, overwrite=True) as ledger:  # goes on, does not start over
@@ -239,14 +239,14 @@ def test_overwriting_that_was_stopped_starts_over_when_its_input_changed(
         run_all(folder, corpus, FINGERPRINT, "old")
     with Ledger(folder, OTHER, overwrite=True) as stopped:
         stopped.begin(SCHEMA)
-        finish(stopped, receipt(corpus, 0, 0, 30, last=True), "stopped")
+        finish(stopped, receipt(corpus, 0, 0, 30, last=True), label="stopped")
     storage_of(place).write(f"{place}/in/a.txt", b"y\n" * 31)
     changed = list_inputs(f"{place}/in")
     with Ledger(folder, OTHER, overwrite=True) as again:
         assert set(again.unfinished(changed.files)) == {file.path for file in changed.files}
         again.begin(SCHEMA)
-        finish(again, receipt(changed, 0, 0, 31, last=True), "new")
-        finish(again, receipt(changed, 1, 0, 30, last=True), "new")
+        finish(again, receipt(changed, 0, 0, 31, last=True), label="new")
+        finish(again, receipt(changed, 1, 0, 30, last=True), label="new")
         again.publish(1.0, {})
     ids, labels = read_all(folder)
     assert (ids, labels) == (sorted([*ALL_IDS, "a.txt:30"]), {"new"})
@@ -259,9 +259,9 @@ def test_a_driver_whose_results_were_replaced_publishes_no_more(s3: S3Server) ->
     corpus, folder = make_corpus(location), make_folder(location)
     with Ledger(folder, FINGERPRINT) as zombie:
         zombie.begin(SCHEMA)
-        finish(zombie, receipt(corpus, 0, 0, 30, last=True), "zombie")
+        finish(zombie, receipt(corpus, 0, 0, 30, last=True), label="zombie")
         run_all(folder, corpus, OTHER, "new", overwrite=True)
-        finish(zombie, receipt(corpus, 1, 0, 30, last=True), "zombie")
+        finish(zombie, receipt(corpus, 1, 0, 30, last=True), label="zombie")
         with pytest.raises(UserError, match="another run has published other results there meanwhile"):
             zombie.publish(1.0, {})
     assert read_all(folder) == (ALL_IDS, {"new"})

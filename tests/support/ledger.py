@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.bulk.bundle import BUNDLE_REJECTS, SHARD, Bundle
 from pipeline.corpus.listing import Corpus, list_inputs
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import prepare_folder
@@ -41,6 +42,7 @@ def receipt(corpus: Corpus, file: int, start: int, rows: int, *, last: bool) -> 
         size=source.size,
         version=source.version,
         start=start,
+        span=rows,
         last=last,
         input_bytes=10.0,
         rows_in=rows,
@@ -54,17 +56,32 @@ def receipt(corpus: Corpus, file: int, start: int, rows: int, *, last: bool) -> 
     )
 
 
-def write(ledger: Ledger, done: Receipt, label: str = "good") -> None:
-    """Write the parts of a shard, as the last stage does."""
-    ids = [f"{Path(done.file).name}:{row}" for row in range(done.start, done.start + done.rows_in)]
-    rows = pa.table({"id": ids[1:], "label": [label] * (len(ids) - 1)}, schema=SCHEMA)
-    reject = {"id": ids[0], "file": done.file, "row": done.start, "reason": "null_text", "detail": None}
-    ledger.output.write(done.shard, rows, pa.Table.from_pylist([reject], REJECTS))
+def write(ledger: Ledger, *done: Receipt, label: str = "good") -> list[Receipt]:
+    """Write the part of some shards and their rejects, as the last stage does, and return the receipts that name it."""
+    rows, rejects = SCHEMA.empty_table(), REJECTS.empty_table()
+    for one in done:
+        ids = [f"{Path(one.file).name}:{row}" for row in range(one.start, one.start + one.rows_in)]
+        good = pa.table({"id": ids[1:], "label": [label] * (len(ids) - 1)}, schema=SCHEMA)
+        reject = {"id": ids[0], "file": one.file, "row": one.start, "reason": "null_text", "detail": None}
+        rows, rejects = (
+            pa.concat_tables([rows, good]),
+            pa.concat_tables([rejects, pa.Table.from_pylist([reject], REJECTS)]),
+        )
+    bundle = Bundle(receipts=[*done], rows=rows, rejects=with_shards(rejects), sent=0.0)
+    bundle.write(ledger.output)
+    return bundle.receipts
 
 
-def finish(ledger: Ledger, done: Receipt, label: str = "good") -> None:
-    write(ledger, done, label)
-    ledger.add(done)
+def with_shards(rejects: pa.Table) -> pa.Table:
+    """Number rejects as those of one shard after the other, one each."""
+    return rejects.append_column(SHARD, pa.array(range(len(rejects)), pa.int32())).cast(BUNDLE_REJECTS)
+
+
+def finish(ledger: Ledger, *done: Receipt, label: str = "good") -> list[Receipt]:
+    """Write the part of some shards and record them."""
+    receipts = write(ledger, *done, label=label)
+    ledger.add(receipts)
+    return receipts
 
 
 def run_all(
@@ -81,7 +98,7 @@ def run_all(
             if file.path in left:
                 for start, rows in ((0, 20), (20, 10)):
                     if start not in left[file.path]:
-                        finish(ledger, receipt(corpus, number, start, rows, last=start == 20), label)
+                        finish(ledger, receipt(corpus, number, start, rows, last=start == 20), label=label)
         return ledger.publish(1.5, {})
 
 

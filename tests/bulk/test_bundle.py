@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline.bulk.shard_block import ShardBlock
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.bulk.codec import token_rows, with_predictions, with_tokens
-from pipeline.bulk.shard_block import ShardBlock
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.bulk.stages import _read, _tokenize, _write, tokenize_rows
 from pipeline.corpus.columns import Columns

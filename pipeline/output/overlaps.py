@@ -1,0 +1,118 @@
+"""Shards that lie in two parts: what two drivers on S3 leave that did the same shards in bundles of their own.
+
+    one driver      part-a: shards 1 2 3        the list of shards      part-a: 1 2 3
+    the other       part-b: shards 3 4                                  part-c: 4, which is part-b without 3
+
+Whoever reads a part gets all rows of it. So a shard stays in one part, and the other part is written anew without it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import StorageError
+from pipeline.output.parts import Output
+from pipeline.output.receipt_log import (
+    NO_SHARDS,
+    ShardIds,
+    are_among,
+    batches,
+    distinct,
+    first_ones,
+    part_ids,
+    shard_ids,
+)
+from pipeline.storage.locate import storage_of
+
+PLACE = ("part", "part_row", "rejects_part", "rejects_row")
+"""Columns of a receipt that say where its rows are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """Shards that lie in another part now."""
+
+    places: dict[str, dict[str, object]]
+    """Their new PLACE, by shard."""
+
+    def apply(self, receipts: pa.Table) -> pa.Table:
+        """Return receipts with the new places of their shards."""
+        if not self.places:
+            return receipts
+        for name in PLACE:
+            values = [
+                self.places[shard][name] if shard in self.places else value
+                for shard, value in zip(receipts["shard"].to_pylist(), receipts[name].to_pylist(), strict=True)
+            ]
+            field = receipts.schema.field(name)
+            receipts = receipts.set_column(receipts.schema.names.index(name), field, pa.array(values, field.type))
+        return receipts
+
+
+def separate(sources: list[bytes], without: ShardIds, output: Output) -> Moves:
+    """Write anew, each without the shards that an earlier one has, the parts of which `distinct` takes some shards only.
+
+    Raises StorageError if such a part cannot be read.
+    """
+    tables = list(batches(sources, ["shard", "part"]))
+    ids = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in tables)])
+    parts = np.concatenate([NO_SHARDS, *(part_ids(table) for table in tables)])
+    split = _split_parts(ids, parts, first_ones(ids, without))
+    if not len(split):
+        return Moves({})
+    taken = [table.filter(pa.array(are_among(part_ids(table), split))) for table in distinct(sources, without)]
+    receipts = pa.concat_tables(taken).sort_by([("part", "ascending"), ("part_row", "ascending")])
+    places: dict[str, dict[str, object]] = {}
+    for part in pc.unique(receipts["part"]).to_pylist():
+        places |= _rewrite(receipts.filter(pc.equal(receipts["part"], part)), output)
+    return Moves(places)
+
+
+def _split_parts(ids: ShardIds, parts: ShardIds, wanted: np.ndarray) -> ShardIds:
+    """Return the parts of which some shards are wanted, and others are wanted from another part."""
+    order = np.argsort(ids[wanted])
+    wanted_ids, wanted_parts = ids[wanted][order], parts[wanted][order]
+    elsewhere = ~wanted & are_among(ids, wanted_ids)
+    home = wanted_parts[np.searchsorted(wanted_ids, ids[elsewhere])]
+    return np.intersect1d(parts[elsewhere][home != parts[elsewhere]], wanted_parts)
+
+
+def _rewrite(receipts: pa.Table, output: Output) -> dict[str, dict[str, object]]:
+    """Write these shards of a part, and their rejects, as a part of their own; return their new places."""
+    shards = receipts.select(["shard", "rows_out", "rejected", "read_error", *PLACE]).to_pylist()
+    rejects = [sum(dict(s["rejected"]).values()) + (s["read_error"] is not None) for s in shards]
+    rows = _slices(output, shards[0]["part"], [(s["part_row"], s["rows_out"]) for s in shards])
+    lost = next((s["rejects_part"] for s in shards if s["rejects_part"]), None)
+    spans = [(s["rejects_row"], count) for s, count in zip(shards, rejects, strict=True)]
+    rejected = _slices(output, lost, spans) if lost else pa.table({})
+    part, rejects_part = output.write([s["shard"] for s in shards], rows, rejected)
+    starts = zip(_starts([s["rows_out"] for s in shards]), _starts(rejects), strict=True)
+    return {
+        s["shard"]: {
+            "part": part,
+            "part_row": row,
+            "rejects_part": rejects_part if count else None,
+            "rejects_row": rejects_row,
+        }
+        for s, count, (row, rejects_row) in zip(shards, rejects, starts, strict=True)
+    }
+
+
+def _slices(output: Output, name: str, spans: list[tuple[int, int]]) -> pa.Table:
+    """Read runs of rows, each given by start and length, of a file in the output folder."""
+    path = f"{output.folder}/{name}"
+    data = storage_of(path).read(path)
+    if data is None:
+        raise StorageError(f"{path}: is gone, though receipts name it")
+    whole = pq.read_table(BytesIO(data[0]))
+    return pa.concat_tables([whole.slice(start, count) for start, count in spans])
+
+
+def _starts(counts: list[int]) -> Iterator[int]:
+    """Return where each of some runs begins that lie one after the other: [3, 2] -> 0, 3."""
+    return iter(np.cumsum([0, *counts])[:-1].tolist())
