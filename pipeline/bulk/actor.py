@@ -100,9 +100,9 @@ class ClassifyActor:
 
     def _audit(self, bundle: Bundle, spec: AuditSpec, tokens: TokenRows, predictions: Predictions) -> None:
         """Note on the receipts what full depth says to some rows."""
-        shards = [receipt.shard for receipt in bundle.receipts]
-        counts = audit(self.engine, self.full_depth, spec, shards, bundle.bounds, tokens, predictions)
-        bundle.note_each(lambda number: counts[number])
+        shards = {receipt.shard: receipt.rows_out for receipt in bundle.receipts}
+        counts = audit(self.engine, self.full_depth, spec, shards, tokens, predictions)
+        bundle.note_each(lambda number: counts.get(bundle.receipts[number].shard, {}))
 
     def _count(self, bundle: Bundle, tokens: TokenRows, predictions: Predictions) -> None:
         """Note on the receipts where rows exited and what that cost, padding by the tokens of each shard."""

@@ -6,7 +6,7 @@ are timed, in calls of the same size: their ratio estimates what full depth woul
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,23 +39,23 @@ def audit(
     engine: "Engine",
     full_depth: "Engine",
     spec: AuditSpec,
-    shards: Sequence[str],
-    bounds: IntArray,
+    shards: Mapping[str, int],
     tokens: TokenRows,
     predictions: Predictions,
-) -> list[dict[str, Any]]:
-    """Run some rows of S shards again, early and at full depth; return what was counted of each, as fields of its receipt.
+) -> dict[str, dict[str, Any]]:
+    """Run some rows of a bundle again, early and at full depth; return what was counted by shard, as fields of its receipt.
 
-    Rows bounds[i] to bounds[i + 1] - 1 are those of shards[i]; `full_depth` is `engine` with exits off. Nothing is returned of
-    a shard without rows to audit.
+    `shards` has the number of rows of each, in order; `full_depth` is `engine` with exits off. A shard without rows to audit is
+    left out.
     """
+    starts = np.cumsum([0, *shards.values()])
     by_shard = [
-        start + draw_rows(shard, end - start, spec.fraction)
-        for shard, start, end in zip(shards, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+        start + draw_rows(shard, rows, spec.fraction)
+        for start, (shard, rows) in zip(starts.tolist(), shards.items(), strict=False)
     ]
     drawn = np.concatenate(by_shard)
     if not len(drawn):
-        return [{} for _ in shards]
+        return {}
     rows = tokens.take(drawn)
     clock = Clock()
     early = engine.run(rows)
@@ -67,16 +67,16 @@ def audit(
     else:
         differs = full.label_ids != predictions.label_ids[drawn]
     flops = engine.flops.rows(rows.lengths, early.exit_layers) + engine.flops.full_depth(rows.lengths)
-    counted, end = [], 0
-    for audited in map(len, by_shard):
+    counted, end = {}, 0
+    for shard, audited in zip(shards, map(len, by_shard), strict=True):
         part, end = slice(end, end + audited), end + audited
-        counts = {
-            "audited": audited,
-            "differing": int(differs[part].sum()),
-            "early_seconds": early_seconds * audited / len(drawn),
-            "full_seconds": full_seconds * audited / len(drawn),
-            "audit_flops": float(flops[part].sum()),
-            "audit_uncertainty": bin_counts(full.uncertainty[part], spec.uncertainty_edges),
-        }
-        counted.append(counts if audited else {})
+        if audited:
+            counted[shard] = {
+                "audited": audited,
+                "differing": int(differs[part].sum()),
+                "early_seconds": early_seconds * audited / len(drawn),
+                "full_seconds": full_seconds * audited / len(drawn),
+                "audit_flops": float(flops[part].sum()),
+                "audit_uncertainty": bin_counts(full.uncertainty[part], spec.uncertainty_edges),
+            }
     return counted

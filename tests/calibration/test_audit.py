@@ -54,7 +54,7 @@ def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -
     engine, full_depth = Engine(loaded), Engine(loaded, EngineConfig(dtype="fp32"))
     predictions = engine.run(rows)
     full = full_depth.run(rows)
-    counts = audit(engine, full_depth, SPEC, "abc", rows, predictions)
+    counts = audit(engine, full_depth, SPEC, {"abc": 300}, rows, predictions)["abc"]
     drawn = draw_rows("abc", 300, 0.3)
     assert counts["audited"] == len(drawn)
     assert counts["differing"] == (predictions.label_ids != full.label_ids)[drawn].sum() > 0
@@ -64,11 +64,26 @@ def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -
     flops += engine.flops.full_depth(rows.lengths)[drawn].sum()
     assert counts["audit_flops"] == pytest.approx(flops)
     assert min(counts["early_seconds"], counts["full_seconds"]) > 0
-    again = audit(engine, full_depth, SPEC, "abc", rows, predictions)
+    again = audit(engine, full_depth, SPEC, {"abc": 300}, rows, predictions)["abc"]
     timed = ("early_seconds", "full_seconds")
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in counts.items() if k not in timed}
-    assert audit(engine, full_depth, AuditSpec(fraction=0.0), "abc", rows, predictions) == {}
+    assert audit(engine, full_depth, AuditSpec(fraction=0.0), {"abc": 300}, rows, predictions) == {}
     assert Totals().plus(replace(blank_receipt("a"), **counts)).audit_uncertainty == counts["audit_uncertainty"]
+
+
+def test_shards_of_a_bundle_are_audited_as_each_of_them_alone(exit_model: EarlyExitModel) -> None:
+    rows = random_rows(90, 40, seed=1)
+    loaded = LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32"))
+    engine, full_depth = Engine(loaded), Engine(loaded, EngineConfig(dtype="fp32"))
+    shards = {"a": 40, "none": 0, "b": 49, "c": 1}  # nothing is drawn of the last one
+    whole = audit(engine, full_depth, SPEC, shards, rows, engine.run(rows))
+    assert whole.keys() == {"a", "b"}
+    for shard, start in (("a", 0), ("b", 40)):
+        part = rows.slice(range(start, start + shards[shard]))
+        alone = audit(engine, full_depth, SPEC, {shard: shards[shard]}, part, engine.run(part))[shard]
+        for name in ("audited", "differing", "audit_uncertainty"):
+            assert whole[shard][name] == alone[name]
+        assert whole[shard]["audit_flops"] == pytest.approx(alone["audit_flops"])
 
 
 def test_values_differ_when_they_are_further_apart_than_the_tolerance(exit_model: EarlyExitModel) -> None:
@@ -76,7 +91,7 @@ def test_values_differ_when_they_are_further_apart_than_the_tolerance(exit_model
     loaded = LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32"))
     engine, full_depth = Engine(loaded), Engine(loaded, EngineConfig(dtype="fp32"))
     full = full_depth.run(rows)
-    assert audit(engine, full_depth, replace(SPEC, fraction=1.0), "abc", rows, full)["differing"] == 0
+    assert audit(engine, full_depth, replace(SPEC, fraction=1.0), {"abc": 100}, rows, full)["abc"]["differing"] == 0
 
 
 def test_workers_that_only_carry_a_spec_load_neither_scipy_nor_torch() -> None:
@@ -86,7 +101,7 @@ def test_workers_that_only_carry_a_spec_load_neither_scipy_nor_torch() -> None:
 
 
 def blank_receipt(shard: str) -> Receipt:
-    return Receipt(shard=shard, file="f", size=1, version="m", start=0, last=True)
+    return Receipt(shard=shard, file="f", size=1, version="m", start=0, span=0, last=True)
 
 
 def totals_with(audited: int, differing: int) -> Totals:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,7 +18,7 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.parts import Output, prepare_folder
 from pipeline.output.receipt_log import SEGMENT_RECEIPTS, are_among, parse_ids, shard_ids
 from pipeline.output.receipts import Receipt, receipts_table
-from pipeline.output.results import published
+from pipeline.output.results import published, shards
 from pipeline.output.totals import Totals
 from pipeline.schema import REJECTS
 from pipeline.storage.base import is_remote
@@ -106,7 +107,8 @@ def test_a_receipt_without_its_part_and_a_torn_segment_count_as_not_done(corpus:
         ledger.begin(SCHEMA)
         finish(ledger, receipt(corpus, 0, 0, 30, last=True))
         if not is_remote(folder):  # what S3 has taken it keeps
-            ledger.add(receipt(corpus, 1, 0, 30, last=True))  # no part
+            (lost,) = finish(ledger, receipt(corpus, 1, 0, 30, last=True))
+            storage_of(folder).delete([f"{folder}/{lost.part}"])
     with Ledger(folder, FINGERPRINT) as again:
         assert set(again.unfinished(corpus.files)) == {corpus.files[1].path}
     (name,) = (name for name in files_in(folder) if name.endswith("-000000.parquet"))
@@ -123,7 +125,9 @@ def test_a_receipt_without_its_part_and_a_torn_segment_count_as_not_done(corpus:
 def test_a_part_that_was_taken_away_is_made_again(tmp_path: Path) -> None:
     corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
     run_all(folder, corpus, FINGERPRINT)
-    storage_of(folder).delete([f"{folder}/{Output(folder).part(corpus.files[0].shard_id(20))}"])
+    table = shards(published(folder))
+    (lost,) = table.filter(pc.equal(table["shard"], corpus.files[0].shard_id(20)))["part"].to_pylist()
+    storage_of(folder).delete([f"{folder}/{lost}"])
     with Ledger(folder, FINGERPRINT) as ledger:
         assert not ledger.published()
         assert ledger.unfinished(corpus.files) == {corpus.files[0].path: (0,)}
@@ -188,7 +192,7 @@ def test_busy_servers_are_asked_again_and_dead_ones_named(s3: S3Server) -> None:
     s3.faults[:] = [Fault("PUT", "/out/")]
     with Ledger(folder, FINGERPRINT) as ledger:
         with pytest.raises(StorageError, match=rf"^{folder}/part-.*\.parquet: SlowDown: the test says so") as error:
-            ledger.output.write(corpus.files[0].shard_id(0), SCHEMA.empty_table(), REJECTS.empty_table())
+            ledger.output.write([corpus.files[0].shard_id(0)], SCHEMA.empty_table(), REJECTS.empty_table())
         assert "secret" not in str(error.value)
         s3.faults.clear()
 
@@ -204,7 +208,7 @@ def test_receipts_that_cannot_be_stored_end_the_run(s3: S3Server) -> None:
             s3.faults.append(Fault("PUT", "_receipts", "403 Access Denied"))
             deadline = time.monotonic() + 120
             while time.monotonic() < deadline:
-                ledger.add(receipt(corpus, 0, 0, 30, last=True))
+                ledger.add([receipt(corpus, 0, 0, 30, last=True)])
                 time.sleep(0.05)
 
     with pytest.raises(StorageError, match="AccessDenied"):
@@ -220,9 +224,22 @@ def test_segments_fill_up(tmp_path: Path) -> None:
     with Ledger(folder, FINGERPRINT) as ledger:
         ledger.begin(SCHEMA)
         for number in range(count):
-            ledger.add(receipt(corpus, 0, number, 1, last=False))
+            ledger.add([replace(receipt(corpus, 0, number, 1, last=False), part=f"part-{number:016x}.parquet")])
     rows = [pq.read_metadata(path).num_rows for path in sorted(Path(folder).glob("_receipts/g1/*.parquet"))]
     assert rows == [SEGMENT_RECEIPTS, SEGMENT_RECEIPTS, 10]
+
+
+def test_the_receipts_of_a_part_are_stored_together(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    sizes = [SEGMENT_RECEIPTS - 10, 20, SEGMENT_RECEIPTS + 1, 5]
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        for number, size in enumerate(sizes):
+            shard = replace(receipt(corpus, 0, 0, 1, last=False), part=f"part-{number:016x}.parquet")
+            ledger.add([replace(shard, start=row) for row in range(size)])
+    parts = [pq.read_table(path)["part"] for path in sorted(Path(folder).glob("_receipts/g1/*.parquet"))]
+    assert [len(part) for part in parts] == sizes
+    assert [len(part.unique()) for part in parts] == [1] * len(sizes)
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
@@ -246,8 +263,8 @@ def test_a_failed_write_leaves_nothing_and_names_path_and_cause(
 
     folder = make_folder(str(tmp_path))
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=rf"^{folder}/part-abc\.parquet: No space left on device$"):
-        Output(folder).write("abc", SCHEMA.empty_table(), REJECTS.empty_table())
+    with pytest.raises(StorageError, match=rf"^{folder}/part-[0-9a-f]+\.parquet: No space left on device$"):
+        Output(folder).write(["abc"], SCHEMA.empty_table(), REJECTS.empty_table())
     assert not [path for path in Path(folder).rglob("*") if path.is_file()]
 
 
@@ -307,13 +324,13 @@ def test_parts_are_known_by_their_generation() -> None:
     names = [Output("", generation).part("0123456789abcdef") for generation in (1, 2, 12)]
     names += ["part-short.parquet", "part-0123456789abcdef.parquet.tmp", "part-0123456789abcdefXparquet"]
     for generation in (1, 2, 12):
-        assert Output("", generation).shards_of(names).to_pylist() == ["0123456789abcdef"]
-    assert Output("", 3).shards_of(names).to_pylist() == []
+        assert Output("", generation).digests_of(names).to_pylist() == ["0123456789abcdef"]
+    assert Output("", 3).digests_of(names).to_pylist() == []
 
 
 def test_totals_add_up() -> None:
     totals = Totals()
-    plain = {"file": "f", "size": 1, "version": "m", "start": 0, "last": True, "input_bytes": 1.0}
+    plain = {"file": "f", "size": 1, "version": "m", "start": 0, "span": 4, "last": True, "input_bytes": 1.0}
     for exits in ([3, 1], [0, 4]):
         receipt = Receipt(**plain, shard="s", rows_in=4, rows_out=4, exits=exits)  # type: ignore[arg-type]
         totals = totals.plus(receipt)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -79,10 +80,11 @@ def test_a_job_that_reads_results_takes_published_parts_only(corpus: Corpus, fol
     with Ledger(folder, FINGERPRINT) as ledger:
         ledger.publish(1.0, {})
         write(ledger, receipt(corpus, 1, 0, 30, last=True))  # by a run that goes on
+    (part,) = set(shards(published(folder))["part"].to_pylist())
     (file,) = results_as_corpus(folder).files
     (alone,) = results_as_corpus(file.path).files  # a file is an input as any
     assert alone.path == file.path
-    assert file.path == f"{folder}/{file.name}" == f"{folder}/part-{corpus.files[0].shard_id(0)}.parquet"
+    assert file.path == f"{folder}/{file.name}" == f"{folder}/{part}"
 
 
 def test_there_is_nothing_to_read_before_the_end(corpus: Corpus, folder: str) -> None:
@@ -102,7 +104,7 @@ def test_results_of_another_version_of_offramp_are_refused_in_one_line(
     run_all(folder, corpus, FINGERPRINT)
     storage, path = storage_of(folder), f"{folder}/_manifest.json"
     facts = published(folder).facts
-    storage.write(path, json.dumps(facts | {"version": facts["version"] - 1}).encode())
+    storage.write(path, json.dumps(facts | {"version": facts["version"] - 2}).encode())
     before = files_in(folder)
     with (
         pytest.raises(UserError, match=r"holds results of another version of offramp; choose another folder$"),
@@ -113,12 +115,12 @@ def test_results_of_another_version_of_offramp_are_refused_in_one_line(
 
 
 def test_parts_of_unknown_origin_are_not_mixed_in(corpus: Corpus, folder: str) -> None:
-    Output(folder).write("0123456789abcdef", SCHEMA.empty_table(), REJECTS.empty_table())
+    stray, _ = Output(folder).write(["0123456789abcdef"], SCHEMA.empty_table(), REJECTS.empty_table())
     with pytest.raises(UserError, match=r"holds parts but no _manifest\.json"), Ledger(folder, FINGERPRINT):
         pass
     run_all(folder, corpus, FINGERPRINT, overwrite=True)
     assert read_all(folder) == (ALL_IDS, {"good"})
-    assert "part-0123456789abcdef.parquet" not in files_in(folder)
+    assert stray not in files_in(folder)
 
 
 def test_overwriting_leaves_the_old_results_whole_until_the_new_ones_are(corpus: Corpus, folder: str) -> None:
@@ -194,6 +196,90 @@ def test_two_drivers_end_with_one_correct_result(corpus: Corpus, folder: str) ->
             second.publish(1.0, {})
     assert read_all(folder) == (ALL_IDS, {"good"})
     assert run_all(folder, corpus, FINGERPRINT) is None
+
+
+def test_shards_that_two_drivers_bundled_in_their_own_ways_are_published_once(s3: S3Server) -> None:
+    """Parts with the same shard in them cannot both stand: one is written anew without it."""
+    location = "s3://bucket/overlap"
+    corpus, folder = make_corpus(location), make_folder(location)
+    a0, a1 = receipt(corpus, 0, 0, 20, last=False), receipt(corpus, 0, 20, 10, last=True)
+    b0, b1 = receipt(corpus, 1, 0, 20, last=False), receipt(corpus, 1, 20, 10, last=True)
+    with Ledger(folder, FINGERPRINT) as first, Ledger(folder, FINGERPRINT) as second:
+        for driver in (first, second):
+            driver.begin(SCHEMA)
+        finish(first, a0, a1, b0)
+        finish(first, b1)
+        finish(second, b1, a1)
+        finish(second, b0, a0)
+        first.publish(1.0, {})
+        assert read_all(folder) == (ALL_IDS, {"good"})
+        second.publish(1.0, {})
+    assert read_all(folder) == (ALL_IDS, {"good"})
+    check_places(folder)
+    assert published(folder).facts["totals"]["rows_in"] == 60
+    assert run_all(folder, corpus, FINGERPRINT) is None
+
+
+def test_a_part_of_two_drivers_whose_files_differ_keeps_what_only_it_has(s3: S3Server) -> None:
+    location = "s3://bucket/overlap-of-inputs"
+    corpus, folder = make_corpus(location, ("a.txt", "b.txt", "c.txt")), make_folder(location)
+    a, b, c = (receipt(corpus, number, 0, 30, last=True) for number in range(3))
+    with Ledger(folder, FINGERPRINT) as first, Ledger(folder, FINGERPRINT) as second:
+        for driver, bundle in ((first, (a, b)), (second, (b, c))):
+            driver.begin(SCHEMA)
+            finish(driver, *bundle)
+        for driver in (first, second):
+            driver.publish(1.0, {})
+            check_places(folder)
+    assert read_all(folder) == (sorted([*ALL_IDS, *(f"c.txt:{row}" for row in range(30))]), {"good"})
+
+
+def check_places(folder: str) -> None:
+    """See that every shard's rows and rejects are where its receipt says, and nothing else is in a part."""
+    counts: dict[str, int] = {}
+    for shard in shards(published(folder)).to_pylist():
+        name = shard["file"].rsplit("/", 1)[1]
+        for part, row, count in (
+            (shard["part"], shard["part_row"], shard["rows_out"]),
+            (shard["rejects_part"], shard["rejects_row"], 1),
+        ):
+            data = storage_of(folder).read(f"{folder}/{part}")
+            assert data
+            ids = pq.read_table(pa.BufferReader(data[0]))["id"].to_pylist()
+            counts[part] = counts.get(part, len(ids)) - count
+            first = shard["start"] + (1 if part == shard["part"] else 0)  # the first row is the reject
+            assert ids[row : row + count] == [f"{name}:{number}" for number in range(first, first + count)]
+    assert set(counts.values()) == {0}
+
+
+def test_a_part_that_no_receipt_names_is_removed_after_publishing(corpus: Corpus, folder: str) -> None:
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        (loser,) = write(ledger, receipt(corpus, 0, 10, 20, last=True), label="done twice")
+    assert loser.part in files_in(folder)
+    run_all(folder, corpus, FINGERPRINT)
+    # On S3 another driver may be at work, whose receipts are on their way, so that only old parts go.
+    assert (loser.part in files_in(folder)) == is_remote(folder)
+    assert (loser.rejects_part in files_in(folder)) == is_remote(folder)
+    assert read_all(folder) == (ALL_IDS, {"good"})
+
+
+def test_on_s3_old_parts_go_unless_a_receipt_names_them(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.output.publish.UNUSED_SECONDS", -60.0)
+    location = "s3://bucket/unused"
+    corpus, folder = make_corpus(location), make_folder(location)
+    with Ledger(folder, FINGERPRINT) as slow, Ledger(folder, FINGERPRINT) as fast:
+        for driver in (slow, fast):
+            driver.begin(SCHEMA)
+        (kept,) = finish(slow, receipt(corpus, 0, 0, 30, last=True))
+        slow.flush()
+        (loser,) = write(fast, receipt(corpus, 1, 0, 30, last=True), label="done twice")
+        finish(fast, receipt(corpus, 1, 0, 30, last=True))
+        fast.publish(1.0, {})
+        assert kept.part in files_in(folder)
+        assert loser.part not in files_in(folder)
+        slow.publish(1.0, {})
+    assert read_all(folder) == (ALL_IDS, {"good"})
 
 
 def test_two_drivers_that_add_to_published_results_lose_nothing(s3: S3Server) -> None:

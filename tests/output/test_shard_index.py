@@ -28,6 +28,7 @@ def shards_of(number: int, rows: list[int]) -> list[Receipt]:
             size=1,
             version="m",
             start=start,
+            span=rows[shard],
             last=shard + 1 == len(rows),
             rows_in=rows[shard],
         )

@@ -147,7 +147,7 @@ def drift(args: argparse.Namespace) -> None:
             truncated=int(tokens.truncated.sum()),
             exits=np.bincount(predictions.exit_layers, minlength=model.shape.layers + 1)[1:].tolist(),
             length_histogram=length_histogram(tokens.rows.lengths),
-            **audit(engine, full_depth, spec, name, tokens.rows, predictions),
+            **audit(engine, full_depth, spec, {name: len(night)}, tokens.rows, predictions).get(name, {}),
         )
         found = judge(totals, guarantee)
         told = {signal.name: signal.psi for signal in found.signals}

@@ -64,6 +64,7 @@ def receipt(file: InputFile, shard: int, *, last: bool) -> Receipt:
         size=file.size,
         version=file.version,
         start=shard * 16_384,
+        span=16_384,
         last=last,
         input_bytes=1e6 + shard / 7,
         rows_in=16_384,
