@@ -130,10 +130,12 @@ class Bundle:
 
     def write(self, output: Output) -> None:
         """Write the part of the bundle and its rejects, and note on the receipts where their rows are."""
-        rejects = self.rejects_part()
-        shards = [receipt.shard for receipt in self.receipts]
-        part, rejects_part = output.write(shards, self.rows, rejects)
+        rejects, shards = self.rejects_part(), [receipt.shard for receipt in self.receipts]
         bounds, rejects_bounds = self.bounds, np.cumsum([0, *(receipt.rejects for receipt in self.receipts)])
+        whole = all(r.rows_in == r.rows_out + sum(r.rejected.values()) for r in self.receipts)
+        if not whole or (len(self.rows), len(rejects)) != (bounds[-1], rejects_bounds[-1]):
+            raise AssertionError(f"the bundle that begins with shard {shards[0]} lost rows")
+        part, rejects_part = output.write(shards, self.rows, rejects)
 
         def place(number: int) -> dict[str, Any]:
             return {

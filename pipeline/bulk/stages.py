@@ -218,9 +218,6 @@ def _write(batch: pa.Table, spec: ClassifySpec) -> pa.Table:
     """Write the part of one bundle, and that of its rejects, and pass on the receipts alone."""
     bundle = Bundle.from_arrow(batch)
     with bundle.stage("write"):
-        for receipt in bundle.receipts:
-            if receipt.rows_in != receipt.rows_out + sum(receipt.rejected.values()):
-                raise AssertionError(f"shard {receipt.shard} lost rows")
         bundle.write(spec.output)
     return pa.table({RECEIPTS_CELL: [encode_receipts(bundle.receipts)]})
 

@@ -2,10 +2,11 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 
-from pipeline.bulk.progress import Progress, duration
+from pipeline.bulk.progress import Progress, duration, slowest_stage
 from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
 
@@ -21,6 +22,7 @@ def totals_of(*shards: tuple[int, list[int]]) -> Totals:
                 size=1000,
                 version="1",
                 start=0,
+                span=0,
                 last=False,
                 input_bytes=100.0,
                 rows_in=sum(exits) + rejects,
@@ -37,7 +39,7 @@ def test_a_line_counts_what_earlier_runs_did_and_the_rate_of_this_one(monkeypatc
     monkeypatch.setattr("time.monotonic", lambda: next(times))
     progress = Progress(totals_of((1, [9, 0]), (0, [10, 0])), bytes_left=800, stream=io.StringIO())
     line = progress.line(totals_of((3, [0, 17]), (0, [20, 0])))
-    assert line == " 40%  60 rows  20 rows/s  0:06 left  mean exit 1.30  4 rejects"
+    assert line == " 40%  60 rows  20 rows/s  0:06 left  mean exit 1.30  4 rejects  waiting for reading"
     assert progress.line(Totals()).startswith(" 20%  20 rows  0 rows/s  ? left  mean exit 1.00  1 rejects")
 
 
@@ -45,7 +47,7 @@ def test_progress_leaves_the_totals_alone_that_it_is_given() -> None:
     before, fresh = totals_of((1, [9, 0])), totals_of((0, [0, 10]))
     progress = Progress(before, bytes_left=100, stream=io.StringIO())
     for _ in range(3):
-        progress.update(fresh)
+        progress.update(fresh, fresh)
     assert (before, fresh) == (totals_of((1, [9, 0])), totals_of((0, [0, 10])))
 
 
@@ -58,12 +60,39 @@ def test_a_terminal_gets_a_live_line_and_a_log_one_line_now_and_then(monkeypatch
     shown = [Progress(Totals(), 100, stream) for stream in (terminal, log)]
     for clock[0] in (1.0, 2.0, 11.0, 12.0, 30.0):
         for progress in shown:
-            progress.update(fresh)
+            progress.update(fresh, fresh)
     for progress in shown:
         progress.close(fresh)
     assert len(re.findall("\r\x1b\\[K100%  10 rows", terminal.getvalue())) == 5
-    assert terminal.getvalue().endswith("rejects\n")
+    assert terminal.getvalue().endswith("waiting for reading\n")
     assert [line[:13] for line in log.getvalue().splitlines()] == ["100%  10 rows"] * 2
+
+
+@pytest.mark.parametrize(
+    ("waits", "stage"),
+    [
+        ({}, "read"),
+        ({"tokenize": 5.0}, "tokenize"),
+        ({"tokenize": 5.0, "classify": 9.0}, "classify"),  # what is held back before the model waits as well
+        ({"tokenize": 0.9, "classify": 9.0, "write": 0.9}, "classify"),
+        ({"tokenize": 5.0, "classify": 9.0, "write": 2.0}, "write"),
+    ],
+)
+def test_the_stage_that_holds_the_others_up_is_the_last_before_which_work_piles_up(
+    waits: dict[str, float], stage: str
+) -> None:
+    assert slowest_stage(waits, dict.fromkeys(("read", "tokenize", "classify", "write"), 1.0)) == stage
+
+
+def test_the_line_says_what_the_run_waits_for_of_late() -> None:
+    progress = Progress(Totals(), 100, io.StringIO())
+    for stage in ("tokenize", "classify"):
+        for _ in range(20):
+            done = replace(totals_of((0, [10, 0])), waits={stage: 3.0}, seconds={stage: 1.0})
+            progress.update(done, done)
+        assert progress.line(done).endswith(
+            {"tokenize": "waiting for the tokenizer", "classify": "waiting for the model"}[stage]
+        )
 
 
 @pytest.mark.parametrize(

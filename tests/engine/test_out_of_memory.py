@@ -8,7 +8,7 @@ import torch
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.bulk.actor import ClassifyShard
+from pipeline.bulk.actor import ClassifyBundle
 from pipeline.bulk.attempts import BrokenStageError
 from pipeline.bulk.quarantine import isolate
 from pipeline.engine.config import EngineConfig
@@ -93,7 +93,7 @@ def test_a_row_that_does_not_fit_alone_is_lost_alone(model: EarlyExitModel) -> N
     device.holds_layers_of(engine, 1)
     with pytest.raises(MemoryError, match="a row of 65 tokens does not fit into memory"):
         engine.run(rows)
-    isolated = isolate(ClassifyShard(engine=engine, tokens=rows), len(rows))
+    isolated = isolate(ClassifyBundle(engine=engine, tokens=rows), len(rows))
     assert set(isolated.lost) == {*long}
     assert {problem.reason for problem in isolated.lost.values()} == {"out_of_memory"}
     kept, got = isolated.kept(len(rows)), Predictions.join(isolated.pieces)
@@ -105,7 +105,7 @@ def test_a_device_that_holds_nothing_ends_the_run(model: EarlyExitModel, monkeyp
     engine = new_engine(model)
     SmallDevice(tokens=0).holds_buffers_of(monkeypatch)
     with pytest.raises(BrokenStageError, match="MemoryError: a row of"):
-        isolate(ClassifyShard(engine=engine, tokens=ROWS), len(ROWS))
+        isolate(ClassifyBundle(engine=engine, tokens=ROWS), len(ROWS))
 
 
 def test_what_does_not_fit_once_is_not_tried_again() -> None:

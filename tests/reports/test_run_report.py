@@ -17,7 +17,15 @@ from pipeline.calibration.drift import Signal
 from pipeline.calibration.verdict import AuditResult
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
-from pipeline.output.histograms import LENGTH_EDGES, length_bounds, length_histogram, uncertainty_histogram
+from pipeline.output.histograms import (
+    LENGTH_EDGES,
+    UNCERTAINTY_BINS,
+    counts_by_group,
+    length_bins,
+    length_bounds,
+    length_histogram,
+    uncertainty_bins,
+)
 from pipeline.output.parts import Output
 from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
@@ -38,6 +46,7 @@ def receipt(number: int) -> Receipt:
         size=1_000_000,
         version="m",
         start=0,
+        span=1010,
         last=True,
         input_bytes=1e6,
         read_error="Unexpected end of <file>" if number == 3 else None,
@@ -47,7 +56,7 @@ def receipt(number: int) -> Receipt:
         truncated=12,
         tokens=int(lengths.sum()),
         exits=[400, 300, 0, 200, 60, 40],
-        uncertainty_histogram=uncertainty_histogram(doubt),
+        uncertainty_histogram=np.bincount(uncertainty_bins(doubt), minlength=UNCERTAINTY_BINS).tolist(),
         length_histogram=length_histogram(lengths),
         layer_tokens=300_000,
         padding_tokens=3_000,
@@ -146,7 +155,11 @@ def test_a_run_of_one_shard_has_no_lines_over_time_and_an_empty_one_a_page() -> 
 
 
 def test_histograms_add_up_and_lie_in_the_right_bins() -> None:
-    assert uncertainty_histogram(np.array([0.0, 0.04, 0.05, 0.999, 1.0], np.float32)) == [2, 1, *[0] * 16, 0, 2]
+    doubt = np.array([0.0, 0.04, 0.05, 0.999, 1.0], np.float32)
+    assert uncertainty_bins(doubt).tolist() == [0, 0, 1, 19, 19]
+    groups = np.array([0, 0, 1, 1, 1])
+    assert counts_by_group(groups, uncertainty_bins(doubt), 2, 20) == [[2, *[0] * 19], [0, 1, *[0] * 17, 2]]
+    assert length_bins([1, 8, 9, 1000]).tolist() == [0, 0, 1, len(LENGTH_EDGES)]
     lengths = [low for low, _ in length_bounds()] + [high for _, high in length_bounds() if high]
     assert length_histogram(lengths) == [2] * len(LENGTH_EDGES) + [1]
     totals = Totals().plus(replace(receipt(0), length_histogram=[1, 2]))

@@ -73,7 +73,7 @@ def write(ledger: Ledger, *done: Receipt, label: str = "good") -> list[Receipt]:
 
 
 def with_shards(rejects: pa.Table) -> pa.Table:
-    """Number rejects as those of one shard after the other, one each."""
+    """Say of rejects that each is of another shard, one after the other."""
     return rejects.append_column(SHARD, pa.array(range(len(rejects)), pa.int32())).cast(BUNDLE_REJECTS)
 
 

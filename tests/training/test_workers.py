@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.data import DataContext
 
-from pipeline.bulk.stages import tokenized_shards
+from pipeline.bulk.stages import tokenized_bundles
 from pipeline.cluster.connect import join_or_start
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
@@ -87,7 +87,7 @@ def build_a_chain(folder: str) -> None:
     join_or_start()
     before = DataContext.get_current().copy()
     spec = TokenizerSpec(tokenizer_json="", max_tokens=8, segments=False)
-    chain = tokenized_shards(list(list_inputs(folder).files), {}, Columns(text="text"), spec)
+    chain = tokenized_bundles(list(list_inputs(folder).files), {}, Columns(text="text"), spec)
     chain.context.execution_options.preserve_order = True
     after = DataContext.get_current()
     names = ("enable_progress_bars", "print_on_execution_start", "target_max_block_size", "execution_options")

@@ -17,6 +17,7 @@ import re
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -50,7 +51,7 @@ def make(folder: Path, files: int, shards_of_file: int) -> None:
         done = shards_of_file - (number % 1000 == 0)
         for shard in range(done):
             batch.append(receipt(file, shard, last=shard + 1 == shards_of_file))
-            (folder / "out" / Output(out).part(batch[-1].shard)).touch()
+            (folder / "out" / batch[-1].part).touch()
             if len(batch) == SEGMENT_RECEIPTS:
                 write_segment(folder, segments, batch)
                 batch, segments = [], segments + 1
@@ -78,6 +79,8 @@ def receipt(file: InputFile, shard: int, *, last: bool) -> Receipt:
         seconds=dict.fromkeys(STAGES, 1.0 + shard / 7),
         cpu_seconds=dict.fromkeys(STAGES, 2.0 + shard / 7),
         peak_mb=dict.fromkeys(STAGES, 500.0),
+        waits=dict.fromkeys(STAGES, 3.0 + shard / 7),
+        part=Output("").part(file.shard_id(shard * 16_384)),
     )
 
 
@@ -107,8 +110,8 @@ def step(name: str, folder: Path) -> str:
         for file in corpus.files:
             if file.path in left:
                 last = receipt(file, len(left[file.path]), last=True)
-                ledger.output.write(last.shard, SCHEMA.empty_table(), pa.table({}))
-                ledger.add(last)
+                part, _ = ledger.output.write([last.shard], SCHEMA.empty_table(), pa.table({}))
+                ledger.add([replace(last, part=part)])
         ledger.publish(1.0, {})
         size = Path(published(str(folder / "out")).shards_path).stat().st_size
         return f"{ledger.totals().shards:,} shards, a list of {size / 1e6:.0f} MB"
@@ -116,14 +119,14 @@ def step(name: str, folder: Path) -> str:
 
 def plan_jobs(files: list[InputFile], left: dict[str, tuple[int, ...]]) -> str:
     """Hand every file to Ray Data as a job, as if none were done."""
-    from pipeline.bulk.stages import tokenized_shards
+    from pipeline.bulk.stages import tokenized_bundles
     from pipeline.cluster.connect import join_or_start
     from pipeline.corpus.columns import Columns
     from pipeline.corpus.tokenize import TokenizerSpec
 
     join_or_start()
     started = time.monotonic()
-    tokenized_shards(
+    tokenized_bundles(
         files, left, Columns(text="text"), TokenizerSpec(tokenizer_json="{}", max_tokens=8, segments=False)
     )
     return f"{len(files):,} jobs in {time.monotonic() - started:.1f} s of it"
