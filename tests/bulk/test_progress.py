@@ -86,13 +86,11 @@ def test_the_stage_that_holds_the_others_up_is_the_last_before_which_work_piles_
 
 def test_the_line_says_what_the_run_waits_for_of_late() -> None:
     progress = Progress(Totals(), 100, io.StringIO())
-    for stage in ("tokenize", "classify"):
+    for stage, words in (("tokenize", "the tokenizer"), ("classify", "the model")):
         for _ in range(20):
             done = replace(totals_of((0, [10, 0])), waits={stage: 3.0}, seconds={stage: 1.0})
             progress.update(done, done)
-        assert progress.line(done).endswith(
-            {"tokenize": "waiting for the tokenizer", "classify": "waiting for the model"}[stage]
-        )
+        assert progress.line(done).endswith(f"waiting for {words}")
 
 
 @pytest.mark.parametrize(

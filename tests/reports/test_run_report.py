@@ -16,7 +16,7 @@ from pipeline.bulk.progress import Moment, Timeline
 from pipeline.calibration.drift import Signal
 from pipeline.calibration.verdict import AuditResult
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.listing import list_inputs
+from pipeline.corpus.listing import InputFile, list_inputs
 from pipeline.output.histograms import (
     LENGTH_EDGES,
     UNCERTAINTY_BINS,
@@ -26,8 +26,8 @@ from pipeline.output.histograms import (
     length_histogram,
     uncertainty_bins,
 )
-from pipeline.output.parts import Output
-from pipeline.output.receipts import Receipt
+from pipeline.output.parts import Output, parquet_bytes
+from pipeline.output.receipts import Receipt, receipts_table
 from pipeline.output.totals import Totals
 from pipeline.reports.examples import examples
 from pipeline.reports.page import Bars, Facts, Figure, Lines, Section, Table, render
@@ -176,11 +176,21 @@ def test_rows_over_time_add_up() -> None:
     assert sum(values) * span / len(values) == pytest.approx(23 * 1010)
 
 
+def write_shard(output: Output, file: InputFile, rows: pa.Table) -> None:
+    """Write a part in which another shard lies before this one, and store their receipts."""
+    other = rows.slice(0, 3).set_column(0, "id", pa.array(["z:0", "z:1", "z:2"]))
+    part, _ = output.write(["0" * 16, file.shard_id(0)], pa.concat_tables([other, rows]), pa.table({"id": []}))
+    done = replace(receipt(0), shard=file.shard_id(0), part=part, part_row=3, rows_out=len(rows), read_error=None)
+    segment = parquet_bytes(receipts_table([replace(done, shard="0" * 16, part_row=0, rows_out=3), done]))
+    Path(output.folder, "_receipts", "g1").mkdir(parents=True, exist_ok=True)
+    Path(output.folder, "_receipts", "g1", "0123456789ab-000000.parquet").write_bytes(segment)
+
+
 def test_examples_show_the_texts_of_their_rows(tmp_path: Path) -> None:
     """Show rows between rejects, no more of a layer than wanted, and go on where a file has no part."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out" / "_rejects").mkdir(parents=True)
-    output, none = Output(str(tmp_path / "out")), pa.table({"id": []})
+    output = Output(str(tmp_path / "out"))
     texts = [None if row % 5 == 0 else f"text {row} " + "long " * 100 * (row == 1) for row in range(40)]
     for name in "ab":
         pq.write_table(pa.table({"text": texts}), tmp_path / "in" / f"{name}.parquet")
@@ -193,7 +203,7 @@ def test_examples_show_the_texts_of_their_rows(tmp_path: Path) -> None:
         "exit_layer": pa.array([1 if row < 20 else 3 for row in rows], pa.int16()),
         "uncertainty": [row / 100 for row in rows],
     }
-    output.write(files[0].shard_id(0), pa.table(part), none)
+    write_shard(output, files[0], pa.table(part))
     columns = Columns(text="text", pair=None, id=None, keep=pa.schema([]))
     table = examples(files, columns, output)
     assert table is not None
@@ -202,7 +212,7 @@ def test_examples_show_the_texts_of_their_rows(tmp_path: Path) -> None:
     assert table.rows[10][4:] == ["a.parquet:21", "text 21 "]
     assert table.rows[0][5].endswith(" ...")
 
-    output.write(files[0].shard_id(0), pa.table(part).drop_columns("exit_layer"), none)
+    write_shard(output, files[0], pa.table(part).drop_columns("exit_layer"))
     assert examples(files, columns, output) is None
 
 
