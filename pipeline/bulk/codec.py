@@ -64,7 +64,7 @@ def with_predictions(
     """Put the predictions of B rows in place of their tokens: some results, and the kept columns under their own names."""
     label_ids = predictions.label_ids
     columns: dict[str, Callable[[], pa.Array]] = {
-        LABEL: lambda: pa.array(np.array(labels)[label_ids], pa.string()),
+        LABEL: lambda: pa.DictionaryArray.from_arrays(label_ids, pa.array(labels, pa.string())).dictionary_decode(),
         LABEL_ID: lambda: pa.array(label_ids),
         SCORE: lambda: pa.array(predictions.scores),
         VALUE: lambda: pa.array(predictions.logits[:, 0]),

@@ -10,10 +10,12 @@ shard there, and no later stage sees them.
 """
 
 import json
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +32,7 @@ from pipeline.clock import Clock
 from pipeline.cluster.connect import shut_down
 from pipeline.cluster.resources import TASK_CPUS, TOKENIZE, ActorPlan, cluster_cores, resources_for
 from pipeline.corpus.columns import Columns
+from pipeline.corpus.formats import is_fetched_whole
 from pipeline.corpus.listing import InputFile
 from pipeline.corpus.plan import Piece, plan_reading
 from pipeline.corpus.reader import Shard, read_shards
@@ -42,6 +45,8 @@ MAX_READ_TASKS = 1000
 """Reading is spread over at most this many tasks of Ray, so that they do not drown the scheduler."""
 READERS_PER_CORE = 4
 """Parts of the corpus for every core of the cluster, so that none is idle while the last large file is read."""
+READ_AHEAD = 8
+"""Small files of S3 that a task has requests for at a time."""
 STALL_SECONDS = 6 * 3600
 """Time without any bundle finished after which a run is given up. Ray's own half hour is too short: a bundle of 64 MB of text
 takes hours through a large model on two cores."""
@@ -65,7 +70,7 @@ def tokenized_bundles(
     this rank alone, those at rank, rank + world size, and so on of every shard. With an output folder, rows that kill their
     process are isolated as well as those that raise.
     """
-    tasks = [_encode_task(task, done) for task in plan_reading(files, READERS_PER_CORE * cluster_cores())]
+    tasks = [encode_task(task, done) for task in plan_reading(files, READERS_PER_CORE * cluster_cores())]
     with DataContext.current(_chain_context()):  # a data set keeps the settings under which it was made
         chain = ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MAX_READ_TASKS))
     chain = chain.map_batches(
@@ -154,7 +159,7 @@ def blocks_of(chain: Dataset) -> Iterator[pa.Table]:
     yield from chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def _encode_task(task: Sequence[Piece], done: Mapping[str, Collection[int]]) -> str:
+def encode_task(task: Sequence[Piece], done: Mapping[str, Collection[int]]) -> str:
     """Encode what a reading task reads, and the starts of the shards that it leaves out."""
     pieces = [
         {
@@ -167,27 +172,54 @@ def _encode_task(task: Sequence[Piece], done: Mapping[str, Collection[int]]) -> 
     return json.dumps(pieces)
 
 
+@dataclass(frozen=True, slots=True)
+class _LeftPiece:
+    """What a reading task reads of a file."""
+
+    file: InputFile
+    sections: range | None
+    done: frozenset[int]
+    """Starts of the shards to leave out."""
+
+    @classmethod
+    def from_json(cls, piece: dict[str, Any]) -> Self:
+        sections = range(*piece["sections"]) if piece["sections"] else None
+        return cls(InputFile(**piece["file"]), sections, frozenset(piece["done"]))
+
+    def read(self, columns: Columns) -> Iterator[Shard]:
+        return (shard for shard in read_shards(self.file, columns, self.sections) if shard.start not in self.done)
+
+
 def _read(batch: pa.Table, columns: Columns, bundle_rows: int, output: str | None) -> Iterator[pa.Table]:
     """Read some pieces of files, bundle after bundle."""
-    pieces = json.loads(batch["item"][0].as_py())
-    first = InputFile(**pieces[0]["file"])
-    others = f", or one of the {len(pieces) - 1} files after it" if len(pieces) > 1 else ""
-    when = f"while they read {first.path}{others}; take it out of the input"
-    key = f"read-{first.shard_id(0)}-{(pieces[0]['sections'] or [0])[0]}"
-    with bounded(output, key, MAX_DEATHS, when):
+    pieces = [_LeftPiece.from_json(piece) for piece in json.loads(batch["item"][0].as_py())]
+    first, others = pieces[0], len(pieces) - 1
+    files = first.file.path + (f", or one of the {others} files after it" if others else "")
+    key = f"read-{first.file.shard_id(0)}-{first.sections.start if first.sections else 0}"
+    with bounded(output, key, MAX_DEATHS, f"while they read {files}; take it out of the input"):
         clock = Clock()
         for shards in gather(_shards_left(pieces, columns), bundle_rows):
             yield Bundle.of_shards(shards, clock).to_arrow()
             clock = Clock()
 
 
-def _shards_left(pieces: list[dict[str, Any]], columns: Columns) -> Iterator[Shard]:
-    """Read pieces of files by `_encode_task`, without the shards that are done."""
-    for piece in pieces:
-        done, sections = set(piece["done"]), piece["sections"] and range(*piece["sections"])
-        for shard in read_shards(InputFile(**piece["file"]), columns, sections):
-            if shard.start not in done:
-                yield shard
+def _shards_left(pieces: list[_LeftPiece], columns: Columns) -> Iterator[Shard]:
+    """Read pieces of files, without the shards that are done.
+
+    Small files of S3 are read some at a time, since a request is mostly waiting.
+    """
+    if not all(is_fetched_whole(piece.file) for piece in pieces):
+        for piece in pieces:
+            yield from piece.read(columns)
+        return
+    with ThreadPoolExecutor(READ_AHEAD) as pool:
+        waiting: deque[Future[list[Shard]]] = deque()
+        for piece in pieces:
+            waiting.append(pool.submit(list, piece.read(columns)))
+            if len(waiting) > READ_AHEAD:
+                yield from waiting.popleft().result()
+        for read in waiting:
+            yield from read.result()
 
 
 def _tokenize(

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import StorageError, one_line
 from pipeline.rejects import MAX_DETAIL_CHARACTERS, Reason, Reject
-from pipeline.storage.base import Entry, buffered
+from pipeline.storage.base import REMOTE_BUFFER_BYTES, Entry, StoredFile, buffered, is_remote
 from pipeline.storage.locate import storage_of
 
 CHUNK_ROWS = 1024
@@ -138,7 +138,8 @@ def _checked(file: InputFile, chunks: Iterator[RawRows]) -> Iterator[RawRows]:
     """Yield chunks, and raise at their end if the file is not what was listed any more."""
     with _format_errors():
         yield from chunks
-    _check_unchanged(file, storage_of(file.path).stat(file.path))
+    if not is_fetched_whole(file):
+        _check_unchanged(file, storage_of(file.path).stat(file.path))
 
 
 def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
@@ -225,13 +226,26 @@ def _transpose(rows: list[list[object]], columns: list[str]) -> dict[str, pa.Arr
 
 def _open_listed(file: InputFile) -> BinaryIO:
     """Open a file for buffered reading; raise StorageError if it cannot be reached or has changed since it was listed."""
-    stored = storage_of(file.path).open(file.path)
+    stored = _fetch(file) if is_fetched_whole(file) else storage_of(file.path).open(file.path)
     try:
         _check_unchanged(file, stored.entry)
     except StorageError:
         stored.close()
         raise
     return buffered(stored)
+
+
+def is_fetched_whole(file: InputFile) -> bool:
+    """Return whether a file is read by one request: one of S3 that is no larger than the buffer it is read through."""
+    return is_remote(file.path) and file.size <= REMOTE_BUFFER_BYTES
+
+
+def _fetch(file: InputFile) -> StoredFile:
+    found = storage_of(file.path).read(file.path)
+    if found is None:
+        raise StorageError(f"{file.path}: is gone since it was listed")
+    content, version = found
+    return StoredFile(Entry(file.path, len(content), version), io.BytesIO(content))
 
 
 def _check_unchanged(file: InputFile, now: Entry | None) -> None:

@@ -9,7 +9,8 @@ import errno
 import io
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import nan
 from typing import BinaryIO, Protocol
 
 from pipeline.errors import RefusedError, StorageError, UserError, one_line
@@ -30,8 +31,8 @@ class Entry:
     """Bytes."""
     version: str
     """Time of modification in ns since the epoch, or ETag; another version means other content."""
-    modified: float
-    """Time of modification in seconds since the epoch, by the storage's clock."""
+    modified: float = field(default=nan, compare=False)
+    """Time of modification in seconds since the epoch, by the storage's clock; NaN where it is not known."""
 
 
 class RawFile(Protocol):

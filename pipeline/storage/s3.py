@@ -40,7 +40,7 @@ class S3Storage:
         with translate_errors(path):
             file = arrow_filesystem(path).open_input_file(path.removeprefix(S3_SCHEME))
             version = file.metadata().get("ETag", b"").decode().strip('"')
-            return StoredFile(Entry(path, file.size(), version, float("nan")), file)
+            return StoredFile(Entry(path, file.size(), version), file)
 
     def read(self, path: str) -> tuple[bytes, str] | None:
         with _translate_errors(path), _ignore_not_found():

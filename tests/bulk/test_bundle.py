@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.bulk.bundle import BUNDLE_REJECTS, Bundle, gather
 from pipeline.bulk.codec import token_rows, with_predictions, with_tokens
 from pipeline.bulk.spec import ClassifySpec
-from pipeline.bulk.stages import _encode_task, _read, _tokenize, _write, tokenize_rows
+from pipeline.bulk.stages import _read, _tokenize, _write, encode_task, tokenize_rows
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.plan import Piece
@@ -179,7 +179,7 @@ def blocks_of(
 ) -> list[Bundle]:
     """Read and tokenize files as Ray Data would, one bundle a block."""
     pieces = [Piece(file=file, size=file.size) for file in list_inputs(str(path)).files]
-    task = pa.table({"item": [_encode_task(pieces, {})]})
+    task = pa.table({"item": [encode_task(pieces, {})]})
     tokenize: Callable[..., pa.Table] = partial(_tokenize, spec=tokenizer, keep=KEEP, part=part, output=None)
     return [Bundle.from_arrow(tokenize(block)) for block in _read(task, COLUMNS, bundle_rows, None)]
 

@@ -78,7 +78,8 @@ def listed_parts(output: Path) -> tuple[list[str], list[str]]:
     """Return the parts that the manifest tells of, and those of rejects: names relative to the folder."""
     shards = json.loads((output / "_manifest.json").read_text())["shards"]["path"]
     rows = pq.read_table(output / shards, columns=["part", "rejects_part"]).to_pylist()
-    return [row["part"] for row in rows], [row["rejects_part"] for row in rows if row["rejects_part"]]
+    parts = dict.fromkeys(row["part"] for row in rows)  # which many shards share
+    return [*parts], [*dict.fromkeys(row["rejects_part"] for row in rows if row["rejects_part"])]
 
 
 def read_answers(output: Path, parts: list[str]) -> tuple[Answers, Counter[str]]:

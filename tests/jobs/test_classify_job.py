@@ -102,7 +102,7 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     texts = pa.table({"text": [review.text for review in reviews(1500, seed=1)]})
     for number in range(24):
         pq.write_table(texts, corpus / f"{number:02}.parquet")
-    job = start_job(model_directory, corpus, out)
+    job = start_job(model_directory, corpus, out, "--bundle-rows", "1500")
     deadline = time.monotonic() + 300
     while shards_kept(out) < 2 and time.monotonic() < deadline and job.poll() is None:
         time.sleep(0.02)

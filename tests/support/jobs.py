@@ -90,8 +90,8 @@ def classify(model: Path, corpus: Path, out: Path, *more: str) -> subprocess.Com
     return run_job_here("classify.py", *classify_options(model, corpus, out, *more))
 
 
-def start_job(model: Path, corpus: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, str(REPOSITORY / "jobs" / "classify.py"), *classify_options(model, corpus, out)]
+def start_job(model: Path, corpus: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(REPOSITORY / "jobs" / "classify.py"), *classify_options(model, corpus, out, *more)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"RAY_ADDRESS": "local"}
     )
