@@ -18,6 +18,8 @@ STAGES = {"read": "reading", "tokenize": "the tokenizer", "classify": "the model
 """Stages in the order of the chain, as the progress line calls them."""
 RECENT = 0.8
 """Weight that the waits of earlier bundles keep when another one is finished."""
+QUEUE = 0.5
+"""Bundles that wait for a stage, on the mean, from which on it counts as one with a queue."""
 LOG_SECONDS = 10.0
 """Time between two log lines: a nightly log of eight hours stays under 3,000 lines."""
 
@@ -63,15 +65,14 @@ class Progress:
         self.stream = stream or sys.stderr
         self.live = self.stream.isatty()
         self.started = self.shown = time.monotonic()
-        self._waits = dict.fromkeys(STAGES, 0.0)
-        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._waits, self._elapsed, self._last = dict.fromkeys(STAGES, 0.0), 0.0, self.started
 
     def update(self, fresh: Totals, bundle: Totals) -> None:
         """Take note of a finished bundle, and show the totals of this run, if it is time to."""
+        now = time.monotonic()
+        self._elapsed, self._last = RECENT * self._elapsed + now - self._last, now
         for stage in STAGES:
             self._waits[stage] = RECENT * self._waits[stage] + bundle.waits.get(stage, 0.0)
-            self._seconds[stage] = RECENT * self._seconds[stage] + bundle.seconds.get(stage, 0.0)
-        now = time.monotonic()
         if self.live or now - self.shown >= LOG_SECONDS:
             self.shown = now
             self._show(self.line(fresh))
@@ -92,7 +93,7 @@ class Progress:
         return (
             f"{fraction:4.0%}  {done.rows:,} rows  {fresh.rows_in / seconds:,.0f} rows/s  {duration(left)} left  "
             f"mean exit {done.exit_layers / max(done.rows_out, 1):.2f}  {done.rejects:,} rejects  "
-            f"waiting for {STAGES[slowest_stage(self._waits, self._seconds)]}"
+            f"waiting for {STAGES[slowest_stage(self._waits, self._elapsed)]}"
         )
 
     def _show(self, text: str) -> None:
@@ -100,14 +101,15 @@ class Progress:
         self.stream.flush()
 
 
-def slowest_stage(waits: Mapping[str, float], seconds: Mapping[str, float]) -> str:
-    """Return the stage that holds up a chain, by the time that bundles wait for each stage and the time that it works on them.
+def slowest_stage(waits: Mapping[str, float], elapsed: float) -> str:
+    """Return the stage that holds up a chain, by the seconds for which bundles waited for each stage in `elapsed` seconds.
 
-    It is the last one for which they wait longer than it works: the stages before it are held back and pile up as well, and
-    those behind it wait for it. Where nothing piles up, reading is too slow for all others.
+    Their quotient is the mean number of bundles that wait (Little's law). The slowest stage is the last one with a queue: the
+    stages before it are held back and have queues as well, and those behind it wait for it. Where none has a queue, reading is
+    too slow for all others.
     """
-    piled_up = [stage for stage in STAGES if waits.get(stage, 0.0) > seconds.get(stage, 0.0)]
-    return piled_up[-1] if piled_up else next(iter(STAGES))
+    queued = [stage for stage in STAGES if waits.get(stage, 0.0) > QUEUE * elapsed]
+    return queued[-1] if queued else next(iter(STAGES))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ plan_reading(files, readers=4)      # 10,000 files of 3 KB: 20 tasks; one file o
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from pipeline.corpus.formats import FileFormatError, count_sections
 from pipeline.corpus.listing import InputFile
@@ -31,18 +32,30 @@ def plan_reading(files: Sequence[InputFile], readers: int) -> list[list[Piece]]:
 
     A Parquet file is divided only where there are fewer files than readers, since that takes a look into it.
     """
-    share = sum(file.size for file in files) // max(readers, 1)
-    share = min(max(share, MIN_TASK_BYTES), MAX_TASK_BYTES)
+    size = sum(file.size for file in files)
+    share = min(max(size // max(readers, 1), MIN_TASK_BYTES), MAX_TASK_BYTES)
     divides = len(files) < readers
+    pieces = [piece for file in files for piece in (_divide(file, share) if divides else _whole(file))]
+    count = len(_deal(pieces, share, MAX_TASK_FILES))
+    if not pieces:
+        return []
+    # As many tasks once more, but of equal size, by what ended them, so that the last one is no remainder.
+    if count == ceil(len(pieces) / MAX_TASK_FILES):
+        return _deal(pieces, share, ceil(len(pieces) / count))
+    return _deal(pieces, ceil(size / count), MAX_TASK_FILES)
+
+
+def _deal(pieces: Sequence[Piece], share: int, most: int) -> list[list[Piece]]:
+    """Deal pieces out, in their order, to tasks that end at `share` bytes or `most` pieces; a larger piece has its own task."""
     tasks: list[list[Piece]] = [[]]
     size = 0
-    for piece in (piece for file in files for piece in (_divide(file, share) if divides else _whole(file))):
-        if tasks[-1] and (size >= share or piece.size >= share or len(tasks[-1]) == MAX_TASK_FILES):
+    for piece in pieces:
+        if tasks[-1] and (size >= share or piece.size >= share or len(tasks[-1]) == most):
             tasks.append([])
             size = 0
         tasks[-1].append(piece)
         size += piece.size
-    return [task for task in tasks if task]
+    return tasks
 
 
 def _whole(file: InputFile) -> Iterable[Piece]:

@@ -40,7 +40,11 @@ def test_every_file_is_in_one_task_in_order(sizes: list[int], readers: int) -> N
 
 def test_ten_thousand_small_files_make_some_twenty_tasks() -> None:
     tasks = plan_reading(files_of([3 * KIB] * 10_000), readers=8)
-    assert [len(task) for task in tasks] == [MAX_TASK_FILES] * 19 + [10_000 - 19 * MAX_TASK_FILES]
+    assert [len(task) for task in tasks] == [500] * 20
+    assert len(tasks[0]) <= MAX_TASK_FILES
+    for count in (33, 250, 257):  # no task is a remainder
+        lengths = [len(task) for task in plan_reading(files_of([100 * KIB] * count), readers=8)]
+        assert min(lengths) >= max(lengths) / 2
 
 
 def test_a_few_files_are_spread_over_the_readers() -> None:
