@@ -61,6 +61,7 @@ def tokenized_bundles(
     tokenizer: TokenizerSpec,
     *,
     bundle_rows: int = BUNDLE_ROWS["cpu"],
+    task_cpus: Mapping[str, float] = TASK_CPUS,
     part: tuple[int, int] = (0, 1),
     output: str | None = None,
 ) -> Dataset:
@@ -77,14 +78,14 @@ def tokenized_bundles(
         partial(_read, columns=columns, bundle_rows=bundle_rows, output=output),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=TASK_CPUS["read"],
+        num_cpus=task_cpus["read"],
         resources=resources_for(TOKENIZE),
     )
     return chain.map_batches(
         partial(_tokenize, spec=tokenizer, keep=columns.keep, part=part, output=output),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=TASK_CPUS["tokenize"],
+        num_cpus=task_cpus["tokenize"],
         resources=resources_for(TOKENIZE),
     )
 
@@ -112,6 +113,7 @@ def classify_files(
         spec.columns,
         spec.tokenizer,
         bundle_rows=spec.bundle_rows or BUNDLE_ROWS[plan.device],
+        task_cpus=plan.task_cpus,
         output=spec.output.folder,
     )
     calls = CALLS[plan.device]
@@ -136,7 +138,7 @@ def classify_files(
         partial(_write, spec=spec),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=TASK_CPUS["write"],
+        num_cpus=plan.task_cpus["write"],
         resources=resources_for(TOKENIZE),
     )
 

@@ -11,6 +11,8 @@ MAX_THREADS = 8
 its lock; and an actor of this size fits into one NUMA node of the usual servers, where the system then tends to keep it."""
 TASK_CPUS = {"read": 0.1, "tokenize": 0.3, "write": 0.1}
 """Logical CPUs of the tasks beside the actors: fractions, so that they fit beside an actor on a machine of one core."""
+WHOLE_CORE = 1.0
+"""Logical CPUs of a task that tokenizes where cores are there for it: it has one thread, and keeps that busy for a GPU."""
 CLASSIFY, TOKENIZE = "classify", "tokenize"
 """Custom resources by which a cluster marks the nodes that run actors, and those that run the tasks beside them. A node offers
 any amount of one, such as {"classify": 1}; where no node offers a resource, all nodes count."""
@@ -38,6 +40,8 @@ class ActorPlan:
     threads: int
     resources: dict[str, float] = field(default_factory=dict)
     """Custom resources that an actor takes, which bring it to the nodes that offer them."""
+    task_cpus: dict[str, float] = field(default_factory=lambda: dict(TASK_CPUS))
+    """Logical CPUs of each kind of task beside the actors."""
 
     @property
     def device(self) -> str:
@@ -67,15 +71,26 @@ def plan_actors(wanted: int | None = None, most: int | None = None) -> ActorPlan
     nodes = [node for node in nodes if resources.keys() <= node.keys()]
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
-        return _plan_on_gpus(gpus, wanted, most, resources)
+        return _plan_on_gpus(gpus, cluster_cores(), wanted, most, resources)
     return _plan_on_cores([int(node.get("CPU", 0)) for node in nodes], wanted, most, resources)
 
 
-def _plan_on_gpus(gpus: int, wanted: int | None, most: int | None, resources: dict[str, float]) -> ActorPlan:
+def _plan_on_gpus(
+    gpus: int, cores: int, wanted: int | None, most: int | None, resources: dict[str, float]
+) -> ActorPlan:
     actors = wanted or gpus
     if actors > gpus:
         raise DoesNotFitError(f"{actors} actors want a GPU each; the cluster has {gpus}")
-    return ActorPlan(actors=actors, max_actors=max(most or 0, actors), cpus=1, gpus=1, threads=1, resources=resources)
+    whole = TASK_CPUS | {"tokenize": WHOLE_CORE}
+    return ActorPlan(
+        actors=actors,
+        max_actors=max(most or 0, actors),
+        cpus=1,
+        gpus=1,
+        threads=1,
+        resources=resources,
+        task_cpus=whole if actors + sum(whole.values()) <= cores else TASK_CPUS,
+    )
 
 
 def _plan_on_cores(cores: list[int], wanted: int | None, most: int | None, resources: dict[str, float]) -> ActorPlan:
@@ -110,7 +125,7 @@ def plan_when_nodes_come(wanted: int | None = None) -> ActorPlan:
 
 def check_free(plan: ActorPlan) -> None:
     """Raise DoesNotFitError if others hold what actors and tasks need, and do not release it within FREE_SECONDS."""
-    cpus, gpus = plan.actors * plan.cpus + sum(TASK_CPUS.values()), plan.actors * plan.gpus
+    cpus, gpus = plan.actors * plan.cpus + sum(plan.task_cpus.values()), plan.actors * plan.gpus
     deadline = time.monotonic() + FREE_SECONDS
     while not _has(free := ray.available_resources(), cpus, gpus):
         if time.monotonic() >= deadline:

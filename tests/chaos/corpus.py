@@ -1,4 +1,4 @@
-"""A corpus for chaos: every format, short texts, some bad rows in every file, and one file cut short."""
+"""A corpus for chaos: every format, short texts, some bad rows in every file, one file cut short, and poison if wanted."""
 
 import csv
 import gzip
@@ -10,16 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.benchmark.synthetic import reviews
+from tests.support.poison.sitecustomize import UPSETTING_TOKENS
 
 KINDS = ("parquet", "jsonl", "jsonl.gz", "csv", "txt")
 BAD_EVERY = 97
 """One row in so many cannot be used."""
+POISON = ("RAISE-TOKENIZE", "KILL-TOKENIZE", " ".join(["the"] * (UPSETTING_TOKENS - 2)))
+"""Rows that raise or kill a worker, by tests/support/poison; the last one kills actors."""
 
 
-def make_corpus(folder: Path, files: int, rows: int) -> None:
-    """Write `files` files of `rows` rows, and a truncated one."""
+def make_corpus(folder: Path, files: int, rows: int, *, poison: bool = False) -> None:
+    """Write `files` files of `rows` rows, and a truncated one; poison rows, one each, are in the middle of the first files."""
     folder.mkdir(parents=True)
     texts = [review.text for review in reviews(files * rows, seed=5)]
+    for number, text in enumerate(POISON if poison else ()):
+        texts[number * rows + rows // 2] = text
     for number in range(files):
         kind, mine = KINDS[number % len(KINDS)], texts[number * rows : (number + 1) * rows]
         (folder / f"{number:03}.{kind}").write_bytes(encode(kind, mine))

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from tests.support.jobs import REPOSITORY
+
 NODE_CPUS = (0, 1, 2)
 """Of the head, which is never killed, and of the other two."""
 WORKER, ACTOR = "ray::Map", "ray::MapWorker"
@@ -31,6 +33,8 @@ class Nodes:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))  # Ray's socket paths must be short
+        poison = str(REPOSITORY / "tests" / "support" / "poison")  # does nothing to other rows
+        os.environ["PYTHONPATH"] = os.pathsep.join([poison, os.environ.get("PYTHONPATH", "")])
         os.environ |= {"RAY_TMPDIR": str(self.folder), "RAY_AUTH_MODE": "disabled", "RAY_BACKEND_LOG_LEVEL": "fatal"}
         from ray.cluster_utils import Cluster  # reads these variables when it is imported
 

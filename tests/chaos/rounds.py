@@ -50,27 +50,32 @@ class Round:
 
 
 class Chaos:
-    """A corpus, a model, a cluster and the undisturbed result, for any number of rounds."""
+    """A corpus, a model, a cluster and the undisturbed result, for any number of rounds.
 
-    def __init__(self, folder: Path, model: Path, *, files: int, rows: int) -> None:
+    The first run of a round has the bundles of the undisturbed one, and later runs larger or smaller ones.
+    """
+
+    def __init__(self, folder: Path, model: Path, *, files: int, rows: int, poison: bool = False) -> None:
         self.folder, self.model, self.corpus = folder, model, folder / "corpus"
         if not self.corpus.exists():
-            make_corpus(self.corpus, files, rows)
+            make_corpus(self.corpus, files, rows, poison=poison)
+        self.bundle_rows = (rows, 2 * rows, rows // 2)
         self.nodes = Nodes()
         self.reference = folder / "undisturbed"
         self._fork = multiprocessing.get_context("forkserver")
         self._fork.set_forkserver_preload(["jobs.classify", "tests.chaos.auditor"])
-        if self._wait(self.start(self.reference)) != 0:
+        if self._wait(self.start(self.reference, self.bundle_rows[0])) != 0:
             raise RuntimeError(f"the undisturbed run failed: {self.reference.with_suffix('.log').read_text()}")
         first = audit(self.corpus, self.reference)
         if not first.clean:
             raise RuntimeError(f"the undisturbed run is wrong: {first.line()}")
-        self.shards = len(listed_parts(self.reference)[0])
+        self.parts = len(listed_parts(self.reference)[0])
 
-    def start(self, output: Path) -> ForkServerProcess:
+    def start(self, output: Path, bundle_rows: int) -> ForkServerProcess:
         """Start the job, in a process forked from one that has its imports done: half of a short run are imports."""
         options = ["--model", str(self.model), "--input", str(self.corpus), "--output", str(output), "--actors", "2"]
-        # fp32: where a shard is halved after two deaths its matrices have other shapes, which bf16 shows.
+        options += ["--bundle-rows", str(bundle_rows)]
+        # fp32: where a bundle is halved after two deaths its matrices have other shapes, which bf16 shows.
         options += ["--speed", "0.6", "--dtype", "fp32"]
         environment = {"RAY_ADDRESS": self.nodes.address, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         run = self._fork.Process(target=classify, args=(options, str(output.with_suffix(".log")), environment))
@@ -80,13 +85,13 @@ class Chaos:
     def round(self, seed: int, number: int) -> Round:
         """Run one round in an output folder of its own, which stays if the round fails."""
         started, output = time.monotonic(), self.folder / f"round-{number}"
-        plan, draw = plan_of(seed, number, self.shards), random.Random(number)
+        plan, draw = plan_of(seed, number, self.parts), random.Random(number)
         done: list[str] = []
         codes: list[int] = []
         while not codes or (codes[-1] != 0 and len(codes) < MAX_RUNS):
             self.nodes.repair()
             self.nodes.wait_until_free()
-            run = self.start(output)
+            run = self.start(output, self.bundle_rows[len(codes) % len(self.bundle_rows)])
             for kill in plan.pop(0) if plan else []:
                 if self._carry_out(kill, run, output, draw):
                     done.append(str(kill))
@@ -105,7 +110,7 @@ class Chaos:
         return run.exitcode or 0
 
     def _carry_out(self, kill: Kill, run: ForkServerProcess, output: Path, draw: random.Random) -> bool:
-        if not Watch(output, self.shards).wait(kill, over=lambda: not run.is_alive()):
+        if not Watch(output, self.parts).wait(kill, over=lambda: not run.is_alive()):
             return False
         if kill.victim == "driver":
             run.kill()
@@ -155,12 +160,13 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first round, to go on where a run ended")
     parser.add_argument("--files", type=int, default=30)
     parser.add_argument("--rows", type=int, default=3400, help="of each file")
+    parser.add_argument("--poison", action="store_true", help="with rows that raise and rows that kill workers")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="offramp-chaos-") as scratch:
         folder = Path(scratch)
         started = time.monotonic()
-        chaos = Chaos(folder, make_model(folder / "model"), files=args.files, rows=args.rows)
-        print(f"set up in {time.monotonic() - started:.0f} s: {chaos.shards} shards", flush=True)
+        chaos = Chaos(folder, make_model(folder / "model"), files=args.files, rows=args.rows, poison=args.poison)
+        print(f"set up in {time.monotonic() - started:.0f} s: {chaos.parts} parts", flush=True)
         failed = 0
         try:
             for number in range(args.first, args.first + args.rounds):

@@ -35,14 +35,26 @@ def test_poison_rows_cost_themselves_and_nothing_else(
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
     clean = {"raises.txt": GOOD[:20], "kills.txt": GOOD[20:21], "kills-later.txt": GOOD[22:23]}
+    clean |= {f"others-{number}.txt": GOOD[:20] for number in range(6)}  # at work in the actor beside the poison
     poison = {
         "raises.txt": ["RAISE-TOKENIZE", of_length(RAISING_TOKENS)],
         "kills.txt": ["KILL-TOKENIZE"],
         "kills-later.txt": [of_length(UPSETTING_TOKENS)],
     }
     for name, texts in clean.items():
-        (corpus / name).write_text("\n".join([*texts, *poison[name]]))
-    options = ["--model", str(model_directory), "--speed", "0.6", "--dtype", "fp32", "--input", str(corpus)]
+        (corpus / name).write_text("\n".join([*texts, *poison.get(name, [])]))
+    options = [
+        "--model",
+        str(model_directory),
+        "--speed",
+        "0.6",
+        "--dtype",
+        "fp32",
+        "--input",
+        str(corpus),
+        "--bundle-rows",
+        "20",
+    ]
     path = os.pathsep.join([str(REPOSITORY / "tests" / "support" / "poison"), os.environ.get("PYTHONPATH", "")])
     done = run_job("classify.py", *options, "--output", str(out), PYTHONPATH=path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -57,7 +69,7 @@ def test_poison_rows_cost_themselves_and_nothing_else(
     assert rejects.detail["raises.txt:20"] == "ValueError: this text cannot be tokenized"
     assert rejects.detail["kills.txt:1"].startswith("tokenize: 2 workers died")
     totals = json.loads((out / "_manifest.json").read_text())["totals"]
-    assert (totals["rows_in"], totals["rows_out"], totals["rows_rejected"]) == (26, 22, 4)
+    assert (totals["rows_in"], totals["rows_out"], totals["rows_rejected"]) == (146, 142, 4)
     assert not list(out.glob("_attempts/*"))
 
     rows = pd.read_parquet(out).set_index("id")
