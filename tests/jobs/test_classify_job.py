@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -180,9 +181,9 @@ def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     storage, root = storage_of("s3://"), f"s3://{BUCKET}/nightly"
-    for number in range(3):
-        data = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[number * 100 : number * 100 + 100])
-        storage.write(f"{root}/in/{number}.jsonl.gz", gzip.compress(data.encode()))
+    for number in range(30):
+        data = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[number * 10 : number * 10 + 10])
+        storage.write(f"{root}/in/{number:02}.jsonl.gz", gzip.compress(data.encode()))
     buffer = io.BytesIO()
     pq.write_table(pa.table({"text": TEXTS[300:]}), buffer)
     storage.write(f"{root}/in/deep/3.parquet", buffer.getvalue())
@@ -200,10 +201,16 @@ def test_s3_from_a_run_that_fails_to_one_that_has_nothing_to_do(
     with pytest.raises(UserError, match="has not ended"):
         open_results(f"{root}/out")
 
+    s3.requests.clear()
     done = run_job("classify.py", *options)
     assert done.returncode == 0, done.stderr
+    requests = Counter(path.removeprefix(f"/{BUCKET}/nightly/in/") for _, path in s3.requests if "/in/" in path)
+    assert set(requests.values()) == {1}
+    assert len(requests) == 31
+    parts = [path for method, path in s3.requests if method == "PUT" and "/part-" in path]
+    assert len(parts) == 1
     ids = open_results(f"{root}/out").to_table()["id"].to_pylist()
-    assert sorted(ids) == sorted([f"{n}.jsonl.gz:{row}" for n in range(3) for row in range(100)] + [
+    assert sorted(ids) == sorted([f"{n:02}.jsonl.gz:{row}" for n in range(30) for row in range(10)] + [
         f"deep/3.parquet:{row}" for row in range(300)
     ])  # fmt: skip
 
