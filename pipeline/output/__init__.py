@@ -11,8 +11,8 @@ The states of a folder, and what takes it from one to the next:
     state         _receipts/                       parts and _rejects/              _manifest.json, _shards-*.parquet
     ──────────    ─────────────────────────────    ─────────────────────────────    ─────────────────────────────────
     begun         g1/run.json                      none                             none
-    running       g1/run.json, g1/<driver>-*       part-<shard>.parquet             none
-    published     empty                            part-<shard>.parquet             name exactly these parts
+    running       g1/run.json, g1/<driver>-*       part-<content>.parquet           none
+    published     empty                            part-<content>.parquet           name exactly these parts
     adding        g1/run.json, g1/<driver>-*       the old ones, and new ones       name the old ones only
     overwriting   g2/run.json, g2/<driver>-*       the old ones, and *.g2.parquet   name the old ones only
 
