@@ -18,8 +18,8 @@ STAGES = {"read": "reading", "tokenize": "the tokenizer", "classify": "the model
 """Stages in the order of the chain, as the progress line calls them."""
 RECENT = 0.8
 """Weight that the waits of earlier bundles keep when another one is finished."""
-QUEUE = 0.5
-"""Bundles that wait for a stage, on the mean, from which on it counts as one with a queue."""
+QUEUE = 1.0
+"""Bundles that wait for a stage, on the mean, above which it has a queue; a few tenths are how long a task takes to start."""
 LOG_SECONDS = 10.0
 """Time between two log lines: a nightly log of eight hours stays under 3,000 lines."""
 

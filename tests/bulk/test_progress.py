@@ -73,9 +73,9 @@ def test_a_terminal_gets_a_live_line_and_a_log_one_line_now_and_then(monkeypatch
     [
         ({}, "read"),
         ({"tokenize": 50.0}, "tokenize"),
-        ({"tokenize": 50.0, "classify": 9.0}, "classify"),  # what is held back before the model waits as well
-        ({"tokenize": 2.0, "classify": 9.0, "write": 2.0}, "classify"),  # a task takes a moment to start
-        ({"tokenize": 5.0, "classify": 9.0, "write": 20.0}, "write"),
+        ({"tokenize": 50.0, "classify": 19.0}, "classify"),  # what is held back before the model waits as well
+        ({"tokenize": 2.0, "classify": 19.0, "write": 2.0}, "classify"),  # a task takes a moment to start
+        ({"tokenize": 5.0, "classify": 19.0, "write": 20.0}, "write"),
     ],
 )
 def test_the_stage_that_holds_the_others_up_is_the_last_with_a_queue(waits: dict[str, float], stage: str) -> None:
