@@ -2,13 +2,14 @@
 
 import torch
 
+from models.cpu.fused import POST_OPS
 from models.cpu.int8 import can_use_int8, use_int8
+from models.cpu.probe import Timing, is_worth_it, time_int8
 from models.cpu.support import multiplies_bf16
 from models.early_exit import EarlyExitModel
 from models.errors import UnsupportedPrecisionError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.bfloat16}
-"""Type of the hidden states, by precision."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def best_dtype(device: torch.device) -> str:
@@ -16,6 +17,11 @@ def best_dtype(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     return "bf16" if multiplies_bf16() else "fp32"
+
+
+def hidden_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type of the hidden states; around products in int8 it is that of `best_dtype`."""
+    return DTYPES[best_dtype(device) if precision == "int8" else precision]
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -27,16 +33,27 @@ def autocast(device: torch.device) -> torch.autocast:
 def set_precision(model: EarlyExitModel, name: str, device: torch.device, tokens: int) -> str:
     """Move a model to the device and convert it to this precision, in place; return the precision that 'auto' stands for.
 
-    `tokens` is about how many rows its matrices will have. Raises UnsupportedPrecisionError if the device cannot compute in it.
+    `tokens` is about how many rows its matrices will have. Raises UnsupportedPrecisionError if the device cannot compute in it,
+    or is slower in int8 than without.
     """
     chosen = best_dtype(device) if name == "auto" else name
+    if chosen == "int8" and not can_use_int8(device):
+        raise UnsupportedPrecisionError(
+            "dtype int8 needs a CPU that multiplies int8 in hardware (AVX512-VNNI), which this is not; 'auto' runs anywhere"
+        )
     for parameter in model.parameters():  # buffers stay as they are: those are statistics, in fp32
-        parameter.data = parameter.data.to(DTYPES[chosen])
+        parameter.data = parameter.data.to(hidden_dtype(chosen, device))
     model.eval().to(device)
-    if chosen == "int8":
-        if not can_use_int8(device):
-            raise UnsupportedPrecisionError(
-                "dtype int8 needs a CPU that multiplies bf16 and int8 in hardware, which this is not; 'auto' runs anywhere"
-            )
+    if chosen == "int8" and model.shape.activation in POST_OPS:
+        check_worth(time_int8(model), best_dtype(device))
         use_int8(model, tokens)
     return chosen
+
+
+def check_worth(timing: Timing, otherwise: str) -> None:
+    """Raise UnsupportedPrecisionError if int8 is slower than the precision `otherwise`, which would be taken in its place."""
+    if not is_worth_it(timing):
+        raise UnsupportedPrecisionError(
+            f"dtype int8 is slower than {otherwise} for this model on this CPU ({1000 * timing.int8:.3g} ms against "
+            f"{1000 * timing.plain:.3g} ms for a feed-forward block); take 'auto', which is {otherwise} here"
+        )
