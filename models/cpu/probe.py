@@ -14,18 +14,18 @@ from torch import Tensor
 from models.backbone import FeedForward
 from models.cpu.fused import FusedFeedForward, can_fuse
 from models.cpu.int8 import Int8FeedForward, Ranges
-from models.early_exit import EarlyExitModel
+from models.families import Shape
 
 LEAST_SPEEDUP = 0.9
 """Speed of int8 over that of the plain block below which it is refused. A third of a layer and all of attention stay as they
-are, so a whole model is at least 0.93 times as fast; where int8 helps at all, it is far above (docs/results/speed/README.md),
-so that noise decides nothing."""
+are, so a whole model is at least 0.93 times as fast. Where int8 helps, it is 1.1 to 3.3 (docs/results/speed/README.md), so that
+noise decides nothing."""
 HOPELESS_SPEEDUP = 0.1
-"""The same for the first, tiny block, where calls cost more than products: 0.3 for kernels, under 0.01 for the reference."""
+"""Speed below which a first, tiny block ends the measurement: 0.3 for kernels, as calls cost most there, 0.01 for loops."""
 TINY = (64, 256, 16)
 """Hidden and inner width and tokens of that block: 20 ms by the slowest reference that was measured."""
 TOKENS = 256
-"""Tokens of the model's own block: 18 ms in fp32 and 6 in int8 for BERT-base on one core without bf16, 2 and less with AMX."""
+"""Tokens of the model's own block: 18 ms in fp32 and 6 in int8 for BERT-base on one core with VNNI alone."""
 ROUNDS = 5
 """Rounds in which the blocks take turns; the fastest of each counts, since what disturbs only adds."""
 
@@ -42,17 +42,17 @@ class Timing:
         return self.plain / self.int8
 
 
-def time_int8(model: EarlyExitModel) -> Timing:
-    """Time the feed-forward block of the model's first layer, or a tiny one if int8 is hopeless already there."""
+def time_int8(shape: Shape, dtype: torch.dtype) -> Timing:
+    """Time a feed-forward block of a model of this shape, or a tiny one if int8 is hopeless already there.
+
+    `dtype` is that of the hidden states. The activation has to be one of `models.cpu.fused.POST_OPS`.
+    """
     hidden, inner, tokens = TINY
-    ffn = model.backbone.layer(1).ffn
-    dtype = ffn.expand.weight.dtype
-    tiny = FeedForward(replace(model.shape, hidden=hidden, intermediate=inner)).to(dtype).eval()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the engine's workers run it
     try:
-        timing = _time(tiny, tokens)
-        return _time(ffn, TOKENS) if timing.speedup > HOPELESS_SPEEDUP else timing
+        timing = _time(replace(shape, hidden=hidden, intermediate=inner), dtype, tokens)
+        return _time(shape, dtype, TOKENS) if timing.speedup > HOPELESS_SPEEDUP else timing
     finally:
         torch.set_num_threads(threads)
 
@@ -63,13 +63,14 @@ def is_worth_it(timing: Timing) -> bool:
 
 
 @torch.inference_mode()
-def _time(ffn: FeedForward, tokens: int) -> Timing:
-    """Time a block in both ways, on random hidden states; which values occur makes no difference."""
-    weight = ffn.expand.weight
-    inner, hidden = weight.shape
-    x_TH = torch.randn(tokens, hidden, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-    ranges = Ranges(inputs=torch.full((hidden,), 4.0), inner=torch.full((inner,), 4.0))
-    plain = FusedFeedForward(ffn, tokens) if can_fuse(weight.device, weight.dtype) else ffn
+def _time(shape: Shape, dtype: torch.dtype, tokens: int) -> Timing:
+    """Time a block in both ways, with random weights and hidden states; which values occur makes no difference."""
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        torch.manual_seed(0)
+        ffn = FeedForward(shape).to(dtype).eval()
+        x_TH = torch.randn(tokens, shape.hidden).to(dtype)
+    ranges = Ranges(inputs=torch.full((shape.hidden,), 4.0), inner=torch.full((shape.intermediate,), 4.0))
+    plain = FusedFeedForward(ffn, tokens) if can_fuse(x_TH.device, dtype) else ffn
     blocks: tuple[Callable[[Tensor], Tensor], ...] = (Int8FeedForward(ffn, ranges, tokens), plain)
     fastest = [float("inf")] * len(blocks)
     for _ in range(ROUNDS):

@@ -88,7 +88,7 @@ def test_rounding_is_to_the_nearest_step_and_symmetric(dtype: torch.dtype) -> No
 def test_int8_is_taken_where_it_is_fast() -> None:
     wide = BertConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=1, vocab_size=200)
     model = EarlyExitModel(wide)
-    if not is_worth_it(time_int8(model.eval())):
+    if not is_worth_it(time_int8(model.shape, hidden_dtype("int8", CPU))):
         pytest.skip("this CPU has no fast kernels for int8")
     assert set_precision(model, "int8", CPU, TOKENS) == "int8"
     assert isinstance(model.backbone.layer(1).ffn, Int8FeedForward)
