@@ -30,7 +30,8 @@ from jobs.cli import command, options
 from jobs.cli.parser import JobParser, words_of
 from models.checkpoint import check_weights
 from models.early_exit import EarlyExitModel
-from pipeline.cluster.connect import join_or_start
+from models.precision import check_precision
+from pipeline.cluster.connect import join_or_start, running_cluster
 from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_when_nodes_come
 from pipeline.engine.config import DTYPE_NAMES, EngineConfig
 from pipeline.engine.engine import check_exits
@@ -71,6 +72,8 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
     check_weights(directory, model)  # here a fault is reported once, not by every replica
     engine = EngineConfig(criterion=options.criterion(args, model), dtype=args.dtype)
     check_exits(model, engine)
+    if running_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
+        check_precision(engine.dtype, model.shape)
     tokenizer = options.load_tokenizer_spec(directory, model, args.max_tokens)
     try:
         curve = calibrated_curve(directory, engine, tokenizer.max_tokens)

@@ -8,8 +8,11 @@ Weights have a scale for every output, activations one for every matrix. What ma
 
 - *The input*, out of a LayerNorm, has a few wide channels. Each channel is divided by a factor of its own, which the weights
   take over (SmoothQuant: Xiao et al. 2023, equation 4).
-- *The inner values* come out of the first product as uint8. Their few widest channels stay in bf16, in a narrow product of
-  their own (the decomposition of LLM.int8(): Dettmers et al. 2022).
+- *The inner values* come out of the first product as uint8. Their few widest channels stay in the model's own dtype, in a
+  narrow product of their own (the decomposition of LLM.int8(): Dettmers et al. 2022).
+
+Both products take uint8. VNNI multiplies uint8 by int8, AMX all of them; for int8 by int8 without AMX oneDNN has, under torch's
+packed weights, only a reference kernel, which is some hundred times slower.
 
 Only feed-forward blocks are done so, two thirds of a layer's products: there one rounded input serves two products four times
 as wide. For queries, keys and values, and for the output of attention, rounding the input costs what int8 saves.
@@ -23,19 +26,21 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import FeedForward, PackedTokens
-from models.cpu.fused import POST_OPS, FusedLinear, can_fuse
-from models.cpu.support import multiplies_bf16, multiplies_int8
+from models.cpu.fused import POST_OPS, FusedLinear
+from models.cpu.support import multiplies_int8
 from models.early_exit import EarlyExitModel
 from models.length_group import LengthGroup
 
 SMOOTHING = 0.75
 """How much of a channel's width goes to the weights, of [0, 1]; the best of 0.5, 0.75, 0.85 and 1."""
 WIDE_CHANNELS = 32
-"""Inner channels of a feed-forward block that stay in bf16; equal from 16 to 64."""
+"""Inner channels of a feed-forward block that are not rounded; equal from 16 to 64."""
 HEADROOM = 1.25
 """Factor by which inner values may exceed the largest that was measured, before they are cut off."""
 GELU_LOWEST = -0.17
 """The least value of GELU."""
+INPUT_ZERO = 128
+"""The uint8 that stands for an input of zero."""
 SAMPLE = LengthGroup(rows=128, length=64)
 """Random rows that are run to measure which values occur."""
 
@@ -81,7 +86,7 @@ def _watched(ffn: FeedForward, seen: list[Tensor]) -> Iterator[None]:
 
 
 class Rounding(nn.Module):
-    """Rounds a matrix to int8, each channel divided by a step of its own."""
+    """Rounds a matrix to uint8 around INPUT_ZERO, each channel divided by a step of its own."""
 
     def __init__(self, range_H: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
         """Choose the steps for a matrix whose values have these ranges [H] and which meets this weight [out, H]."""
@@ -94,11 +99,12 @@ class Rounding(nn.Module):
         self._per_step_H = (1 / (smooth_H * self.scale)).to(dtype)
 
     def forward(self, x_TH: Tensor) -> Tensor:
-        return (x_TH * self._per_step_H).clamp_(-127, 127).round_().to(torch.int8)
+        whole_TH = (x_TH * self._per_step_H).clamp_(-127, 127).round_().to(torch.int8)
+        return whole_TH.view(torch.uint8).bitwise_xor_(INPUT_ZERO)  # adds 128; bf16 would round again if it did
 
 
 class Int8Linear:
-    """A product of whole numbers: int8 or uint8 in, bf16 or uint8 out; bias and activation or residual are part of it."""
+    """A product of whole numbers: uint8 in, uint8 or the residual's dtype out; bias, activation and residual are part of it."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, scale: float, zero: int, tokens: int) -> None:
         """Round and pack [out, in] for matrices of about `tokens` rows whose values are (whole - zero) x scale."""
@@ -118,7 +124,7 @@ class Int8Linear:
         )
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """Return linear(x) + residual in bf16."""
+        """Return linear(x) + residual, in the residual's dtype."""
         return torch.ops.onednn.qlinear_pointwise.binary(
             x,
             *self._input,
@@ -127,7 +133,7 @@ class Int8Linear:
             self._bias,
             1.0,
             0,
-            torch.bfloat16,
+            residual.dtype,
             1.0,
             0,
             "add",
@@ -139,18 +145,14 @@ class Int8Linear:
 
 
 def can_use_int8(device: torch.device) -> bool:
-    """Return whether this torch has the operators and the CPU the instructions, for int8 and for the bf16 around it."""
-    known = can_fuse(device, torch.bfloat16) and hasattr(torch.ops.onednn, "qlinear_pointwise")
-    return known and multiplies_bf16() and multiplies_int8()
+    """Return whether this torch has the operators and the CPU the instructions; see models.cpu.probe for what it is worth."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return hasattr(torch.ops.onednn, "qlinear_pointwise") and multiplies_int8()
 
 
 def use_int8(model: EarlyExitModel, tokens: int) -> None:
-    """Replace the feed-forward blocks, in place, for matrices of about `tokens` rows.
-
-    Nothing is done if oneDNN does not know the activation: then there is little to gain.
-    """
-    if model.shape.activation not in POST_OPS:
-        return
+    """Replace the feed-forward blocks, in place, for matrices of about `tokens` rows; the activation is one of POST_OPS."""
     for number, ranges in enumerate(measure_ranges(model), start=1):
         layer = model.backbone.layer(number)
         setattr(layer, "ffn", Int8FeedForward(layer.ffn, ranges, tokens))  # noqa: B010 - typed as what it replaces
@@ -171,7 +173,7 @@ class Int8FeedForward(nn.Module):
         others = torch.ones(len(order)).index_fill(0, wide, 0.0)
         self.rounding = Rounding(ranges.inputs, expand, expand.dtype)
         smoothed, bias = expand * self.rounding.smooth_H, ffn.expand.bias * others
-        self._expand = Int8Linear(smoothed * others[:, None], bias, self.rounding.scale, 0, tokens)
+        self._expand = Int8Linear(smoothed * others[:, None], bias, self.rounding.scale, INPUT_ZERO, tokens)
         lowest = GELU_LOWEST if self.activation == "gelu" else 0.0
         highest = max(float(ranges.inner[order[len(wide)]]), 1e-5) * HEADROOM
         self._inner_scale = (highest - lowest) / 255

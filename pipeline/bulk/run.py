@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 
 from models.checkpoint import check_weights
 from models.early_exit import EarlyExitModel
+from models.precision import check_precision
 from pipeline.bulk.attempts import clear_attempts
 from pipeline.bulk.fingerprint import fingerprint_of
 from pipeline.bulk.progress import Timeline
@@ -26,7 +27,7 @@ from pipeline.bulk.stages import abandon, classify_files, receipts_of
 from pipeline.calibration.audit import AuditSpec
 from pipeline.calibration.verdict import AuditResult, Guarantee, judge
 from pipeline.clock import peak_memory_mb
-from pipeline.cluster.connect import join_or_start, shut_down
+from pipeline.cluster.connect import join_or_start, running_cluster, shut_down
 from pipeline.cluster.resources import check_free, plan_actors
 from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.listing import Corpus, InputFile, list_inputs
@@ -134,6 +135,8 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
     if corpus.ignored:
         request.log(f"{len(corpus.ignored)} files of other kinds are left alone, such as {corpus.ignored[0]}")
     check_exits(request.model.meta, request.engine)
+    if running_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
+        check_precision(request.engine.dtype, request.model.meta.shape)
     folder = prepare_folder(request.output, request.input)
     request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
     with Ledger(folder, request.fingerprint, overwrite=request.overwrite) as ledger:

@@ -26,8 +26,8 @@ class EngineConfig:
     first_token_first: bool = True
     """With pooled heads, decide before the layer is run for all tokens. Off only to measure what that is worth."""
     dtype: str = "auto"
-    """'fp32', 'bf16', 'int8' (CPUs only: products in int8, the rest in bf16), or 'auto': bf16 where the hardware multiplies it,
-    else fp32."""
+    """'fp32', 'bf16', 'int8' (CPUs only: feed-forward blocks in int8, the rest as with 'auto'), or 'auto': bf16 where the
+    hardware multiplies it, else fp32."""
 
     def __post_init__(self) -> None:
         for name in ("token_budget", "resident_tokens"):

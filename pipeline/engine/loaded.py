@@ -19,7 +19,7 @@ import torch
 
 from models.cpu.fused import can_fuse, fuse, fuse_head
 from models.early_exit import EarlyExitModel
-from models.precision import DTYPES, set_precision
+from models.precision import hidden_dtype, set_precision
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.memory import Workspace
 
@@ -45,7 +45,7 @@ class LoadedModel:
     def __init__(self, model: EarlyExitModel, config: EngineConfig, device: str | torch.device = "cpu") -> None:
         """Take the model over, casting, moving and fusing it in place; of the config `dtype` and `token_budget` matter.
 
-        Raises UnsupportedPrecisionError if the device cannot compute in the dtype that is asked for.
+        Raises UnsupportedPrecisionError if the device cannot compute in the dtype that is asked for, or is slower in int8.
         """
         self.device = torch.device(device)
         if self.device.type == "cuda" and self.device.index is None:  # every thread has a current device of its own
@@ -53,7 +53,7 @@ class LoadedModel:
         self.model, self.config = model, config
         self.token_budget = config.token_budget or default_token_budget(self.device, model.shape.hidden)
         self.precision = set_precision(model, config.dtype, self.device, self.token_budget)
-        self.dtype = DTYPES[self.precision]
+        self.dtype = hidden_dtype(self.precision, self.device)
         self._fuse()
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.workspaces = [Workspace(self.device, self.dtype) for _ in range(self.threads)]

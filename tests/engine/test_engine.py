@@ -12,9 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.backbone import PackedTokens
-from models.cpu.int8 import Int8FeedForward, can_use_int8
 from models.early_exit import EarlyExitModel
-from models.errors import UnsupportedPrecisionError
 from models.exits.criterion import CRITERIA, Criterion
 from models.length_group import LengthGroup
 from pipeline.engine.config import EngineConfig
@@ -22,13 +20,10 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import TokenRows
 from tests.support.models import (
-    CONFIGS,
     TOLERANCE,
     new_model,
-    random_exits,
     random_rows,
     regression_model,
-    spread_weights,
 )
 
 MODELS = {kind: new_model(kind) for kind in ("pooled", "attention")} | {"regression": regression_model()}
@@ -226,45 +221,6 @@ def test_bf16_gives_nearly_the_same_labels(exit_model: EarlyExitModel) -> None:
         Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="bf16"))).run(rows).label_ids
     )
     assert (fp32 == bf16).mean() > 0.95
-
-
-@pytest.mark.skipif(
-    not can_use_int8(torch.device("cpu")), reason="this CPU does not multiply int8 and bf16 in hardware"
-)
-@pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_new"])
-def test_int8_gives_nearly_the_same_probabilities(activation: str) -> None:
-    config = copy.deepcopy(CONFIGS["bert"])
-    config.hidden_act = activation
-    torch.manual_seed(0)
-    model = random_exits(spread_weights(EarlyExitModel(config)), "pooled")
-    widen_channels(model)
-    rows = random_rows(300, 40, seed=11)
-    fp32 = Engine(LoadedModel(copy.deepcopy(model), EngineConfig(criterion=Criterion(speed=0.4), dtype="fp32"))).run(
-        rows
-    )
-    engine = Engine(LoadedModel(model, EngineConfig(criterion=Criterion(speed=0.4), dtype="int8")))
-    assert isinstance(engine.model.backbone.layer(1).ffn, Int8FeedForward) == (activation != "gelu_new")
-    int8 = engine.run(rows)
-    assert np.abs(int8.probabilities - fp32.probabilities).mean() < 0.02
-    assert (int8.label_ids == fp32.label_ids).mean() > 0.95
-    assert (int8.exit_layers == fp32.exit_layers).mean() > 0.9
-
-
-def widen_channels(model: EarlyExitModel) -> None:
-    """Make a few channels far wider than the rest, as pretrained encoders have them: what one scale alone cannot hold."""
-    with torch.no_grad():
-        for number in range(1, model.shape.layers + 1):
-            layer = model.backbone.layer(number)
-            layer.attention_norm.weight[3] *= 20
-            layer.ffn.expand.weight[:, 3] /= 20
-            layer.ffn.expand.weight[5] *= 10
-            layer.ffn.contract.weight[:, 5] /= 10
-
-
-def test_int8_on_a_device_without_it_is_refused(exit_model: EarlyExitModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    with pytest.raises(UnsupportedPrecisionError, match="int8 needs a CPU"):
-        Engine(LoadedModel(exit_model, EngineConfig(dtype="int8")))
 
 
 def test_an_exit_that_the_model_lacks_is_named(exit_model: EarlyExitModel) -> None:
