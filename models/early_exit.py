@@ -20,10 +20,9 @@ from models.checkpoint import ExitsBlock
 from models.errors import UnsupportedModelError
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
+from models.exits.kinds import HEAD_KINDS
 from models.families import family_of, shape_of
 from models.heads import AttentionHead, PooledHead
-
-HEAD_KINDS = ("pooled", "attention")
 
 
 class ExitOutput(NamedTuple):

@@ -226,9 +226,10 @@ def _stream(
     log: RunLog,
 ) -> None:
     """Run the chain over files and note the receipts; raise DoesNotFitError if the cluster is too small for it."""
-    join_or_start()
+    join_or_start(request.log)
     plan = plan_actors(*(request.actors or ()))
     check_free(plan)
+    request.log(f"loading the model on {plan.actors:,} actor{'s' * (plan.actors > 1)}")
     with log:
         for receipt in receipts_of(classify_files(files, done, spec, plan)):
             log.observe(receipt)
