@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from models.checkpoint import check_weights
+from models.checkpoint import check_weights, plain_config
 from models.early_exit import EarlyExitModel
 from pipeline.bulk.attempts import clear_attempts
 from pipeline.bulk.fingerprint import fingerprint_of
@@ -154,6 +154,7 @@ def _spec_of(request: BulkRequest, corpus: Corpus, ledger: Ledger) -> ClassifySp
         tokenizer=request.model.tokenizer,
         model=request.model.address,
         weights=request.model.weights,
+        config=plain_config(request.model.meta.config),
         engine=request.engine,
         output=ledger.output,
         results=request.results,

@@ -42,6 +42,9 @@ CORE_LINE = re.compile(
     rb"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] |[IWEF]\d{4} [\d:.]+ +\d+ |WARNING: All log messages before absl"
 )
 """A line of the log of Ray's C++ core, or of the libraries below it, on stderr."""
+IDLE_WORKER_MS = 600_000
+"""Time until a Ray of our own ends a worker process without work. After Ray's one second, a task that comes between two shards
+would find none, and a new process takes a second of CPU time to import what it needs."""
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS")
 """Environment variables that workers need to reach the same S3. Credentials are not among them: every node has its own."""
 
@@ -153,6 +156,7 @@ def _start() -> None:
         path = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(SERVE_PROXY_SECONDS))
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
     with _held_back_stderr():
         ray.init(
             address="local",
