@@ -82,15 +82,16 @@ def beside_ray(args: argparse.Namespace, request_of: Callable[[argparse.Namespac
     use_endpoint(args.endpoint_url)
     if not expects_work(args):
         return request_of(args)
-    pool = ThreadPoolExecutor(1, thread_name_prefix="request")
     gc.disable()  # nearly all that is loaded stays: to look through it again and again takes a sixth of the time
+    from pipeline.cluster.connect import join_or_start  # before the rest: Ray's processes take the longest
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="request")
     try:
         request = pool.submit(request_of, args)
-        from pipeline.cluster.connect import join_or_start
-
         join_or_start(partial(print, flush=True))
         return request.result()
     finally:
+        gc.freeze()
         gc.enable()
         pool.shutdown(wait=False)  # a signal ends the process, whatever is being loaded
 
