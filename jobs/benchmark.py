@@ -29,65 +29,21 @@ if not __package__:  # run as a file: the packages are beside its folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import json
-from functools import partial
-
-import torch
 
 from jobs.cli import command, options
 from jobs.cli.parser import JobParser
-from models.early_exit import HEAD_KINDS, EarlyExitModel
-from pipeline.benchmark.ceiling import matmul_ceiling
-from pipeline.benchmark.measure import measure, synchronizer
-from pipeline.benchmark.peers import PEERS
-from pipeline.benchmark.shapes import random_model
-from pipeline.benchmark.summary import card, summarize, table
-from pipeline.benchmark.systems import Variants, engine_systems, make_engine, peer_systems, plan_exits
-from pipeline.benchmark.workload import Workload, make_workload
-from pipeline.corpus.labelled import read_texts, tokenize_texts
+from models.exits.kinds import HEAD_KINDS
+from pipeline.benchmark.peer_names import PEER_NAMES
 from pipeline.engine.config import DTYPE_NAMES
-from pipeline.engine.engine import Engine
-from pipeline.errors import InputError
 
 PEERS_RUN = ["hf-bf16-sorted", "hf-fp32-arrival", "papers-batch-1"]
 
 
 def main(args: argparse.Namespace) -> None:
-    """Compose the systems, time them, and print card, table and document."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.input and not args.model:
-        raise InputError("input", "needs --model, whose tokenizer and exits make work of the texts")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = EarlyExitModel.from_pretrained(args.model) if args.model else random_model(args.shape, args.head)
-    settings = {"dtypes": args.dtype, "token_budgets": args.token_budget, "exit_blocks": args.exit_every}
-    variants = Variants(**settings, rows_per_call=args.rows_per_call)
-    engine = make_engine(model, variants.config(model, args.speed), device)
-    work = real_work(args, model, engine) if args.input else planned_work(args, model)
-    peers, missing = peer_systems(args.peers, model, args.model, work, device)
-    systems = engine_systems(engine, model, work, variants) | peers
-    ceiling = matmul_ceiling(model.shape, engine.loaded.device, engine.loaded.dtype)
-    print(card(args.model or args.shape, engine, work, ceiling, missing))
-    timings = measure(systems, args.repetitions, synchronizer(device), partial(print, file=sys.stderr, flush=True))
-    result = summarize(timings, systems, model, ceiling) | {"missing": missing, "options": vars(args)}
-    print(f"\n{table(timings, result)}")
-    print(json.dumps(result), flush=True)
-    if args.output:
-        Path(args.output).write_text(json.dumps(result, indent=1) + "\n")
+    """Do the work, whose modules are loaded here: by now the options are known to be right."""
+    from jobs.work.benchmark import run
 
-
-def planned_work(args: argparse.Namespace, model: EarlyExitModel) -> Workload:
-    """Draw rows of random tokens with planned exits."""
-    sizes = {"mean_tokens": args.mean_tokens, "sigma": args.sigma, "longest": model.shape.max_tokens}
-    sizes |= {"layers": model.shape.layers, "mean_exit": args.mean_exit, "vocabulary": model.shape.vocabulary}
-    return make_workload(args.rows, **sizes, seed=args.seed)
-
-
-def real_work(args: argparse.Namespace, model: EarlyExitModel, engine: Engine) -> Workload:
-    """Read rows of a corpus, and plan the exits that the engine takes for them."""
-    tokenizer = options.load_tokenizer(args.model, model, args.max_tokens)
-    texts = read_texts(args.input, options.text_columns(args, None), limit=args.rows)
-    return plan_exits(engine, tokenize_texts(texts, tokenizer, model.labels).rows)
+    run(args)
 
 
 def build_parser() -> JobParser:
@@ -104,7 +60,14 @@ def build_parser() -> JobParser:
     add("--mean-tokens", type=float, default=50, metavar="X", help="mean length of a row")
     add("--sigma", type=float, default=0.6, metavar="X", help="sigma of the logarithm of the length")
     add("--mean-exit", type=float, default=4, metavar="X", help="mean exit layer of the plan")
-    add("--peers", nargs="*", choices=[*PEERS], default=PEERS_RUN, metavar="NAME", help=f"any of {', '.join(PEERS)}")
+    add(
+        "--peers",
+        nargs="*",
+        choices=PEER_NAMES,
+        default=PEERS_RUN,
+        metavar="NAME",
+        help=f"any of {', '.join(PEER_NAMES)}",
+    )
     add("--repetitions", type=positive, default=3, metavar="N", help="counted rounds")
     add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
     add("--token-budget", type=positive, nargs="+", default=[None], metavar="N", help="tokens in a batch; or several")

@@ -20,71 +20,20 @@ if not __package__:  # run as a file: the packages are beside its folder
 
 import argparse
 
-import torch
-
 from jobs.cli import command, options
 from jobs.cli.parser import JobParser
-from models.digest import weights_digest
-from models.early_exit import EarlyExitModel
-from pipeline.calibration import fit
-from pipeline.calibration.curve import LIMITS, Calibration, Scaling, choices
-from pipeline.calibration.drift import reference_of
+from models.exits.criterion import THRESHOLD_CRITERIA
 from pipeline.calibration.guarantees import CONFIDENCE
-from pipeline.calibration.temperature import scale_stored_model
-from pipeline.calibration.thresholds import Sample
-from pipeline.calibration.timing import time_curve
-from pipeline.corpus.chunks import Chunk
-from pipeline.corpus.labelled import label_numbers, sample_texts
 from pipeline.engine.config import DTYPE_NAMES
 from pipeline.errors import require
-from pipeline.evaluation.recorded import record_as_run
-from pipeline.reports.calibration_report import calibration_table, scaling_table
-from pipeline.reports.plots import disagreement_curve
 
 
 def main(args: argparse.Namespace) -> None:
-    """Draw the sample, record all exits, fit the curve, and write the calibration."""
+    """Do the work, whose modules are loaded here: by now the options are known to be right."""
     require("matplotlib", extra="report")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = EarlyExitModel.from_pretrained(args.model)
-    criterion = fit.criterion_for(model, args.criterion, args.tolerance)
-    tokenizer = options.load_tokenizer(args.model, model, args.max_tokens)
-    texts = sample_texts(args.data, options.text_columns(args, args.label_column), args.rows, args.seed)
-    tokens = tokenizer(texts.texts, texts.pairs)
-    labels = label_numbers(texts.labels or [None] * len(tokens.rows), model.labels)
-    examples = Chunk(rows=tokens.rows, labels=labels)
-    print(f"{args.model}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
-    scalings = scale(args, examples, device) if args.temperature else []
-    model = EarlyExitModel.from_pretrained(args.model)
-    digest = weights_digest(args.model)
-    recorded = record_as_run(model, examples, args.dtype, device)
-    sample = Sample.of(recorded, criterion, tokens.rows.lengths, model.flops)
-    curve = fit.fit_curve(sample, criterion, args.seed, temperatures_fitted=args.temperature)
-    calibration = Calibration(
-        model=digest,
-        precision=args.dtype,
-        max_tokens=tokenizer.spec.max_tokens,
-        data=fit.describe_data(tokens.rows, texts.rejected, args.seed),
-        curve=curve,
-        reference=reference_of(tokens.rows.lengths, tokens.truncated, recorded.uncertainty(criterion)[-1]),
-        timing=None if args.no_timing else time_curve(args.model, curve, tokens.rows, args.dtype, device),
-        scalings=scalings,
-        choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
-    )
-    print(f"\n{calibration_table(calibration, args.confidence).markdown()}")
-    print(f"\nthe calibration is in {calibration.save(args.model)}")
-    disagreement_curve(curve, args.confidence).savefig(Path(args.model) / "calibration.png")
+    from jobs.work.calibrate import run
 
-
-def scale(args: argparse.Namespace, examples: Chunk, device: str) -> list[Scaling]:
-    """Put temperatures on the exits of the stored model, and print what they did."""
-    fitting = examples.take(fit.fit_rows(len(examples), args.seed))
-    to_labels = args.label_column is not None
-    scalings, removed = scale_stored_model(args.model, fitting, to_labels=to_labels, dtype=args.dtype, device=device)
-    if removed is not None:
-        print(f"its stored {removed.describe()} meant the old uncertainties, so it is taken out: choose again")
-    print(f"\n{scaling_table(scalings).markdown()}")
-    return scalings
+    run(args)
 
 
 def build_parser() -> JobParser:
@@ -94,7 +43,7 @@ def build_parser() -> JobParser:
     add("--model", required=True, metavar="DIR", help="early-exit model; the calibration is written there")
     add("--data", required=True, metavar="PATH", help="sample of the texts to come: file, folder or glob")
     add("--rows", type=options.positive, default=20_000, metavar="N", help="rows to use at most, drawn at random")
-    add("--criterion", choices=fit.CALIBRATED, help="uncertainty that decides (default: the model's, else entropy)")
+    add("--criterion", choices=THRESHOLD_CRITERIA, help="uncertainty that decides (default: the model's, else entropy)")
     tolerance = "values, with regression, differ if they are further apart"
     add("--tolerance", type=float, default=0.1, metavar="X", help=tolerance)
     limit = "a limit to report, beside usual ones"

@@ -20,30 +20,28 @@ if not __package__:  # run as a file: the packages are beside its folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+from typing import TYPE_CHECKING
 
-from jobs.cli import bulk, bulk_run, command, options, targets
+from jobs.cli import bulk, command, options, targets
 from jobs.cli.parser import JobParser
-from pipeline.engine.config import EngineConfig
-from pipeline.schema import EXIT_LAYER, ID, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+
+if TYPE_CHECKING:
+    from pipeline.bulk.run import BulkRequest
 
 
 def main(args: argparse.Namespace) -> int:
-    model = bulk.open_model(args)
-    calibration = targets.calibration_for(args, model)
-    choice = targets.choose(args, calibration)
-    criterion = options.criterion(args, model.meta) if choice is None else choice.criterion
-    exits = tuple(args.exits) if args.exits else None
-    probabilities = (PROBABILITIES,) if args.probabilities else ()
-    predictions = (VALUE,) if model.meta.regression else (LABEL, LABEL_ID, SCORE, *probabilities)
-    request = bulk.request_of(
-        args,
-        model=model,
-        engine=EngineConfig(criterion=criterion, exits=exits, dtype=args.dtype),
-        results=(ID, *predictions, EXIT_LAYER, UNCERTAINTY, TRUNCATED),
-        audit=targets.audit_spec(args, calibration),
-        guarantee=targets.guarantee(args, calibration, choice),
-    )
-    return bulk_run.run(args, request)
+    """Classify the corpus; return the exit code."""
+    request = bulk.beside_ray(args, request_of)
+    from jobs.work.bulk import run
+
+    return run(args, request)
+
+
+def request_of(args: argparse.Namespace) -> "BulkRequest":
+    """Make the request, with the modules that this takes."""
+    from jobs.work import classify
+
+    return classify.request_of(args)
 
 
 def build_parser() -> JobParser:

@@ -23,72 +23,21 @@ if not __package__:  # run as a file: the packages are beside its folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-from functools import partial
 
 from jobs.cli import command, options, training
 from jobs.cli.parser import JobParser
-from models.early_exit import HEAD_KINDS, EarlyExitModel
-from pipeline.cluster.connect import join_or_start
-from pipeline.corpus.columns import resolve_columns
-from pipeline.corpus.labelled import read_texts, tokenize_texts
-from pipeline.corpus.listing import list_inputs
-from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
+from models.exits.kinds import HEAD_KINDS
 from pipeline.errors import UserError
-from pipeline.output.results import results_as_corpus
-from pipeline.schema import LOGITS
-from pipeline.storage.model_cache import local_model
-from pipeline.training.distill import DistillSpec, distill
-from pipeline.training.recipes import STRATEGIES
-from pipeline.training.stream import StreamSpec
+from pipeline.training.config import STRATEGIES
 
 
 def main(args: argparse.Namespace) -> int:
-    """Compose the stream of text or soft labels, and distill; return the exit code."""
+    """Do the work, whose modules are loaded here: by now the options are known to be right."""
     if (args.input is None) == (args.labels is None):
         raise UserError("give either --input (text) or --labels (output of jobs/label.py)")
-    directory = local_model(args.model)
-    model = EarlyExitModel.from_pretrained(directory)
-    tokenizer = options.load_tokenizer_spec(directory, model, args.max_tokens)
-    dev = read_texts(args.dev, options.text_columns(args, None)) if args.dev else None
-    stream = stream_of(args, model, tokenizer)
-    spec = DistillSpec(
-        model=options.absolute_model(args.model),
-        head=args.head,
-        stream=stream,
-        dev=None if dev is None else tokenize_texts(dev, Tokenizer(tokenizer), model.labels),
-        output=training.output_folder(args),
-        training=training.config(args, head_learning_rate=args.head_learning_rate),
-        temperature=args.temperature,
-        label_weight=args.label_share if args.label_column else 0.0,
-        train_backbone=args.train_backbone,
-    )
-    what = f"backbone and exits, {args.train_backbone}" if args.train_backbone else "exits on a frozen backbone"
-    heads = f"{args.head} heads on {model.shape.layers - 1} layers"
-    del model
-    join_or_start()
-    return training.run(
-        args,
-        partial(distill, spec),
-        tokenizer_from=directory,
-        about=f"{args.model}: {what}; {heads}; {len(stream.corpus.files):,} files",
-        model=directory,
-    )
+    from jobs.work.distill import run
 
-
-def stream_of(args: argparse.Namespace, model: EarlyExitModel, tokenizer: TokenizerSpec) -> StreamSpec:
-    """Find the files of the stream and their columns."""
-    corpus = results_as_corpus(args.labels) if args.labels else list_inputs(args.input)
-    names = options.text_columns(args, args.label_column)
-    columns = resolve_columns(corpus.files, names, keep=[LOGITS] if args.labels else [])
-    return StreamSpec(
-        corpus=corpus,
-        columns=columns,
-        tokenizer=tokenizer,
-        classes=model.labels,
-        label_column=args.label_column,
-        limit=args.limit,
-        seed=args.seed,
-    )
+    return run(args)
 
 
 def build_parser() -> JobParser:

@@ -22,42 +22,18 @@ if not __package__:  # run as a file: the packages are beside its folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-from functools import partial
 
 from jobs.cli import command, options, training
 from jobs.cli.parser import JobParser
-from models.early_exit import HEAD_KINDS, EarlyExitModel
-from pipeline.corpus.labelled import read_texts, tokenize_texts
-from pipeline.training.finetune import FINETUNE_STRATEGIES, FinetuneSpec, finetune, read_labelled, split_off_dev
+from models.exits.kinds import HEAD_KINDS
+from pipeline.training.config import FINETUNE_STRATEGIES
 
 
 def main(args: argparse.Namespace) -> int:
-    """Read the labelled text, and fine-tune; return the exit code."""
-    columns, regression = options.text_columns(args, args.label_column), args.task == "regression"
-    texts, classes = read_labelled(args.train, columns, args.limit, regression=regression, class_names=args.class_names)
-    model = EarlyExitModel.from_pretrained(args.backbone, new_labels=classes)
-    tokenizer = options.load_tokenizer(args.backbone, model, args.max_tokens)
-    train = tokenize_texts(texts, tokenizer, classes)
-    if args.dev:
-        dev = tokenize_texts(read_texts(args.dev, columns), tokenizer, classes)
-    else:
-        train, dev = split_off_dev(train, args.seed)
-    spec = FinetuneSpec(
-        backbone=options.absolute_model(args.backbone),
-        classes=classes,
-        head=args.head,
-        strategy=args.strategy,
-        exit_weights=args.exit_weights,
-        train=train,
-        dev=dev,
-        output=training.output_folder(args),
-        training=training.config(args, early_stopping=args.early_stopping, head_learning_rate=args.head_learning_rate),
-        second_stage=training.config(args, learning_rate=args.head_learning_rate),
-    )
-    kind = "one value" if regression else f"{len(classes)} classes"
-    about = f"{args.backbone}: {model.shape.layers} layers, {kind}; {len(train):,} rows, {len(dev):,} dev"
-    del model
-    return training.run(args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)
+    """Do the work, whose modules are loaded here: by now the options are known to be right."""
+    from jobs.work.finetune import run
+
+    return run(args)
 
 
 def build_parser() -> JobParser:

@@ -17,25 +17,28 @@ if not __package__:  # run as a file: the packages are beside its folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+from typing import TYPE_CHECKING
 
-from jobs.cli import bulk, bulk_run, command
+from jobs.cli import bulk, command
 from jobs.cli.parser import JobParser
-from pipeline.engine.config import EngineConfig
-from pipeline.schema import ID, LABEL, LOGITS, TRUNCATED, UNCERTAINTY, VALUE
+
+if TYPE_CHECKING:
+    from pipeline.bulk.run import BulkRequest
 
 
 def main(args: argparse.Namespace) -> int:
-    texts = [] if args.no_text else [name for name in (args.text_column, args.pair_column) if name]
-    model = bulk.open_model(args)
-    predictions = (VALUE,) if model.meta.regression else (LABEL, UNCERTAINTY)
-    request = bulk.request_of(
-        args,
-        model=model,
-        engine=EngineConfig(dtype=args.dtype),
-        results=(ID, LOGITS, *predictions, TRUNCATED),
-        keep=tuple(dict.fromkeys([*texts, *args.keep])),
-    )
-    return bulk_run.run(args, request)
+    """Label the corpus; return the exit code."""
+    request = bulk.beside_ray(args, request_of)
+    from jobs.work.bulk import run
+
+    return run(args, request)
+
+
+def request_of(args: argparse.Namespace) -> "BulkRequest":
+    """Make the request, with the modules that this takes."""
+    from jobs.work import label
+
+    return label.request_of(args)
 
 
 def build_parser() -> JobParser:

@@ -14,13 +14,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
 
 from models.digest import weight_files
 from models.errors import UnsupportedModelError
@@ -28,8 +28,8 @@ from models.exits.criterion import Criterion
 from models.families import Family, Shape, family_of, from_hugging_face, to_hugging_face
 from models.hugging_face import classifier_class, quiet_transformers
 
-if TYPE_CHECKING:  # takes seconds to import
-    from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 WEIGHTS_FILE = "model.safetensors"
 BRANCH_PREFIXES = ("exits.", "lte.")
@@ -54,7 +54,7 @@ class ExitsBlock:
     criterion: Criterion | None = None
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> Self:
+    def of(cls, config: "PretrainedConfig") -> Self:
         """Read the block of a config; one without it is a plain classifier."""
         block = getattr(config, "early_exit", None) or {}
         return cls(
@@ -77,7 +77,7 @@ class ExitsBlock:
 class Model(Protocol):
     """The parts of an EarlyExitModel that have a place in a checkpoint."""
 
-    config: PretrainedConfig
+    config: "PretrainedConfig"
     family: Family
     shape: Shape
 
@@ -91,7 +91,7 @@ class Model(Protocol):
 
 def read_config(
     name: Name, *, new_labels: Sequence[str] | None = None, new_last_head: str | None = None
-) -> PretrainedConfig:
+) -> "PretrainedConfig":
     """Read config.json; with `new_labels`, change it into that of a new classifier over these classes, without branch heads.
 
     Raises FileNotFoundError if there is no model, UnsupportedModelError for one that offramp cannot run.
@@ -109,10 +109,25 @@ def read_config(
     return config
 
 
-def _read_config(name: Name) -> PretrainedConfig:
+def plain_config(config: "PretrainedConfig") -> SimpleNamespace:
+    """Return all that a config says as plain values, for processes that do without transformers, and some without torch.
+
+    A value of another kind, such as a dtype, becomes its text. `EarlyExitModel.from_pretrained` takes such a config.
+    """
+    names = {*vars(config), *type(config).attribute_map, "model_type", "num_labels"}
+    values = {name: getattr(config, name) for name in sorted(names) if not name.startswith("_")}
+    plain = (str, int, float, list, tuple, dict, type(None))
+    return SimpleNamespace(
+        **{name: value if isinstance(value, plain) else str(value) for name, value in values.items()}
+    )
+
+
+def _read_config(name: Name) -> "PretrainedConfig":
     looks_local = os.path.exists(name) or str(name).startswith((".", "/", "~"))
     if looks_local and not (Path(name) / "config.json").is_file():
         raise FileNotFoundError(f"{name}: no model there (no config.json in that directory)")
+    from transformers import AutoConfig
+
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(name)
     except ValueError as error:
@@ -136,9 +151,10 @@ def read_weights(name: Name, model: Model, *, new_last_head: bool = False) -> di
         return _state_as_stored(model, stored)
     from transformers import AutoModelForSequenceClassification  # takes seconds to import
 
+    config = _read_config(name) if isinstance(model.config, SimpleNamespace) else model.config
     with quiet_transformers():
         theirs, info = AutoModelForSequenceClassification.from_pretrained(
-            name, config=model.config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     branches: dict[str, Tensor] = {}
     if not new_last_head:

@@ -5,16 +5,8 @@ import json
 import os
 from pathlib import Path
 
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-)
-
 CHUNK_BYTES = 1 << 24
-KINDS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+KINDS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Names of weight files, in the order in which transformers looks for them."""
 
 
@@ -36,11 +28,20 @@ def weight_files(name: str | os.PathLike[str]) -> list[Path]:
     name = str(name)
     for kind in KINDS:
         try:
-            found = Path(cached_file(name, kind))
+            found = _find(name, kind)
         except OSError:
             continue
         if not kind.endswith(".json"):
             return [found]
         parts = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [Path(cached_file(name, part)) for part in parts]
+        return [_find(name, part) for part in parts]
     raise FileNotFoundError(f"{name}: no weights there; looked for {', '.join(KINDS)}")
+
+
+def _find(name: str, file: str) -> Path:
+    """Find a file of a directory or hub id; raise OSError if there is none."""
+    if (path := Path(name) / file).is_file():
+        return path
+    from transformers.utils import cached_file  # takes the better part of a second, which a directory does without
+
+    return Path(cached_file(name, file))

@@ -8,11 +8,11 @@ How a model directory is laid out, read and written is in models.checkpoint.
 """
 
 import os
-from typing import Any, NamedTuple, Self
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 from models import checkpoint
 from models.backbone import Backbone, PackedTokens
@@ -20,10 +20,12 @@ from models.checkpoint import ExitsBlock
 from models.errors import UnsupportedModelError
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
+from models.exits.kinds import HEAD_KINDS
 from models.families import family_of, shape_of
 from models.heads import AttentionHead, PooledHead
 
-HEAD_KINDS = ("pooled", "attention")
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 class ExitOutput(NamedTuple):
@@ -38,7 +40,7 @@ class ExitOutput(NamedTuple):
 class EarlyExitModel(nn.Module):
     """Backbone plus exit heads, one for each layer in `exit_layers`; the last layer always has one."""
 
-    def __init__(self, config: PretrainedConfig, *, last_head: str = "classifier") -> None:
+    def __init__(self, config: "PretrainedConfig", *, last_head: str = "classifier") -> None:
         """Build an untrained model; `last_head` is 'classifier' (the family's own) or 'attention' (FastBERT's)."""
         super().__init__()
         self.config = config
@@ -126,16 +128,23 @@ class EarlyExitModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str], *, new_labels: list[str] | None = None, new_last_head: str | None = None
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        new_labels: list[str] | None = None,
+        new_last_head: str | None = None,
+        config: SimpleNamespace | None = None,
     ) -> Self:
         """Load a hub id or a directory: an offramp model, or any fine-tuned classifier of a supported family.
 
         `new_labels` starts a new classifier over these classes on the backbone (fine-tuning); without it a checkpoint whose
-        last head was never trained is refused. `new_last_head` chooses that classifier's kind.
+        last head was never trained is refused. `new_last_head` chooses that classifier's kind. A `config` that was read before,
+        by `models.checkpoint.plain_config`, saves the time to import transformers; such a model cannot be saved.
 
         Raises FileNotFoundError if a local path holds no model, UnsupportedModelError for other architectures.
         """
-        model = cls._of_config(checkpoint.read_config(name, new_labels=new_labels, new_last_head=new_last_head))
+        read = config or checkpoint.read_config(name, new_labels=new_labels, new_last_head=new_last_head)
+        model = cls._of_config(cast("PretrainedConfig", read))
         model.load_state_dict(checkpoint.read_weights(name, model, new_last_head=new_labels is not None))
         return model.eval()
 
@@ -147,7 +156,7 @@ class EarlyExitModel(nn.Module):
             return cls._of_config(config)
 
     @classmethod
-    def _of_config(cls, config: PretrainedConfig) -> Self:
+    def _of_config(cls, config: "PretrainedConfig") -> Self:
         block = ExitsBlock.of(config)
         model = cls(config, last_head=block.last_head)
         if block.branch_head is not None:

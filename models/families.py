@@ -7,12 +7,15 @@ keys and values are three matrices there and one here: one product over all toke
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from models.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +123,7 @@ class Shape:
         return self.positions - self.first_position
 
 
-def family_of(config: PretrainedConfig) -> Family:
+def family_of(config: "PretrainedConfig") -> Family:
     """Return the family of a config, or raise UnsupportedModelError naming what is supported."""
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -133,7 +136,7 @@ def family_of(config: PretrainedConfig) -> Family:
     return family
 
 
-def shape_of(config: PretrainedConfig) -> Shape:
+def shape_of(config: "PretrainedConfig") -> Shape:
     """Read the sizes of an encoder off its config; raise UnsupportedModelError for other families."""
     family = family_of(config)
     distilbert = config.model_type == "distilbert"

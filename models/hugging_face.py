@@ -1,18 +1,17 @@
-"""What we need of transformers beside its configs: a quiet mode, and the classifier class of a config."""
+"""What we need of transformers beside its configs: a quiet mode, and the classifier class of a config.
+
+transformers takes the better part of a second to import, so it is imported where it is used: workers do without.
+"""
 
 import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import transformers
-from transformers import PretrainedConfig
-from transformers.utils import logging as hf_logging
-
-if TYPE_CHECKING:  # takes seconds to import
-    from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
-def classifier_class(config: PretrainedConfig) -> "type[PreTrainedModel]":
+def classifier_class(config: "PretrainedConfig") -> "type[PreTrainedModel]":
     """Return transformers' sequence classifier of a config: `BertForSequenceClassification` of a BertConfig.
 
     Its auto class hands out instances only, so this reads the private mapping behind it.
@@ -26,8 +25,10 @@ def classifier_class(config: PretrainedConfig) -> "type[PreTrainedModel]":
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers' load report and progress bars: what matters in them we check and report ourselves."""
+    from transformers.utils import logging as hf_logging
+
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
+    hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
         yield

@@ -4,17 +4,26 @@
     └── MissingPackageError                 an optional package is not installed; exit code 2
     StorageError                            a disk or an object store failed; exit code 1
     └── RefusedError                        it works but refuses the request, so that a retry cannot help; exit code 2
+    DoesNotFitError                     the cluster is too small for the wanted actors; exit code 1
 
 Some are defined where they arise: `corpus.formats.FileFormatError` (a file cannot be read further; becomes a reject),
-`bulk.attempts.BrokenStageError` (a stage fails on every row; exit code 1), `cluster.resources.DoesNotFitError` (the cluster
-is too small; exit code 1), `serving.queue.QueueFullError` (status 429).
+`bulk.attempts.BrokenStageError` (a stage fails on every row; exit code 1), `serving.queue.QueueFullError` (status 429).
 """
 
 from importlib.util import find_spec
 
 from models.errors import InputError, UserError
 
-__all__ = ["InputError", "MissingPackageError", "RefusedError", "StorageError", "UserError", "one_line", "require"]
+__all__ = [
+    "DoesNotFitError",
+    "InputError",
+    "MissingPackageError",
+    "RefusedError",
+    "StorageError",
+    "UserError",
+    "one_line",
+    "require",
+]
 
 
 class MissingPackageError(UserError):
@@ -44,6 +53,10 @@ class StorageError(Exception):
 
 class RefusedError(StorageError):
     """Raised when the storage works but refuses a request: permission denied, no such bucket."""
+
+
+class DoesNotFitError(Exception):
+    """Raise when the cluster lacks the resources for the wanted actors. Exit code 1: elsewhere the command may be right."""
 
 
 def one_line(error: BaseException, *, with_type: bool = False, limit: int | None = None) -> str:

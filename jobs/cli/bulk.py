@@ -1,17 +1,20 @@
-"""Options of the jobs that send a corpus through a model, and the request that they make."""
+"""Options of the jobs that send a corpus through a model, and the order in which such a job starts."""
 
 import argparse
+import gc
+import glob
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 from jobs.cli import options
-from models.digest import weights_digest
-from models.early_exit import EarlyExitModel
-from pipeline.bulk.run import BulkModel, BulkRequest
-from pipeline.cluster.connect import use_endpoint
 from pipeline.engine.config import DTYPE_NAMES
-from pipeline.reports.run_report import REPORT
-from pipeline.storage.model_cache import local_model
+from pipeline.storage.base import absolute, is_remote
+from pipeline.storage.locate import storage_of, use_endpoint
+
+Request = TypeVar("Request")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="S3 server other than Amazon's, for s3:// paths (default: AWS_ENDPOINT_URL)",
     )
     parser.add_argument(
-        "--examples", action="store_true", help=f"show ten rows of every exit layer, with their texts, in {REPORT}"
+        "--examples", action="store_true", help="show ten rows of every exit layer, with their texts, in _report.html"
     )
     options.add_text_options(parser)
 
@@ -76,33 +79,38 @@ def actor_bounds(text: str) -> tuple[int, int]:
     return bounds
 
 
-def open_model(args: argparse.Namespace) -> BulkModel:
-    """Find the model and read all of it but its weights; raise UserError if there is none to use."""
+def beside_ray(args: argparse.Namespace, request_of: Callable[[argparse.Namespace], Request]) -> Request:
+    """Return the request of a job, made in another thread while Ray starts in this one.
+
+    Ray takes seconds to start, mostly in processes of its own, and so do torch and the model's configuration to load. A run
+    that may have nothing to do is left to start Ray once that is known.
+    """
     use_endpoint(args.endpoint_url)
-    directory = local_model(args.model)
-    meta = EarlyExitModel.from_config(directory)
-    return BulkModel(
-        address=options.absolute_model(args.model),
-        directory=directory,
-        meta=meta,
-        weights=weights_digest(directory),
-        tokenizer=options.load_tokenizer_spec(directory, meta, args.max_tokens),
-    )
+    if not expects_work(args):
+        return request_of(args)
+    gc.disable()  # nearly all that is loaded stays: to look through it again and again takes a sixth of the time
+    from pipeline.cluster.connect import join_or_start  # before the rest: Ray's processes take the longest
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="request")
+    try:
+        request = pool.submit(request_of, args)
+        join_or_start(partial(print, flush=True))
+        return request.result()
+    finally:
+        gc.freeze()
+        gc.enable()
+        pool.shutdown(wait=False)  # a signal ends the process, whatever is being loaded
 
 
-def request_of(args: argparse.Namespace, **choices: Any) -> BulkRequest:
-    """Build the request that the options make, with the job's own choices of the other fields."""
-    values: dict[str, Any] = {
-        "input": args.input,
-        "output": args.output,
-        "text_column": args.text_column,
-        "pair_column": args.pair_column,
-        "id_column": args.id_column,
-        "keep": tuple(args.keep),
-        "actors": args.actors,
-        "bundle_rows": args.bundle_rows,
-        "incremental": args.incremental,
-        "overwrite": args.overwrite,
-        "log": partial(print, flush=True),
-    }
-    return BulkRequest(**(values | choices))
+def expects_work(args: argparse.Namespace) -> bool:
+    """Return whether Ray will be needed, as far as paths tell: model and input are there, and the output is not published."""
+    model = os.path.exists(os.path.join(args.model, "config.json")) or not args.model.startswith((".", "/", "~"))
+    corpus = absolute(args.input)
+    if not model or not (is_remote(corpus) or os.path.exists(corpus) or next(glob.iglob(corpus), None)):
+        return False
+    output = absolute(args.output)
+    if args.overwrite or not (is_remote(output) or os.path.exists(output)):
+        return True
+    from pipeline.output.parts import MANIFEST  # loads Arrow
+
+    return storage_of(output).stat(f"{output}/{MANIFEST}") is None

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
@@ -9,12 +10,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from ray.exceptions import RayError
-
 from jobs.cli.parser import JobParser
-from pipeline.cluster.connect import leave
-from pipeline.cluster.resources import DoesNotFitError
-from pipeline.errors import InputError, RefusedError, StorageError, UserError
+from pipeline.errors import DoesNotFitError, InputError, RefusedError, StorageError, UserError
 
 DONE, FAILED, WRONG = 0, 1, 2
 """Exit codes: all is well; the work failed, and the same command may go on; the command or its input is wrong."""
@@ -34,6 +31,25 @@ def run_alone(main: Main, parser: JobParser, argv: Sequence[str] | None = None) 
         run(main, parser, argv)
     except SystemExit as end:
         leave(end.code if isinstance(end.code, int) else FAILED)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code, after all that it has printed is out; code 1 if that cannot be written."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it would only disturb
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (BrokenPipeError, ValueError):  # nobody reads it any more, or it is closed
+            pass
+        except OSError as error:
+            os.write(2, f"output is lost: {error}\n".encode())
+            code = code or FAILED
+    if "ray" in sys.modules:  # a job that has not come so far need not load it
+        from pipeline.cluster.connect import leave_ray
+
+        leave_ray()
+    os._exit(code)
 
 
 def run(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoReturn:
@@ -76,6 +92,8 @@ def complain(parser: JobParser, error: Exception) -> int:
 
 def cause_of(error: Exception) -> str:
     """Return the line of a failed task or actor that says why: the first exception that is not one of Ray's wrappers."""
+    from ray.exceptions import RayError  # a job that has a cause of Ray's has loaded it
+
     if isinstance(error, StorageError) and not isinstance(error, RayError):  # Ray makes classes that are both
         return str(error)
     raised = re.findall(r"^([\w.]*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)

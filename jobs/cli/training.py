@@ -1,24 +1,8 @@
-"""What jobs that train share: options, the claim on the output folder, the training itself and how it ends."""
+"""Options that jobs which train share."""
 
 import argparse
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from ray.exceptions import RayError
-from ray.train import TrainingFailedError
-from transformers import AutoTokenizer
-
-from jobs.cli import command, options
-from models.hugging_face import quiet_transformers
-from pipeline.errors import InputError
-from pipeline.storage.base import absolute, is_remote
-from pipeline.training.checkpoint import claim, release
-from pipeline.training.config import TrainingConfig
-from pipeline.training.workers import Work, run_workers
-
-INDIFFERENT = ("config", "workers", "output", "checkpoint_seconds")
-"""Options that may change when an unfinished training goes on, since they do not decide its result."""
+from jobs.cli import options
 
 
 def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rate: float) -> None:
@@ -50,50 +34,3 @@ def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rat
         help="write a checkpoint this often, between chunks",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of shuffling, dropout and new heads")
-
-
-def config(args: argparse.Namespace, **changes: Any) -> TrainingConfig:
-    """Build the training loop's config; raise InputError for values out of range."""
-    values = {"epochs": args.epochs, "batch_rows": args.batch_rows, "learning_rate": args.learning_rate}
-    values |= {"seed": args.seed, "checkpoint_seconds": args.checkpoint_seconds}
-    return TrainingConfig(**(values | changes))
-
-
-def output_folder(args: argparse.Namespace) -> Path:
-    """Return the folder of --output; raise InputError if it is not on a disk, where checkpoints must be."""
-    if is_remote(args.output):
-        raise InputError(
-            "output", f"{args.output}: training writes to a folder on disk that all workers see; copy it then"
-        )
-    return Path(absolute(args.output))
-
-
-def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str, **resolved: str) -> int:
-    """Train into --output, or go on with a training that the same command began there; return the exit code.
-
-    `resolved` replaces options by what they stand for today, such as the local copy of a model in an object store, which has
-    the version in its name: a training does not go on with another version.
-    """
-    output = output_folder(args)
-    claim(output, _identity(vars(args) | resolved))
-    print(about)
-    try:
-        run_workers(work, args.workers)
-    except (RayError, TrainingFailedError) as error:
-        go_on = "the same command goes on from the last checkpoint"
-        raise command.FailedError(f"{command.cause_of(error)}\n{go_on}") from error
-    _save_tokenizer(tokenizer_from, output)
-    release(output)
-    print(f"the model is in {args.output}")
-    return command.DONE
-
-
-def _identity(args: Mapping[str, object]) -> dict[str, object]:
-    """Return the options that decide the result, by which two trainings are told apart."""
-    return {name: value for name, value in args.items() if name not in INDIFFERENT}
-
-
-def _save_tokenizer(tokenizer_from: str, output: Path) -> None:
-    """Write the tokenizer beside the model."""
-    with quiet_transformers():
-        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(output)

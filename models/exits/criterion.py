@@ -6,6 +6,8 @@ from typing import Self
 from models.errors import InputError
 
 CRITERIA = ("entropy", "confidence", "patience", "lte")
+THRESHOLD_CRITERIA = ("entropy", "confidence", "lte")
+"""The criteria that have thresholds, which patience has not; a calibration chooses those."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ class ClassifyActor:
         self.spec = spec
         key = f"start-{ray.get_runtime_context().get_actor_id()}"  # the same when Ray starts this actor again
         with bounded(spec.output.folder, key, MAX_STARTS, "while they loaded the model; give them more memory"):
-            model = EarlyExitModel.from_pretrained(checked_model(spec.model, spec.weights))
+            model = EarlyExitModel.from_pretrained(checked_model(spec.model, spec.weights), config=spec.config)
             self.labels, self.layers = model.labels, model.shape.layers
             self.engine = Engine(LoadedModel(model, spec.engine, plan.device))
             self.full_depth = self.engine.with_criterion(spec.engine.criterion.at_full_depth())

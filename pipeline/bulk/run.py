@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from models.checkpoint import check_weights
+from models.checkpoint import check_weights, plain_config
 from models.early_exit import EarlyExitModel
 from models.precision import check_precision
 from pipeline.bulk.attempts import clear_attempts
@@ -159,6 +159,7 @@ def _spec_of(request: BulkRequest, corpus: Corpus, ledger: Ledger) -> ClassifySp
         tokenizer=request.model.tokenizer,
         model=request.model.address,
         weights=request.model.weights,
+        config=plain_config(request.model.meta.config),
         engine=request.engine,
         output=ledger.output,
         results=request.results,
@@ -232,9 +233,10 @@ def _stream(
     log: RunLog,
 ) -> None:
     """Run the chain over files and note the receipts; raise DoesNotFitError if the cluster is too small for it."""
-    join_or_start()
+    join_or_start(request.log)
     plan = plan_actors(*(request.actors or ()))
     check_free(plan)
+    request.log(f"loading the model on {plan.actors:,} actor{'s' * (plan.actors > 1)}")
     with log:
         for receipts in receipts_of(classify_files(files, done, spec, plan)):
             log.observe(receipts)

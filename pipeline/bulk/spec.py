@@ -1,6 +1,7 @@
 """All that the stages of a bulk run need, as plain values."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from pipeline.calibration.audit import AuditSpec
 from pipeline.corpus.columns import Columns
@@ -19,6 +20,8 @@ class ClassifySpec:
     """Directory, hub id or s3:// address, the same on every machine."""
     weights: str
     """Digest of the model's weights, by `models.digest`; an actor that finds others refuses to start."""
+    config: SimpleNamespace
+    """The model's configuration, by `models.checkpoint.plain_config`, so that actors need not import transformers for it."""
     engine: EngineConfig
     output: Output
     results: tuple[str, ...]

@@ -10,6 +10,7 @@ shard there, and no later stage sees them.
 """
 
 import json
+import logging
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -92,6 +93,8 @@ def tokenized_bundles(
 
 def _chain_context() -> DataContext:
     """Return Ray Data's settings for our chains: a copy, so that other data sets of this process keep theirs."""
+    # Its errors reach the driver as exceptions, so they need no log line beside; ray.data sets its level when it is imported.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from models.early_exit import EarlyExitModel
-from models.exits.criterion import Criterion
+from models.exits.criterion import THRESHOLD_CRITERIA, Criterion
 from pipeline.calibration.curve import FIT_FRACTION, SPLIT_ROWS, Curve
 from pipeline.calibration.thresholds import Floats, Sample, cheapest_path, single_path
 from pipeline.engine.config import EngineConfig
@@ -14,16 +14,15 @@ from pipeline.engine.engine import check_exits
 from pipeline.errors import UserError
 from pipeline.rows import IntArray, TokenRows
 
-CALIBRATED = ("entropy", "confidence", "lte")
-"""The criteria that have thresholds, which patience has not."""
-
 
 def criterion_for(model: EarlyExitModel, name: str | None, tolerance: float) -> Criterion:
     """Return the criterion to calibrate: the named one, else the model's own, else what suits its task.
 
     Raises UserError if the model cannot use it.
     """
-    stored = model.criterion.name if model.criterion is not None and model.criterion.name in CALIBRATED else None
+    stored = (
+        model.criterion.name if model.criterion is not None and model.criterion.name in THRESHOLD_CRITERIA else None
+    )
     if len(model.exit_layers) == 1:
         raise UserError("the model has no exits, so there is nothing to calibrate; jobs/distill.py adds them")
     chosen = name or stored or ("lte" if model.regression else "entropy")

@@ -10,8 +10,6 @@ the corpus (exchangeable), the number that do is binomial, whatever the model an
 import math
 from collections.abc import Sequence
 
-from scipy.special import bdtr, betaincinv  # scipy.stats has them too, and takes twice as long to import
-
 CONFIDENCE = 0.95
 """The confidence of guarantees and audits, unless another is asked for."""
 MAX_ROWS = 1 << 30
@@ -23,16 +21,22 @@ def upper_bound(count: int, rows: int, confidence: float) -> float:
 
     Clopper and Pearson (1934), one-sided: the largest fraction p with P(Binomial(rows, p) <= count) >= 1 - confidence.
     """
+    from scipy.special import betaincinv  # takes a third of a second to import; scipy.stats twice that
+
     return 1.0 if count >= rows else float(betaincinv(count + 1, rows - count, confidence))
 
 
 def lower_bound(count: int, rows: int, confidence: float) -> float:
     """Return the lower confidence bound on a fraction of which `count` of `rows` were seen; see `upper_bound`."""
+    from scipy.special import betaincinv
+
     return 0.0 if count <= 0 else float(betaincinv(count, rows - count + 1, 1 - confidence))
 
 
 def p_value(count: int, rows: int, limit: float) -> float:
     """Return the probability of at most `count` of `rows` if the true fraction is `limit`; a small one speaks for less."""
+    from scipy.special import bdtr
+
     return float(bdtr(count, rows, limit))
 
 

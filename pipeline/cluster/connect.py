@@ -10,18 +10,17 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import psutil
 import ray
-import ray.data  # its import sets the level of its loggers, so it has to come before ours is set
 from ray._private import worker
 from ray._raylet import Config  # type: ignore[attr-defined]
 
@@ -40,15 +39,15 @@ OBJECT_STORE_SHARE, MIN_OBJECT_STORE_BYTES = 1 / 16, 256 << 20
 actor and every core keeps a few of them."""
 SERVE_PROXY_SECONDS = 60
 """Time that a Ray of our own gives Serve's HTTP proxy to start: a busy machine takes longer than Ray's 5 s for a process."""
+CORE_LINE = re.compile(
+    rb"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] |[IWEF]\d{4} [\d:.]+ +\d+ |WARNING: All log messages before absl"
+)
+"""A line of the log of Ray's C++ core, or of the libraries below it, on stderr."""
+IDLE_WORKER_MS = 600_000
+"""Time until a Ray of our own ends a worker process without work. After Ray's one second, a task that comes between two shards
+would find none, and a new process takes a second of CPU time to import what it needs."""
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS")
 """Environment variables that workers need to reach the same S3. Credentials are not among them: every node has its own."""
-
-
-def use_endpoint(url: str | None) -> None:
-    """Send all S3 requests of this process, and of those that it starts, to another server than Amazon's."""
-    if url:
-        os.environ["AWS_ENDPOINT_URL"] = url
-        os.environ.pop("AWS_ENDPOINT_URL_S3", None)  # which would win
 
 
 def worker_environment() -> dict[str, str]:
@@ -62,15 +61,17 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in S3_VARIABLES if os.environ.get(name, given.get(name)) != given.get(name)}
 
 
-def join_or_start() -> None:
+def join_or_start(log: Callable[[str], None] = lambda _: None) -> None:
     """Join the cluster that RAY_ADDRESS names or that runs on this machine; else start Ray here, with quiet logs.
 
-    Does nothing in a process that has joined one already.
+    Does nothing in a process that has joined one already. `log` takes a line on what is waited for. Call it from the main
+    thread, or from one that lives as long as the process: the system ends Ray's processes with the thread that started them.
     """
     if ray.is_initialized():
         return
     _quiet_logs()
     address = running_cluster()
+    log("starting Ray" if address is None else f"joining the Ray cluster at {address}")
     with _sigterm_kept():
         if address is None:
             _start()
@@ -88,29 +89,17 @@ def shut_down() -> None:
     _kill(family)
 
 
-def leave(code: int) -> NoReturn:
-    """End this process with an exit code, after all that it has printed is out; code 1 if that cannot be written.
+def leave_ray() -> None:
+    """Leave Ray at the end of this process; a Ray of our own is killed, with what it has spilled to the disk.
 
-    A Ray of our own is killed: to end its processes one after the other and with grace, as Ray does when Python exits, takes
-    three seconds.
+    To end its processes one after the other and with grace, as Ray does when Python exits, takes three seconds.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it would only disturb
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (BrokenPipeError, ValueError):  # nobody reads it any more, or it is closed
-            pass
-        except OSError as error:
-            os.write(2, f"output is lost: {error}\n".encode())
-            code = code or 1
     if family := _family():
         # What Ray has spilled to the disk would stay there; only its own end removes it.
         worker._global_node.destroy_external_storage()
         _kill(family)
     else:
         ray.shutdown()  # here, because at Python's exit it sleeps first
-    os._exit(code)
 
 
 def _family() -> list[psutil.Process]:
@@ -143,8 +132,6 @@ def running_cluster() -> str | None:
 
 def _quiet_logs() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # Errors of a data set reach the driver as exceptions, so they need no log line beside.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # Ray logs at level E for every actor pool that may restart, which is no error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
@@ -170,6 +157,7 @@ def _start() -> None:
         path = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(SERVE_PROXY_SECONDS))
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
     with _held_back_stderr():
         ray.init(
             address="local",
@@ -197,17 +185,18 @@ def _sigterm_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Hold back what Ray's C++ core prints while it starts, and print it only if the start fails."""
+    """Hold back what is printed while Ray starts, then print it: without the log of Ray's C++ core, unless the start fails."""
     sys.stderr.flush()
     kept = os.dup(2)
+    quiet = False
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
-            held.seek(0)
-            os.write(kept, held.read())
-            raise
+            quiet = True
         finally:
+            sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if not (quiet and CORE_LINE.match(line))))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import ray
 
+from pipeline.errors import DoesNotFitError
+
 MAX_THREADS = 8
 """Threads of a CPU actor, each of which runs rows of its own. More would share a model, but also the time in which Python holds
 its lock; and an actor of this size fits into one NUMA node of the usual servers, where the system then tends to keep it."""
@@ -22,10 +24,6 @@ FREE_SECONDS, FREE_POLL_SECONDS = 15.0, 0.2
 """A driver that is killed and restarted at once still finds its old actors, which Ray ends within seconds."""
 NODES_SECONDS, NODES_POLL_SECONDS = 900.0, 2.0
 """Time for a new node's machine to start and to pull its image."""
-
-
-class DoesNotFitError(Exception):
-    """Raise when the cluster lacks the resources for the wanted actors. Exit code 1: elsewhere the command may be right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

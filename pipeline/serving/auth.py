@@ -1,22 +1,17 @@
-"""The bearer token: how it is kept, checked, and declared on the OpenAPI page.
+"""The bearer token: how it is checked, and declared on the OpenAPI page.
 
 The check is a middleware and not a FastAPI dependency: FastAPI reads the body before it resolves dependencies, and would answer
 404 for unknown paths without one. So `BEARER` only declares the scheme.
 """
 
-import hashlib
 import hmac
-import os
-from pathlib import Path
 
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.errors import InputError
+from pipeline.serving.token import hash_token
 
-TOKEN_VARIABLE = "OFFRAMP_TOKEN"
-"""Environment variable with the token."""
 OPEN_PATHS = ("/healthz", "/docs", "/openapi.json")
 """Paths that need no token: they reveal nothing of the model's data, and health probes and browsers send none."""
 BEARER = HTTPBearer(auto_error=False, description="The token that the server was started with.")
@@ -41,16 +36,3 @@ class BearerAuth:
         headers = {name.lower(): value for name, value in scope["headers"]}
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(hash_token(token.strip()), self.token_hash)
-
-
-def hash_token(token: bytes) -> bytes:
-    """Return the SHA-256 of a token: enough to compare, useless to whoever reads it out of a replica's settings."""
-    return hashlib.sha256(token).digest()
-
-
-def load_token_hash(file: str | None) -> bytes | None:
-    """Return the hash of the token in a file, else in TOKEN_VARIABLE, else None; raise InputError for an empty file."""
-    token = Path(file).read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
-    if file and not token.strip():
-        raise InputError("token_file", f"{file}: is empty")
-    return hash_token(token.strip().encode()) if token.strip() else None

@@ -1,5 +1,6 @@
 """The storage that serves a location."""
 
+import os
 from pathlib import Path
 
 from pipeline.storage.base import Storage, is_remote
@@ -15,6 +16,13 @@ def storage_of(location: str) -> Storage:
     from pipeline.storage.s3 import S3Storage  # imported here because boto3 loads slowly and most runs are local
 
     return S3Storage()
+
+
+def use_endpoint(url: str | None) -> None:
+    """Send all S3 requests of this process, and of those that it starts, to another server than Amazon's."""
+    if url:
+        os.environ["AWS_ENDPOINT_URL"] = url
+        os.environ.pop("AWS_ENDPOINT_URL_S3", None)  # which would win
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from pipeline.errors import InputError
 
+STRATEGIES = ("joint", "alternating")
+"""Ways to train backbone and exits together; see training.recipes."""
+FINETUNE_STRATEGIES = ("two-stage", *STRATEGIES)
+"""Ways to train all exits from labels."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:

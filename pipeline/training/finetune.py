@@ -20,8 +20,6 @@ from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import TRAINING_LOG, Log, TrainState
 from pipeline.training.recipes import FrozenHeads, Objective, Recipe, WholeModel
 
-FINETUNE_STRATEGIES = ("two-stage", "joint", "alternating")
-"""Ways to train all exits from labels; see training.recipes."""
 HOLD_OUT = 0.1
 """Fraction of the training rows that become dev rows where none are given."""
 HOLD_OUT_ROWS = 2000
@@ -38,7 +36,7 @@ class FinetuneSpec:
     head: str
     """Kind of the heads, the last one included."""
     strategy: str | None
-    """One of FINETUNE_STRATEGIES, which train all exits; None makes a full-depth classifier."""
+    """One of training.config.FINETUNE_STRATEGIES, which train all exits; None makes a full-depth classifier."""
     exit_weights: str
     """Weights of the exits' losses: 'equal' (BERxiT), or 'depth', proportional to the layer (PABEE)."""
     train: Chunk

@@ -23,11 +23,11 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import length_groups_of
+from pipeline.training.config import STRATEGIES
 from pipeline.training.frozen import FrozenBackbone, States
 
 TOKEN_MULTIPLE = 256
 """Token counts are rounded up to this, so that few matrix shapes occur."""
-STRATEGIES = ("joint", "alternating")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -217,6 +218,7 @@ def spec_of(folder: Path, tokenizer: TokenizerSpec) -> ClassifySpec:
         tokenizer=tokenizer,
         model="m",
         weights="0",
+        config=SimpleNamespace(),
         engine=EngineConfig(),
         output=Output(str(folder)),
         results=("id", "truncated"),

@@ -63,7 +63,7 @@ class Chaos:
         self.nodes = Nodes()
         self.reference = folder / "undisturbed"
         self._fork = multiprocessing.get_context("forkserver")
-        self._fork.set_forkserver_preload(["jobs.classify", "tests.chaos.auditor"])
+        self._fork.set_forkserver_preload(["jobs.work.classify", "tests.chaos.auditor"])
         if self._wait(self.start(self.reference, self.bundle_rows[0])) != 0:
             raise RuntimeError(f"the undisturbed run failed: {self.reference.with_suffix('.log').read_text()}")
         first = audit(self.corpus, self.reference)

@@ -68,12 +68,15 @@ def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, cor
     assert totals["rows_in"] == totals["rows_out"] + totals["rows_rejected"] == 604
     assert sum(totals["exits"]) == totals["rows_out"] == len(rows)
     assert "604 rows" in first.stdout
+    waits = [line for line in first.stdout.splitlines() if line in ("starting Ray", "loading the model on 1 actor")]
+    assert waits == ["starting Ray", "loading the model on 1 actor"]
     assert "d.parquet: " in first.stdout
 
     before = (out / "_manifest.json").read_bytes()
     again = run_job_here("classify.py", *options)
     assert (again.returncode, (out / "_manifest.json").read_bytes()) == (0, before)
     assert "nothing to do" in again.stdout
+    assert "loading the model" not in again.stdout
 
     other = run_job_here("classify.py", *options, "--speed", "0.5")
     assert other.returncode == 2

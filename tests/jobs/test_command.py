@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import command
-from jobs.cli.bulk import actor_bounds
+from jobs.cli.bulk import actor_bounds, expects_work
 from jobs.cli.main import main
 from jobs.cli.parser import JobParser
 from pipeline.errors import InputError, UserError
@@ -199,3 +199,21 @@ def test_actors_are_a_number_or_bounds() -> None:
     for wrong in ("0", "8:1", "1:", "a:b", ":2"):
         with pytest.raises((argparse.ArgumentTypeError, ValueError)):
             actor_bounds(wrong)
+
+
+def test_ray_is_started_early_only_where_work_is_to_be_expected(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "a.txt").write_text("text\n")
+    args = argparse.Namespace(
+        model=str(tmp_path / "model"), input=str(tmp_path / "*.txt"), output=str(tmp_path / "out"), overwrite=False
+    )
+    assert not expects_work(args)  # a directory without a model
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert expects_work(args)
+    assert expects_work(argparse.Namespace(**vars(args) | {"model": "some/hub-id"}))
+    assert not expects_work(argparse.Namespace(**vars(args) | {"input": str(tmp_path / "*.csv")}))
+    (tmp_path / "out").mkdir()
+    assert expects_work(args)  # a run that was stopped
+    (tmp_path / "out" / "_manifest.json").write_text("{}")
+    assert not expects_work(args)
+    assert expects_work(argparse.Namespace(**vars(args) | {"overwrite": True}))

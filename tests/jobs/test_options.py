@@ -1,5 +1,7 @@
 """The options of each job, which are an interface: a change of this table is a change for users, so it is made on purpose."""
 
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -59,3 +61,33 @@ def test_a_job_has_these_options_and_no_others(job: str) -> None:
     for name, action in options.items():
         assert action.option_strings == [f"--{name.replace('_', '-')}"]
         assert action.help
+
+
+HEAVY = {"pandas", "pyarrow", "ray", "scipy", "torch", "transformers"}
+PARSES = """
+import contextlib, sys
+from importlib import import_module
+from jobs.cli import command
+def fails(main, parser, *words):
+    with contextlib.suppress(SystemExit):
+        command.run(main, parser, words)
+for name in sys.argv[1:]:
+    job = import_module(f"jobs.{name}")
+    fails(job.main, job.build_parser(), "--help")
+    fails(job.main, job.build_parser(), "--no-such-option")
+    print("loaded", name, *{module.split(".")[0] for module in sys.modules})
+"""
+
+
+def test_help_and_wrong_options_need_nothing_heavy() -> None:
+    """In one fresh interpreter for all jobs: the first that loads something is the culprit."""
+    done = subprocess.run(
+        [sys.executable, "-c", PARSES, *OPTIONS], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    loaded = {words[1]: {*words[2:]} for line in done.stdout.splitlines() if (words := line.split())[:1] == ["loaded"]}
+    assert {*loaded} == {*OPTIONS}
+    assert {name: modules & HEAVY for name, modules in loaded.items() if modules & HEAVY} == {}
+    assert done.stdout.count("usage: ") == len(OPTIONS)
+    assert done.stderr.count("unrecognized arguments: --no-such-option") + done.stderr.count("are required") == len(
+        OPTIONS
+    )

@@ -1,6 +1,9 @@
 """Every family gives transformers' own logits, and its directories go back and forth."""
 
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
 
 from models.attention import first_tokens
+from models.checkpoint import plain_config, read_config
 from models.early_exit import EarlyExitModel
 from models.errors import UnsupportedModelError
 from models.heads import PooledHead
@@ -82,6 +86,16 @@ def test_engine_without_exits_equals_transformers(family: str, tmp_path: Path) -
     torch.testing.assert_close(torch.from_numpy(engine.run(rows).probabilities), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_plain_config_is_read_without_torch_and_transformers(family: str, tmp_path: Path) -> None:
+    random_classifier(family).save_pretrained(tmp_path)
+    pickled = pickle.dumps(plain_config(read_config(tmp_path)))
+    assert b"torch.float32" in pickled  # as text
+    code = "import pickle, sys; pickle.load(sys.stdin.buffer); print({'torch', 'transformers'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], input=pickled, capture_output=True, check=True)
+    assert done.stdout == b"set()\n"
+
+
 @pytest.mark.parametrize("kind", ["pooled", "attention"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_saved_model_comes_back_whole_and_transformers_opens_it(family: str, kind: str, tmp_path: Path) -> None:
@@ -92,8 +106,12 @@ def test_a_saved_model_comes_back_whole_and_transformers_opens_it(family: str, k
     again = EarlyExitModel.from_pretrained(tmp_path / "ours")
     assert again.exit_layers == (1, 2, 3, 4)
     assert again.branch_head == kind
+    light = EarlyExitModel.from_pretrained(tmp_path / "ours", config=plain_config(again.config))
+    assert (light.shape, light.labels, light.exits_block) == (again.shape, again.labels, again.exits_block)
+    assert str(light) == str(again)  # every module with its sizes, dropout included
     for name, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+        assert torch.equal(value, light.state_dict()[name]), name
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")
     assert type(plain) is type(theirs)
     for name, value in theirs.state_dict().items():

@@ -29,13 +29,14 @@ FORBIDDEN = {
 """What importing a whole room must not load, directly or by way of another module."""
 LIGHT = {
     "pipeline.bulk.spec": {"ray", "torch"},
+    "pipeline.bulk.actor": {"transformers"},
     "pipeline.bulk.stages": {"torch"},
     "pipeline.engine.packing": {"pyarrow", "torch"},
     "pipeline.serving.app": {"ray"},
     "pipeline.serving.queue": {"ray"},
     "pipeline.training.loop": {"ray"},
 }
-"""Modules that load less than their room: workers of the task stages import them, and need no torch."""
+"""Modules that load less than their room: tasks import them and need no torch, and actors, which need no transformers."""
 
 
 SERVER = """

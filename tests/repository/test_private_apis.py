@@ -97,6 +97,12 @@ PRIVATE = [
     ),
     Private(
         "ray",
+        "RAY_idle_worker_killing_time_threshold_ms",
+        mentions("ray._raylet", "idle_worker_killing_time_threshold_ms"),
+        "a Ray of our own ends workers that wait a second for their next shard, and new ones import all again",
+    ),
+    Private(
+        "ray",
         "RAY_JOB_STOP_WAIT_TIME_S",
         mentions("ray.dashboard.modules.job.job_supervisor", "RAY_JOB_STOP_WAIT_TIME_S"),
         "`ray job stop` kills a run after 3 s, whatever infra/ sets, so it loses the shards of its last second",

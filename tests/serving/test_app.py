@@ -17,12 +17,12 @@ from pipeline.benchmark.synthetic import reviews
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.engine import Engine
 from pipeline.serving.app import build_app
-from pipeline.serving.auth import hash_token
 from pipeline.serving.classifier import TextClassifier
 from pipeline.serving.limits import Limits
 from pipeline.serving.observer import OnResponse
 from pipeline.serving.queue import EngineQueue
 from pipeline.serving.spec import engine_criterion
+from pipeline.serving.token import hash_token
 from tests.support.models import regression_model
 from tests.support.serving import LIMITS, new_engine
 

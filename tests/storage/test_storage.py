@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cluster.connect import use_endpoint, worker_environment
+from pipeline.cluster.connect import worker_environment
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.formats import file_columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.reader import read_shards
 from pipeline.errors import RefusedError, StorageError, UserError
 from pipeline.storage.base import absolute, buffered, is_remote
-from pipeline.storage.locate import storage_of
+from pipeline.storage.locate import storage_of, use_endpoint
 from pipeline.storage.model_cache import local_model
 from tests.support.jobs import REPOSITORY, small_disk
 from tests.support.s3_server import BUCKET, Fault, S3Server

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import numpy as np
 from scipy.stats import spearmanr
 
-from jobs.cli import options
+from jobs.work import loading
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.corpus.columns import Columns
@@ -61,7 +61,7 @@ class Work:
     def evaluation(self, name: str, model: str, split: str) -> Evaluation:
         directory = str(self.folder / name / model)
         exits_model = EarlyExitModel.from_pretrained(directory)
-        tokenizer = options.load_tokenizer(directory, exits_model, None)
+        tokenizer = loading.load_tokenizer(directory, exits_model, None)
         columns = Columns(pair="text_pair" if name in PAIRS else None, label="label")
         texts = read_texts(str(self.folder / "data" / f"{name}-{split}.parquet"), columns)
         with LoadedModel(exits_model, EngineConfig()) as loaded:

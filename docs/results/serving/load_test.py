@@ -29,7 +29,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from jobs.cli import options
+from jobs.work import loading
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.benchmark.synthetic import reviews
@@ -131,8 +131,8 @@ def main() -> None:
     criterion = Criterion(speed=args.speed)
     engine = EngineConfig(criterion=criterion, dtype=args.dtype)
     spec = ServingSpec(
-        model=options.absolute_model(args.model),
-        tokenizer=options.load_tokenizer_spec(args.model, model, None),
+        model=loading.absolute_model(args.model),
+        tokenizer=loading.load_tokenizer_spec(args.model, model, None),
         engine=engine,
         limits=Limits(),
     )

@@ -1,19 +1,55 @@
-"""Run a bulk request for a job: what is printed, the report, and the exit code."""
+"""Make and run the bulk request of a job: the model, what is printed, the report, and the exit code."""
 
 import argparse
+from functools import partial
+from typing import Any
 
 from jobs.cli import command
+from jobs.work import loading
+from models.digest import weights_digest
+from models.early_exit import EarlyExitModel
 from pipeline.bulk.progress import duration
-from pipeline.bulk.run import BulkRequest, Outcome, UnfinishedRunError, run_bulk
+from pipeline.bulk.run import BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk
 from pipeline.calibration.verdict import AuditResult, summary
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER
 from pipeline.reports.examples import examples
 from pipeline.reports.run_report import REPORT, RunSummary, run_page
 from pipeline.storage.base import absolute
 from pipeline.storage.locate import storage_of
+from pipeline.storage.model_cache import local_model
 
 UNREADABLE_SHOWN = 10
 """Unreadable files that the summary names; the report and the rejects have all."""
+
+
+def open_model(args: argparse.Namespace) -> BulkModel:
+    """Find the model and read all of it but its weights; raise UserError if there is none to use."""
+    directory = local_model(args.model)
+    meta = EarlyExitModel.from_config(directory)
+    return BulkModel(
+        address=loading.absolute_model(args.model),
+        directory=directory,
+        meta=meta,
+        weights=weights_digest(directory),
+        tokenizer=loading.load_tokenizer_spec(directory, meta, args.max_tokens),
+    )
+
+
+def request_of(args: argparse.Namespace, **choices: Any) -> BulkRequest:
+    """Build the request that the options make, with the job's own choices of the other fields."""
+    values: dict[str, Any] = {
+        "input": args.input,
+        "output": args.output,
+        "text_column": args.text_column,
+        "pair_column": args.pair_column,
+        "id_column": args.id_column,
+        "keep": tuple(args.keep),
+        "actors": args.actors,
+        "incremental": args.incremental,
+        "overwrite": args.overwrite,
+        "log": partial(print, flush=True),
+    }
+    return BulkRequest(**(values | choices))
 
 
 def run(args: argparse.Namespace, request: BulkRequest) -> int:

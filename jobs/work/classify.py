@@ -1,0 +1,99 @@
+"""Make the request of a classification: the model, what decides that a row exits, and what the run is held to."""
+
+import argparse
+from dataclasses import fields
+
+from jobs.work import bulk, loading
+from pipeline.bulk.run import BulkModel, BulkRequest
+from pipeline.calibration import targets
+from pipeline.calibration.audit import AuditSpec
+from pipeline.calibration.curve import Calibration, Choice
+from pipeline.calibration.guarantees import upper_bound
+from pipeline.calibration.targets import Target
+from pipeline.calibration.verdict import Guarantee
+from pipeline.engine.config import EngineConfig
+from pipeline.errors import InputError
+from pipeline.schema import EXIT_LAYER, ID, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+
+
+def request_of(args: argparse.Namespace) -> BulkRequest:
+    """Read the model, choose the criterion, and build the request; raise UserError for what cannot be met."""
+    model = bulk.open_model(args)
+    calibration = calibration_for(args, model)
+    choice = choose(args, calibration)
+    criterion = loading.criterion(args, model.meta) if choice is None else choice.criterion
+    exits = tuple(args.exits) if args.exits else None
+    probabilities = (PROBABILITIES,) if args.probabilities else ()
+    predictions = (VALUE,) if model.meta.regression else (LABEL, LABEL_ID, SCORE, *probabilities)
+    return bulk.request_of(
+        args,
+        model=model,
+        engine=EngineConfig(criterion=criterion, exits=exits, dtype=args.dtype),
+        results=(ID, *predictions, EXIT_LAYER, UNCERTAINTY, TRUNCATED),
+        audit=audit_spec(args, calibration),
+        guarantee=guarantee(args, calibration, choice),
+    )
+
+
+def target_of(args: argparse.Namespace) -> Target:
+    """Return what the options ask of the exits; raise InputError for options that exclude each other."""
+    values = {field.name: getattr(args, field.name) for field in fields(Target)}
+    return Target(**(values | {"exits": tuple(args.exits) if args.exits else None}))
+
+
+def calibration_for(args: argparse.Namespace, model: BulkModel) -> Calibration | None:
+    """Load the model's calibration if an option needs one; raise UserError if it is missing or about something else."""
+    target = target_of(args)
+    if args.audit_fail and (args.audit is None or args.max_disagreement is None):
+        raise InputError("audit_fail", "needs --audit and --max-disagreement")
+    if not target.needs_calibration:
+        return None
+    return targets.load_calibration(
+        model.directory, target, weights=model.weights, dtype=args.dtype, max_tokens=model.tokenizer.max_tokens
+    )
+
+
+def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice | None:
+    """Choose thresholds for what the options ask, and print what may be expected of them."""
+    if calibration is None:
+        return None
+    target = target_of(args)
+    choice = targets.choose(target, calibration)
+    if target.max_disagreement is not None:
+        print(_expected_disagreement(choice, calibration, target.max_disagreement, target.confidence))
+    timing = calibration.timing
+    time = f", {timing.time_speedup_at(choice.flops_speedup):.2f}x faster on {timing.hardware}" if timing else ""
+    print(f"{choice.criterion.describe()}: {choice.flops_speedup:.2f}x fewer FLOPs expected{time}")
+    return choice
+
+
+def _expected_disagreement(choice: Choice, calibration: Calibration, limit: float, confidence: float) -> str:
+    """Say how many predictions may differ at most, or why nothing faster than full depth can be guaranteed."""
+    curve = calibration.curve
+    if choice.criterion.full_depth:
+        why = curve.shortage(limit, confidence)
+        return f"nothing faster can be guaranteed, so every row runs at full depth: {why}"
+    bound = upper_bound(choice.differing or 0, curve.tested, confidence)
+    return (
+        f"{choice.differing:,} of {curve.tested:,} calibration rows differ, so at most {bound:.3%} ({confidence:.0%})"
+    )
+
+
+def audit_spec(args: argparse.Namespace, calibration: Calibration | None) -> AuditSpec | None:
+    """Say what actors count; None if nothing needs to be."""
+    if not args.audit:
+        return None
+    edges = () if calibration is None else tuple(calibration.reference.uncertainty_edges)
+    return AuditSpec(fraction=args.audit, uncertainty_edges=edges)
+
+
+def guarantee(args: argparse.Namespace, calibration: Calibration | None, choice: Choice | None) -> Guarantee:
+    """Say what the run is held to."""
+    return Guarantee(
+        limit=args.max_disagreement,
+        confidence=args.confidence,
+        exits=() if choice is None else tuple(choice.exits),
+        reference=None if calibration is None else calibration.reference,
+        withhold=args.audit_fail,
+        price_per_hour=args.price_per_hour,
+    )

@@ -1,0 +1,38 @@
+"""Fine-tune an encoder on labelled text: the work of jobs/finetune.py."""
+
+import argparse
+from functools import partial
+
+from jobs.work import loading, training
+from models.early_exit import EarlyExitModel
+from pipeline.corpus.labelled import read_texts, tokenize_texts
+from pipeline.training.finetune import FinetuneSpec, finetune, read_labelled, split_off_dev
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the labelled text, and fine-tune; return the exit code."""
+    columns, regression = loading.text_columns(args, args.label_column), args.task == "regression"
+    texts, classes = read_labelled(args.train, columns, args.limit, regression=regression, class_names=args.class_names)
+    model = EarlyExitModel.from_pretrained(args.backbone, new_labels=classes)
+    tokenizer = loading.load_tokenizer(args.backbone, model, args.max_tokens)
+    train = tokenize_texts(texts, tokenizer, classes)
+    if args.dev:
+        dev = tokenize_texts(read_texts(args.dev, columns), tokenizer, classes)
+    else:
+        train, dev = split_off_dev(train, args.seed)
+    spec = FinetuneSpec(
+        backbone=loading.absolute_model(args.backbone),
+        classes=classes,
+        head=args.head,
+        strategy=args.strategy,
+        exit_weights=args.exit_weights,
+        train=train,
+        dev=dev,
+        output=training.output_folder(args),
+        training=training.config(args, early_stopping=args.early_stopping, head_learning_rate=args.head_learning_rate),
+        second_stage=training.config(args, learning_rate=args.head_learning_rate),
+    )
+    kind = "one value" if regression else f"{len(classes)} classes"
+    about = f"{args.backbone}: {model.shape.layers} layers, {kind}; {len(train):,} rows, {len(dev):,} dev"
+    del model
+    return training.run(args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)

@@ -1,0 +1,81 @@
+"""Serve a model over HTTP on Ray Serve: the work of jobs/serve.py."""
+
+import argparse
+import sys
+import time
+
+from ray.serve import Application
+
+from jobs.cli import command
+from jobs.work import loading
+from models.checkpoint import check_weights
+from models.early_exit import EarlyExitModel
+from models.precision import check_precision
+from pipeline.cluster.connect import join_or_start, running_cluster
+from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_when_nodes_come
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.engine import check_exits
+from pipeline.errors import UserError, one_line
+from pipeline.serving import deployment
+from pipeline.serving.limits import Limits
+from pipeline.serving.spec import ServingSpec, calibrated_curve
+from pipeline.serving.token import TOKEN_VARIABLE, load_token_hash
+from pipeline.storage.model_cache import local_model
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal comes; return the exit code."""
+    started = time.monotonic()
+    spec = serving_spec(args)
+    deployment.check_port(args.host, args.port)
+    join_or_start()
+    plan = plan_actors(args.replicas)
+    check_free(plan)
+    try:
+        with deployment.running(deployment.application(spec, plan), args.host, args.port):
+            announce(args, spec, plan, time.monotonic() - started)
+            deployment.wait()
+    except RuntimeError as error:
+        raise command.FailedError(one_line(error)) from error
+    return command.FAILED
+
+
+def application(args: argparse.Namespace) -> Application:
+    """Build the application of a Serve config file, with replicas as the cluster has room."""
+    return deployment.application(serving_spec(args), plan_when_nodes_come(args.replicas))
+
+
+def serving_spec(args: argparse.Namespace) -> ServingSpec:
+    """Check the options against the model, and return what a replica needs."""
+    directory = local_model(args.model)
+    model = EarlyExitModel.from_config(directory)
+    check_weights(directory, model)  # here a fault is reported once, not by every replica
+    engine = EngineConfig(criterion=loading.criterion(args, model), dtype=args.dtype)
+    check_exits(model, engine)
+    if running_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
+        check_precision(engine.dtype, model.shape)
+    tokenizer = loading.load_tokenizer_spec(directory, model, args.max_tokens)
+    try:
+        curve = calibrated_curve(directory, engine, tokenizer.max_tokens)
+    except UserError as problem:  # most requests do without
+        print(f"{directory}: requests cannot ask for a speed-up or a limit: {problem}", file=sys.stderr)
+        curve = None
+    return ServingSpec(
+        model=loading.absolute_model(args.model),
+        tokenizer=tokenizer,
+        engine=engine,
+        limits=Limits(rows=args.max_rows, answer_seconds=args.timeout),
+        batch_tokens=args.batch_tokens,
+        queue_tokens=args.queue_tokens,
+        token_hash=load_token_hash(args.token_file),
+        curve=curve,
+    )
+
+
+def announce(args: argparse.Namespace, spec: ServingSpec, plan: ActorPlan, seconds: float) -> None:
+    """Print what is served, and where."""
+    url = f"http://{args.host}:{args.port}"
+    print(f"{args.model}: {spec.engine.criterion.describe()}, {plan.actors} replicas, {plan.threads} threads each")
+    if spec.token_hash is None and not deployment.is_loopback(args.host):
+        print(f"anybody who reaches {url} may use it: set ${TOKEN_VARIABLE} to ask for a token")
+    print(f"ready after {seconds:.0f} s: {url}/classify, page at {url}/docs", flush=True)
