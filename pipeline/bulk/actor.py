@@ -24,7 +24,7 @@ from pipeline.calibration.audit import AuditSpec, audit
 from pipeline.cluster.resources import ActorPlan
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.output.histograms import (
+from pipeline.histograms import (
     LENGTH_EDGES,
     UNCERTAINTY_BINS,
     counts_by_group,

@@ -137,7 +137,7 @@ class Bundle:
             raise AssertionError(f"the bundle that begins with shard {shards[0]} lost rows")
         part, rejects_part = output.write(shards, self.rows, rejects)
 
-        def place(number: int) -> dict[str, Any]:
+        def position_of(number: int) -> dict[str, Any]:
             return {
                 "part": part,
                 "part_row": int(bounds[number]),
@@ -145,7 +145,7 @@ class Bundle:
                 "rejects_row": int(rejects_bounds[number]),
             }
 
-        self.note_each(place)
+        self.note_each(position_of)
 
     def rejects_part(self) -> pa.Table:
         """Return the rejects as they are written: shard after shard by row, and at its end one for what could not be read."""
@@ -169,16 +169,16 @@ class Bundle:
         self.receipts = [replace(receipt, **facts(number)) for number, receipt in enumerate(self.receipts)]
 
     def note(self, stage: str, clock: Clock, waited: float | None = None) -> None:
-        """Note what a stage took, each shard its share by rows, and how long the bundle had waited for it."""
+        """Note what a stage took, each shard in proportion to its rows, and how long the bundle had waited for it."""
         rows, peak = sum(receipt.rows_in for receipt in self.receipts), peak_memory_mb()
         seconds, cpu_seconds = clock.seconds, clock.cpu_seconds
         for number, receipt in enumerate(self.receipts):
-            share = receipt.rows_in / rows if rows else 1 / len(self.receipts)
-            waits = receipt.waits if waited is None else receipt.waits | {stage: round(waited * share, 6)}
+            fraction = receipt.rows_in / rows if rows else 1 / len(self.receipts)
+            waits = receipt.waits if waited is None else receipt.waits | {stage: round(waited * fraction, 6)}
             self.receipts[number] = replace(
                 receipt,
-                seconds=receipt.seconds | {stage: round(seconds * share, 6)},
-                cpu_seconds=receipt.cpu_seconds | {stage: round(cpu_seconds * share, 6)},
+                seconds=receipt.seconds | {stage: round(seconds * fraction, 6)},
+                cpu_seconds=receipt.cpu_seconds | {stage: round(cpu_seconds * fraction, 6)},
                 peak_mb=receipt.peak_mb | {stage: round(peak, 1)},
                 waits=waits,
             )

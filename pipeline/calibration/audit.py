@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.clock import Clock
-from pipeline.output.histograms import bin_counts
+from pipeline.histograms import bin_counts
 from pipeline.rows import IntArray, Predictions, TokenRows
 
 if TYPE_CHECKING:  # task workers get an AuditSpec, and need no torch

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import chdtri
 
-from pipeline.output.histograms import bin_counts, length_histogram
+from pipeline.histograms import bin_counts, length_histogram
 
 WATCH, ALARM = 0.1, 0.25
 BY_CHANCE = 1e-4

@@ -33,24 +33,24 @@ def plan_reading(files: Sequence[InputFile], readers: int) -> list[list[Piece]]:
     A Parquet file is divided only where there are fewer files than readers, since that takes a look into it.
     """
     size = sum(file.size for file in files)
-    share = min(max(size // max(readers, 1), MIN_TASK_BYTES), MAX_TASK_BYTES)
+    task_bytes = min(max(size // max(readers, 1), MIN_TASK_BYTES), MAX_TASK_BYTES)
     divides = len(files) < readers
-    pieces = [piece for file in files for piece in (_divide(file, share) if divides else _whole(file))]
-    count = len(_deal(pieces, share, MAX_TASK_FILES))
+    pieces = [piece for file in files for piece in (_divide(file, task_bytes) if divides else _whole(file))]
+    count = len(_deal(pieces, task_bytes, MAX_TASK_FILES))
     if not pieces:
         return []
     # As many tasks once more, but of equal size, by what ended them, so that the last one is no remainder.
     if count == ceil(len(pieces) / MAX_TASK_FILES):
-        return _deal(pieces, share, ceil(len(pieces) / count))
+        return _deal(pieces, task_bytes, ceil(len(pieces) / count))
     return _deal(pieces, ceil(size / count), MAX_TASK_FILES)
 
 
-def _deal(pieces: Sequence[Piece], share: int, most: int) -> list[list[Piece]]:
-    """Deal pieces out, in their order, to tasks that end at `share` bytes or `most` pieces; a larger piece has its own task."""
+def _deal(pieces: Sequence[Piece], task_bytes: int, most: int) -> list[list[Piece]]:
+    """Deal pieces out, in their order, to tasks that end at `task_bytes` or `most` pieces; a larger piece has its own task."""
     tasks: list[list[Piece]] = [[]]
     size = 0
     for piece in pieces:
-        if tasks[-1] and (size >= share or piece.size >= share or len(tasks[-1]) == most):
+        if tasks[-1] and (size >= task_bytes or piece.size >= task_bytes or len(tasks[-1]) == most):
             tasks.append([])
             size = 0
         tasks[-1].append(piece)
@@ -62,13 +62,13 @@ def _whole(file: InputFile) -> Iterable[Piece]:
     return (Piece(file=file, size=file.size),)
 
 
-def _divide(file: InputFile, share: int) -> Iterator[Piece]:
-    """Divide a Parquet file into pieces of about `share` bytes; one that cannot be read is left to its task, which says so."""
+def _divide(file: InputFile, task_bytes: int) -> Iterator[Piece]:
+    """Divide a Parquet file into pieces of about `task_bytes`; one that cannot be read is left to its task, which says so."""
     try:
-        sections = count_sections(file) if file.size >= 2 * share else 1
+        sections = count_sections(file) if file.size >= 2 * task_bytes else 1
     except FileFormatError:
         sections = 1
-    count = min(file.size // share, sections)
+    count = min(file.size // task_bytes, sections)
     if count <= 1:
         yield from _whole(file)
         return

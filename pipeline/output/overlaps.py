@@ -29,7 +29,7 @@ from pipeline.output.receipt_log import (
 )
 from pipeline.storage.locate import storage_of
 
-PLACE = ("part", "part_row", "rejects_part", "rejects_row")
+POSITION = ("part", "part_row", "rejects_part", "rejects_row")
 """Columns of a receipt that say where its rows are."""
 
 
@@ -37,16 +37,16 @@ PLACE = ("part", "part_row", "rejects_part", "rejects_row")
 class Moves:
     """Shards that lie in another part now."""
 
-    places: dict[str, dict[str, object]]
-    """Their new PLACE, by shard."""
+    positions: dict[str, dict[str, object]]
+    """Their new POSITION, by shard."""
 
     def apply(self, receipts: pa.Table) -> pa.Table:
-        """Return receipts with the new places of their shards."""
-        if not self.places:
+        """Return receipts with the new positions of their shards."""
+        if not self.positions:
             return receipts
-        for name in PLACE:
+        for name in POSITION:
             values = [
-                self.places[shard][name] if shard in self.places else value
+                self.positions[shard][name] if shard in self.positions else value
                 for shard, value in zip(receipts["shard"].to_pylist(), receipts[name].to_pylist(), strict=True)
             ]
             field = receipts.schema.field(name)
@@ -67,10 +67,10 @@ def separate(sources: list[bytes], without: ShardIds, output: Output) -> Moves:
         return Moves({})
     taken = [table.filter(pa.array(are_among(part_ids(table), split))) for table in distinct(sources, without)]
     receipts = pa.concat_tables(taken).sort_by([("part", "ascending"), ("part_row", "ascending")])
-    places: dict[str, dict[str, object]] = {}
+    positions: dict[str, dict[str, object]] = {}
     for part in pc.unique(receipts["part"]).to_pylist():
-        places |= _rewrite(receipts.filter(pc.equal(receipts["part"], part)), output)
-    return Moves(places)
+        positions |= _rewrite(receipts.filter(pc.equal(receipts["part"], part)), output)
+    return Moves(positions)
 
 
 def _split_parts(ids: ShardIds, parts: ShardIds, wanted: np.ndarray) -> ShardIds:
@@ -83,8 +83,8 @@ def _split_parts(ids: ShardIds, parts: ShardIds, wanted: np.ndarray) -> ShardIds
 
 
 def _rewrite(receipts: pa.Table, output: Output) -> dict[str, dict[str, object]]:
-    """Write these shards of a part, and their rejects, as a part of their own; return their new places."""
-    shards = receipts.select(["shard", "rows_out", "rejected", "read_error", *PLACE]).to_pylist()
+    """Write these shards of a part, and their rejects, as a part of their own; return their new positions."""
+    shards = receipts.select(["shard", "rows_out", "rejected", "read_error", *POSITION]).to_pylist()
     rejects = [sum(dict(s["rejected"]).values()) + (s["read_error"] is not None) for s in shards]
     rows = _slices(output, shards[0]["part"], [(s["part_row"], s["rows_out"]) for s in shards])
     lost = next((s["rejects_part"] for s in shards if s["rejects_part"]), None)

@@ -50,20 +50,20 @@ def _parts_with_texts(
     files: Sequence[InputFile], columns: Columns, output: Output
 ) -> Iterator[tuple[pa.Table, pa.Array]]:
     """Yield the results of shards, each with the texts of its rows; shards that are missing or lack some rows are skipped."""
-    storage, places = (
+    storage, positions = (
         storage_of(output.folder),
         finished_shards(output).select(["shard", "part", "part_row", "rows_out"]),
     )
-    done = {place["shard"]: place for place in places.to_pylist()}
+    done = {position["shard"]: position for position in positions.to_pylist()}
     for file in files:
         for shard in read_shards(file, columns):
-            place, rows = done.get(shard.id), shard.rows
-            if place is None or not len(rows):
+            position, rows = done.get(shard.id), shard.rows
+            if position is None or not len(rows):
                 continue
-            stored = storage.read(f"{output.folder}/{place['part']}")
+            stored = storage.read(f"{output.folder}/{position['part']}")
             if stored is None:
                 continue
-            part = pq.read_table(pa.BufferReader(stored[0])).slice(place["part_row"], place["rows_out"])
+            part = pq.read_table(pa.BufferReader(stored[0])).slice(position["part_row"], position["rows_out"])
             if part[ID].to_pylist() != rows[ID].to_pylist():
                 continue  # a later stage rejected rows of this shard
             texts = rows[TEXT] if PAIR not in rows.column_names else _join_pairs(rows)

@@ -11,7 +11,7 @@ from functools import partial
 
 from pipeline.bulk.progress import Moment, Timeline, duration
 from pipeline.calibration.verdict import AuditResult
-from pipeline.output.histograms import length_bounds
+from pipeline.histograms import length_bounds
 from pipeline.output.totals import Totals
 from pipeline.reports.page import Bars, Facts, Lines, Section, Table, render
 

@@ -18,7 +18,7 @@ from pipeline.calibration.verdict import AuditResult, Guarantee, judge, summary
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.output.histograms import bin_counts
+from pipeline.histograms import bin_counts
 from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
 from tests.support.jobs import REPOSITORY

@@ -23,7 +23,7 @@ from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import sample_texts
 from pipeline.errors import UserError
 from pipeline.evaluation.recorded import AllExits
-from pipeline.output.histograms import bin_counts, length_histogram
+from pipeline.histograms import bin_counts, length_histogram
 from tests.support.samples import made_up
 
 CALIBRATIONS = 60

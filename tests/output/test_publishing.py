@@ -7,17 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.corpus.listing import Corpus, list_inputs
-from pipeline.errors import StorageError, UserError
+from pipeline.errors import UserError
 from pipeline.output.ledger import Ledger
-from pipeline.output.parts import Output, parquet_bytes
+from pipeline.output.parts import Output
 from pipeline.output.results import open_results, published, results_as_corpus, shards
 from pipeline.schema import REJECTS
-from pipeline.storage.base import is_remote
 from pipeline.storage.locate import storage_of
 from tests.support.jobs import REPOSITORY
 from tests.support.ledger import (
@@ -97,74 +95,6 @@ def test_there_is_nothing_to_read_before_the_end(corpus: Corpus, folder: str) ->
         open_results(folder)
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_results_of_another_version_of_offramp_are_refused_in_one_line(
-    overwrite: bool, corpus: Corpus, folder: str
-) -> None:
-    run_all(folder, corpus, FINGERPRINT)
-    storage, path = storage_of(folder), f"{folder}/_manifest.json"
-    facts = published(folder).facts
-    storage.write(path, json.dumps(facts | {"version": facts["version"] - 2}).encode())
-    before = files_in(folder)
-    with (
-        pytest.raises(UserError, match=r"holds results of another version of offramp; choose another folder$"),
-        Ledger(folder, FINGERPRINT, overwrite=overwrite),
-    ):
-        pass
-    assert files_in(folder) == before
-
-
-def make_older(folder: str) -> None:
-    """Turn a published folder into one of version 3: a part for every shard, named after it, and a list that tells less."""
-    storage, manifest = storage_of(folder), published(folder)
-    facts, table = manifest.facts, shards(manifest)
-    for shard in table.to_pylist():
-        for column, place in (("part", ""), ("rejects_part", "_rejects/")):
-            data = storage.read(f"{folder}/{shard[column]}")
-            assert data
-            storage.delete([f"{folder}/{shard[column]}"])
-            storage.write(f"{folder}/{place}part-{shard['shard']}.parquet", data[0])
-    names = [f"part-{shard}.parquet" for shard in table["shard"].to_pylist()]
-    places = {"part": names, "rejects_part": [f"_rejects/{name}" for name in names]}
-    columns = [name for name in table.column_names if name not in ("span", "part_row", "rejects_row", "waits", *places)]
-    older = parquet_bytes(pa.table(places | {name: table[name] for name in columns}))
-    storage.delete([manifest.shards_path])
-    digest = hashlib.blake2b(older, digest_size=16).hexdigest()
-    named = {"path": f"_shards-{digest[:16]}.parquet", "rows": len(table), "digest": digest}
-    storage.write(f"{folder}/{named['path']}", older)
-    del facts["totals"]["waits"]
-    storage.write(f"{folder}/_manifest.json", json.dumps(facts | {"version": 3, "shards": named}).encode())
-
-
-def test_a_folder_of_an_older_version_is_read_and_added_to(corpus: Corpus, folder: str, place: str) -> None:
-    run_all(folder, corpus, FINGERPRINT)
-    make_older(folder)
-    assert read_all(folder) == (ALL_IDS, {"good"})
-    assert run_all(folder, corpus, FINGERPRINT) is None
-    before = {name for name in files_in(folder) if "part-" in name}
-    more = make_corpus(place, ("c.txt",))
-    assert run_all(folder, more, FINGERPRINT)
-    assert before < files_in(folder)
-    assert read_all(folder) == (sorted([*ALL_IDS, *(f"c.txt:{row}" for row in range(30))]), {"good"})
-    check_places(folder)
-    assert published(folder).facts["version"] == 4
-
-
-def test_a_folder_of_an_older_version_that_lacks_parts_is_not_patched(tmp_path: Path) -> None:
-    """Its shards begin elsewhere, so that rows would be there twice."""
-    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
-    run_all(folder, corpus, FINGERPRINT)
-    make_older(folder)
-    storage_of(folder).delete([f"{folder}/part-{corpus.files[0].shard_id(20)}.parquet"])
-    with (
-        pytest.raises(UserError, match=r"was written by another version of offramp and lacks parts; overwrite it$"),
-        Ledger(folder, FINGERPRINT),
-    ):
-        pass
-    run_all(folder, corpus, FINGERPRINT, overwrite=True)
-    assert read_all(folder) == (ALL_IDS, {"good"})
-
-
 def test_parts_of_unknown_origin_are_not_mixed_in(corpus: Corpus, folder: str) -> None:
     stray, _ = Output(folder).write(["0123456789abcdef"], SCHEMA.empty_table(), REJECTS.empty_table())
     with pytest.raises(UserError, match=r"holds parts but no _manifest\.json"), Ledger(folder, FINGERPRINT):
@@ -227,147 +157,6 @@ def test_a_kill_while_publishing_is_made_good(
     assert len([name for name in files_in(folder) if not name.startswith("_shards-")]) == 1 + 4 + 4
 
 
-def test_two_drivers_end_with_one_correct_result(corpus: Corpus, folder: str) -> None:
-    """On a disk the second is refused; on S3 both run, and neither loses what the other has done."""
-    with Ledger(folder, FINGERPRINT) as first:
-        first.begin(SCHEMA)
-        if not is_remote(folder):
-            with pytest.raises(UserError, match="another run is writing there"), Ledger(folder, FINGERPRINT):
-                pass
-            return
-        with Ledger(folder, FINGERPRINT) as second:
-            second.begin(SCHEMA)
-            for done in (receipt(corpus, 0, 0, 20, last=False), receipt(corpus, 0, 20, 10, last=True)):
-                finish(first, done)
-                finish(second, done)
-            finish(first, receipt(corpus, 1, 0, 20, last=False))
-            finish(second, receipt(corpus, 1, 20, 10, last=True))
-            first.publish(1.0, {})
-            assert len(read_all(folder)[0]) == 50
-            second.publish(1.0, {})
-    assert read_all(folder) == (ALL_IDS, {"good"})
-    assert run_all(folder, corpus, FINGERPRINT) is None
-
-
-def test_shards_that_two_drivers_bundled_in_their_own_ways_are_published_once(s3: S3Server) -> None:
-    """Parts with the same shard in them cannot both stand: one is written anew without it."""
-    location = "s3://bucket/overlap"
-    corpus, folder = make_corpus(location), make_folder(location)
-    a0, a1 = receipt(corpus, 0, 0, 20, last=False), receipt(corpus, 0, 20, 10, last=True)
-    b0, b1 = receipt(corpus, 1, 0, 20, last=False), receipt(corpus, 1, 20, 10, last=True)
-    with Ledger(folder, FINGERPRINT) as first, Ledger(folder, FINGERPRINT) as second:
-        for driver in (first, second):
-            driver.begin(SCHEMA)
-        finish(first, a0, a1, b0)
-        finish(first, b1)
-        finish(second, b1, a1)
-        finish(second, b0, a0)
-        first.publish(1.0, {})
-        assert read_all(folder) == (ALL_IDS, {"good"})
-        second.publish(1.0, {})
-    assert read_all(folder) == (ALL_IDS, {"good"})
-    check_places(folder)
-    assert published(folder).facts["totals"]["rows_in"] == 60
-    assert run_all(folder, corpus, FINGERPRINT) is None
-
-
-def test_a_part_of_two_drivers_whose_files_differ_keeps_what_only_it_has(s3: S3Server) -> None:
-    location = "s3://bucket/overlap-of-inputs"
-    corpus, folder = make_corpus(location, ("a.txt", "b.txt", "c.txt")), make_folder(location)
-    a, b, c = (receipt(corpus, number, 0, 30, last=True) for number in range(3))
-    with Ledger(folder, FINGERPRINT) as first, Ledger(folder, FINGERPRINT) as second:
-        for driver, bundle in ((first, (a, b)), (second, (b, c))):
-            driver.begin(SCHEMA)
-            finish(driver, *bundle)
-        for driver in (first, second):
-            driver.publish(1.0, {})
-            check_places(folder)
-    assert read_all(folder) == (sorted([*ALL_IDS, *(f"c.txt:{row}" for row in range(30))]), {"good"})
-
-
-def check_places(folder: str) -> None:
-    """See that every shard's rows and rejects are where its receipt says, and nothing else is in a part."""
-    counts: dict[str, int] = {}
-    for shard in shards(published(folder)).to_pylist():
-        name = shard["file"].rsplit("/", 1)[1]
-        for part, row, count in (
-            (shard["part"], shard["part_row"], shard["rows_out"]),
-            (shard["rejects_part"], shard["rejects_row"], 1),
-        ):
-            data = storage_of(folder).read(f"{folder}/{part}")
-            assert data
-            ids = pq.read_table(pa.BufferReader(data[0]))["id"].to_pylist()
-            counts[part] = counts.get(part, len(ids)) - count
-            first = shard["start"] + (1 if part == shard["part"] else 0)  # the first row is the reject
-            assert ids[row : row + count] == [f"{name}:{number}" for number in range(first, first + count)]
-    assert set(counts.values()) == {0}
-
-
-def test_a_part_that_no_receipt_names_is_removed_after_publishing(corpus: Corpus, folder: str) -> None:
-    with Ledger(folder, FINGERPRINT) as ledger:
-        ledger.begin(SCHEMA)
-        (loser,) = write(ledger, receipt(corpus, 0, 10, 20, last=True), label="done twice")
-    assert loser.part in files_in(folder)
-    run_all(folder, corpus, FINGERPRINT)
-    # On S3 another driver may be at work, whose receipts are on their way, so that only old parts go.
-    assert (loser.part in files_in(folder)) == is_remote(folder)
-    assert (loser.rejects_part in files_in(folder)) == is_remote(folder)
-    assert read_all(folder) == (ALL_IDS, {"good"})
-
-
-def test_on_s3_old_parts_go_unless_a_receipt_names_them(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.output.publish.UNUSED_SECONDS", -60.0)
-    location = "s3://bucket/unused"
-    corpus, folder = make_corpus(location), make_folder(location)
-    with Ledger(folder, FINGERPRINT) as slow, Ledger(folder, FINGERPRINT) as fast:
-        for driver in (slow, fast):
-            driver.begin(SCHEMA)
-        (kept,) = finish(slow, receipt(corpus, 0, 0, 30, last=True))
-        slow.flush()
-        (loser,) = write(fast, receipt(corpus, 1, 0, 30, last=True), label="done twice")
-        finish(fast, receipt(corpus, 1, 0, 30, last=True))
-        fast.publish(1.0, {})
-        assert kept.part in files_in(folder)
-        assert loser.part not in files_in(folder)
-        slow.publish(1.0, {})
-    assert read_all(folder) == (ALL_IDS, {"good"})
-
-
-def test_two_drivers_that_add_to_published_results_lose_nothing(s3: S3Server) -> None:
-    location = "s3://bucket/adding"
-    old = make_corpus(location, ("a.txt",))
-    folder = make_folder(location)
-    run_all(folder, old, FINGERPRINT)
-    corpus = make_corpus(location)
-    with Ledger(folder, FINGERPRINT) as first, Ledger(folder, FINGERPRINT) as second:
-        for driver in (first, second):
-            driver.begin(SCHEMA)
-            finish(driver, receipt(corpus, 1, 0, 30, last=True))
-            driver.publish(1.0, {})
-    assert read_all(folder) == (ALL_IDS, {"good"})
-
-
-def test_who_lost_receipts_to_another_driver_does_not_publish_without_them(s3: S3Server) -> None:
-    location = "s3://bucket/taken"
-    corpus = make_corpus(location)
-    folder = make_folder(location)
-    with Ledger(folder, FINGERPRINT) as slow:
-        slow.begin(SCHEMA)
-        finish(slow, receipt(corpus, 1, 0, 30, last=True))
-        slow.flush()
-        with Ledger(folder, FINGERPRINT) as fast:  # of the other file only
-            fast.begin(SCHEMA)
-            finish(fast, receipt(corpus, 0, 0, 30, last=True))
-            fast.flush()
-            storage_of(folder).delete(slow._log.segments)  # as fast.finish() would, had slow stored it a moment later
-            fast.publish(1.0, {})
-        with pytest.raises(StorageError, match="the same command does their shards again"):
-            slow.publish(1.0, {})
-    assert len(read_all(folder)[0]) == 30
-    run_all(folder, corpus, FINGERPRINT)
-    assert read_all(folder) == (ALL_IDS, {"good"})
-
-
 @pytest.mark.parametrize("publish_first", [False, True])
 def test_overwriting_that_was_stopped_starts_over_when_its_input_changed(
     publish_first: bool, corpus: Corpus, folder: str, place: str
@@ -389,19 +178,6 @@ def test_overwriting_that_was_stopped_starts_over_when_its_input_changed(
     assert (ids, labels) == (sorted([*ALL_IDS, "a.txt:30"]), {"new"})
     names = {re.sub("[0-9a-f]{16}", "*", name) for name in files_in(folder)}
     assert len(names) == 4  # the manifest, its list, parts and rejects of one generation
-
-
-def test_a_driver_whose_results_were_replaced_publishes_no_more(s3: S3Server) -> None:
-    location = "s3://bucket/replaced"
-    corpus, folder = make_corpus(location), make_folder(location)
-    with Ledger(folder, FINGERPRINT) as zombie:
-        zombie.begin(SCHEMA)
-        finish(zombie, receipt(corpus, 0, 0, 30, last=True), label="zombie")
-        run_all(folder, corpus, OTHER, "new", overwrite=True)
-        finish(zombie, receipt(corpus, 1, 0, 30, last=True), label="zombie")
-        with pytest.raises(UserError, match="another run has published other results there meanwhile"):
-            zombie.publish(1.0, {})
-    assert read_all(folder) == (ALL_IDS, {"new"})
 
 
 def test_a_lost_answer_to_the_publishing_put_is_no_conflict(s3: S3Server) -> None:

@@ -17,7 +17,7 @@ from pipeline.calibration.drift import Signal
 from pipeline.calibration.verdict import AuditResult
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import InputFile, list_inputs
-from pipeline.output.histograms import (
+from pipeline.histograms import (
     LENGTH_EDGES,
     UNCERTAINTY_BINS,
     counts_by_group,

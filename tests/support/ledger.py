@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.bulk.bundle import BUNDLE_REJECTS, SHARD, Bundle
 from pipeline.corpus.listing import Corpus, list_inputs
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import prepare_folder
 from pipeline.output.receipts import Receipt
-from pipeline.output.results import open_rejects, open_results
+from pipeline.output.results import open_rejects, open_results, published, shards
 from pipeline.schema import REJECTS
 from pipeline.storage.locate import storage_of
 
@@ -110,3 +111,21 @@ def read_all(folder: str) -> tuple[list[str], set[str]]:
     """Read all ids of results and rejects, and all labels."""
     rows, rejects = open_results(folder).to_table(), open_rejects(folder).to_table()
     return sorted(rows["id"].to_pylist() + rejects["id"].to_pylist()), set(rows["label"].to_pylist())
+
+
+def check_positions(folder: str) -> None:
+    """See that every shard's rows and rejects are where its receipt says, and nothing else is in a part."""
+    counts: dict[str, int] = {}
+    for shard in shards(published(folder)).to_pylist():
+        name = shard["file"].rsplit("/", 1)[1]
+        for part, row, count in (
+            (shard["part"], shard["part_row"], shard["rows_out"]),
+            (shard["rejects_part"], shard["rejects_row"], 1),
+        ):
+            data = storage_of(folder).read(f"{folder}/{part}")
+            assert data
+            ids = pq.read_table(pa.BufferReader(data[0]))["id"].to_pylist()
+            counts[part] = counts.get(part, len(ids)) - count
+            first = shard["start"] + (1 if part == shard["part"] else 0)  # the first row is the reject
+            assert ids[row : row + count] == [f"{name}:{number}" for number in range(first, first + count)]
+    assert set(counts.values()) == {0}

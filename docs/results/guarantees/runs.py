@@ -35,7 +35,7 @@ from pipeline.calibration.verdict import Guarantee, judge
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.output.histograms import length_histogram
+from pipeline.histograms import length_histogram
 from pipeline.output.totals import Totals
 from pipeline.rows import TokenRows
 
