@@ -104,7 +104,7 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
     texts = pa.table({"text": [review.text for review in reviews(1500, seed=1)]})
-    for number in range(24):
+    for number in range(64):
         pq.write_table(texts, corpus / f"{number:02}.parquet")
     job = start_job(model_directory, corpus, out, "--bundle-rows", "1500")
     deadline = time.monotonic() + 300
@@ -121,14 +121,14 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     assert not (out / "_manifest.json").exists()
     assert not list(out.glob("_attempts/*"))
     kept = shards_kept(out)
-    assert 2 <= kept < 24
+    assert 2 <= kept < 64
 
     resumed = classify(model_directory, corpus, out)
     assert resumed.returncode == 0, resumed.stderr
     rows = pd.read_parquet(out)
-    assert len(rows) == 36_000
+    assert len(rows) == 96_000
     assert rows.id.is_unique
-    assert f"{36_000 - 1500 * kept:,} rows in" in resumed.stdout  # only what was missing
+    assert f"{96_000 - 1500 * kept:,} rows in" in resumed.stdout  # only what was missing
 
 
 WRONG = {
