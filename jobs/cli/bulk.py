@@ -86,9 +86,15 @@ def beside_ray(args: argparse.Namespace, request_of: Callable[[argparse.Namespac
     that may have nothing to do is left to start Ray once that is known.
     """
     use_endpoint(args.endpoint_url)
-    if not expects_work(args):
-        return request_of(args)
     gc.disable()  # nearly all that is loaded stays: to look through it again and again takes a sixth of the time
+    try:
+        return _beside_ray(args, request_of) if expects_work(args) else request_of(args)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _beside_ray(args: argparse.Namespace, request_of: Callable[[argparse.Namespace], Request]) -> Request:
     from pipeline.cluster.connect import join_or_start  # before the rest: Ray's processes take the longest
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="request")
@@ -97,8 +103,6 @@ def beside_ray(args: argparse.Namespace, request_of: Callable[[argparse.Namespac
         join_or_start(partial(print, flush=True))
         return request.result()
     finally:
-        gc.freeze()
-        gc.enable()
         pool.shutdown(wait=False)  # a signal ends the process, whatever is being loaded
 
 

@@ -172,13 +172,17 @@ def _start() -> None:
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Keep the caller's SIGTERM handler, which ray.init replaces by one that ends the process with exit code 15."""
+    """Keep the caller's SIGTERM handler, which ray.init replaces by one that raises SystemExit(15), and let it have its say."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as end:
+        if end.code == signal.SIGTERM and callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
     finally:
         signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 

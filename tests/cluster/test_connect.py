@@ -1,11 +1,13 @@
-"""Starting Ray: what is printed meanwhile."""
+"""Starting Ray: what is printed meanwhile, and signals."""
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from pipeline.cluster.connect import _sigterm_kept
 from tests.support.jobs import REPOSITORY
 
 PRINTS = """
@@ -44,3 +46,20 @@ def test_what_others_print_while_ray_starts_is_not_lost_and_rays_own_lines_matte
         assert lines[4:] == ["RuntimeError: no start"]
     else:
         assert lines == ours
+
+
+def receive_sigterm_as_ray_starts() -> None:
+    with _sigterm_kept():
+        signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(number))  # as ray.init does
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_while_ray_starts_is_the_callers() -> None:
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            receive_sigterm_as_ray_starts()
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
