@@ -20,8 +20,9 @@ and about 0.4 GB of what torch, oneDNN and malloc keep at hand (docs/results/spe
 in groups of `resident_tokens`, and in smaller ones where the device turns out to have less room.
 """
 
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from dataclasses import replace
+from threading import Event
 
 import torch
 
@@ -63,7 +64,8 @@ class Engine:
             first_tokens=FIRST_TOKENS[loaded.device.type],
             first_token_first=config.first_token_first,
         )
-        self._runners = [ModelRunner(self.model, runner, workspace) for workspace in loaded.workspaces]
+        self._cancelled = Event()
+        self._runners = [ModelRunner(self.model, runner, workspace, self._cancelled) for workspace in loaded.workspaces]
 
     def with_criterion(self, criterion: Criterion) -> "Engine":
         """Return an engine of the same loaded model that judges rows by another criterion."""
@@ -74,7 +76,7 @@ class Engine:
 
         `rule` decides which rows exit in place of the criterion's thresholds; exits that the criterion does not use are not
         evaluated for it either. Rows that do not fit into memory together are worked through in smaller groups; one that does
-        not fit alone raises MemoryError.
+        not fit alone raises MemoryError. What a signal raises meanwhile, such as KeyboardInterrupt, ends the call within a layer.
         """
         rule = (rule or CriterionRule(self.config.criterion)).to(self.loaded.device)
         results = Results.empty(len(rows), self.model.shape.classes)
@@ -86,9 +88,19 @@ class Engine:
                 self.loaded.pool.submit(self._run_part, runner, order[number::used], rows, rule, results)
                 for number, runner in enumerate(self._runners[:used])
             ]
-            wait(at_work)  # for all of them, also where one fails: its runner must be idle when the next call begins
+            self._wait(at_work)
         padding = sum(part.result() for part in at_work)
         return _predictions(rows, results, padding)
+
+    def _wait(self, at_work: list[Future[int]]) -> None:
+        """Wait for all runners, also where one fails or a signal ends the call: they must be idle when the next one begins."""
+        try:
+            wait(at_work)
+        except BaseException:
+            self._cancelled.set()
+            wait(at_work)
+            self._cancelled.clear()
+            raise
 
     def _run_part(
         self, runner: ModelRunner, indices: IntArray, rows: TokenRows, rule: ExitRule, results: Results

@@ -13,7 +13,9 @@ Of a runner the engine needs two methods, `run` and `free`. How it cuts micro-ba
 rows, and whether it records them exit by exit or all at the end, is its own matter.
 """
 
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from threading import Event
 
 import numpy as np
 import torch
@@ -54,13 +56,16 @@ class RunnerConfig:
 class ModelRunner:
     """Runs groups of rows, one after the other. Runners share the model, which they only read."""
 
-    def __init__(self, model: EarlyExitModel, config: RunnerConfig, workspace: Workspace) -> None:
-        """Keep hidden states in this workspace, which is the runner's alone while it runs."""
-        self.model, self.config, self.workspace = model, config, workspace
+    def __init__(self, model: EarlyExitModel, config: RunnerConfig, workspace: Workspace, cancelled: Event) -> None:
+        """Keep hidden states in this workspace, which is the runner's alone while it runs; `cancelled` ends what it runs."""
+        self.model, self.config, self.workspace, self.cancelled = model, config, workspace, cancelled
         self.device = workspace.device
 
     def run(self, rows: TokenRows, indices: IntArray, rule: ExitRule, results: Results) -> int:
-        """Run the rows of these numbers, sorted by length, until all have exited; return the padding tokens computed."""
+        """Run the rows of these numbers, sorted by length, until all have exited; return the padding tokens computed.
+
+        Raises CancelledError before the next layer of a micro-batch once that is asked for.
+        """
         active = ActiveRows.of(rows, indices)
         margin = pad_multiple(self.config.token_budget)  # room for the last micro-batch's padding
         hidden_TH = self.workspace.take("hidden", int(active.lengths.sum()) + margin, self.model.shape.hidden)
@@ -114,6 +119,8 @@ class ModelRunner:
         for batch in micro_batches(active.lengths, self.config.token_budget):
             x_TH = self._gather(batch, active, hidden_TH)
             for index in layers:
+                if self.cancelled.is_set():
+                    raise CancelledError
                 x_TH = self.model.backbone.layers[index](x_TH, batch.groups)
             hidden_TH[batch.tokens] = x_TH[: batch.num_tokens]
             if kept_TW is not hidden_TH:

@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import signal
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -221,6 +224,29 @@ def test_bf16_gives_nearly_the_same_labels(exit_model: EarlyExitModel) -> None:
         Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.0), dtype="bf16"))).run(rows).label_ids
     )
     assert (fp32 == bf16).mean() > 0.95
+
+
+def test_an_interrupted_call_ends_soon_and_leaves_idle_runners(exit_model: EarlyExitModel) -> None:
+    engine = Engine(LoadedModel(exit_model, EngineConfig(dtype="fp32", token_budget=64)))
+    rows = random_rows(2000, 40, seed=7)
+    expected = engine.run(rows)
+    first, calls = exit_model.backbone.layer(1), 0
+
+    def interrupt(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    hook = first.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(rows)
+    seen = calls
+    time.sleep(0.05)  # a runner that is still at work goes on to the next micro-batch
+    assert calls == seen < len(rows.token_ids) // 64
+    hook.remove()
+    np.testing.assert_array_equal(engine.run(rows).probabilities, expected.probabilities)
 
 
 def test_an_exit_that_the_model_lacks_is_named(exit_model: EarlyExitModel) -> None:
