@@ -10,6 +10,7 @@ there, and no later stage sees them.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -206,7 +207,8 @@ def _rows_of_rank(block: ShardBlock, rank: int, world_size: int) -> pa.Table:
 
 @lru_cache(maxsize=1)
 def _tokenizer(spec: TokenizerSpec) -> Tokenizer:
-    """Build a tokenizer, once a process."""
+    """Build a tokenizer that works on one thread, once a process: many such tasks run beside each other."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return Tokenizer(spec)
 
 

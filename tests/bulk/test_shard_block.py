@@ -1,6 +1,7 @@
 """A shard on its way: one Arrow row, in which every row of the file is either among the rows or among the rejects."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.bulk.codec import token_rows, with_predictions, with_tokens
 from pipeline.bulk.shard_block import ShardBlock
 from pipeline.bulk.spec import ClassifySpec
-from pipeline.bulk.stages import _read, _tokenize, _write, tokenize_rows
+from pipeline.bulk.stages import _read, _tokenize, _tokenizer, _write, tokenize_rows
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
@@ -110,6 +111,22 @@ def test_a_stage_takes_one_shard_at_a_time() -> None:
     two = pa.concat_tables([block_of(1).to_arrow()] * 2)
     with pytest.raises(AssertionError, match="a stage got 2 shards at once"):
         ShardBlock.from_arrow(two)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "false"), ("true", "true")])
+def test_a_tokenize_task_uses_one_thread_unless_told_otherwise(
+    tokenizer: TokenizerSpec, monkeypatch: pytest.MonkeyPatch, given: str | None, used: str
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "of the test")  # so that it is put back afterwards
+    if given is None:
+        monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    else:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", given)
+    Tokenizer(tokenizer)
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == given
+    _tokenizer.cache_clear()
+    _tokenizer(tokenizer)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == used
 
 
 class Stubborn(Tokenizer):
