@@ -14,7 +14,16 @@ from importlib.util import find_spec
 
 from models.errors import InputError, UserError
 
-__all__ = ["InputError", "MissingPackageError", "RefusedError", "StorageError", "UserError", "one_line", "require"]
+__all__ = [
+    "InputError",
+    "MissingPackageError",
+    "RefusedError",
+    "StorageError",
+    "UserError",
+    "is_failure",
+    "one_line",
+    "require",
+]
 
 
 class MissingPackageError(UserError):
@@ -54,3 +63,8 @@ def one_line(error: BaseException, *, with_type: bool = False, limit: int | None
     message, name = " ".join(str(error).split()), type(error).__name__
     text = f"{name}: {message}" if with_type and message else message or name
     return text if limit is None or len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether something failed, an Exception or a panic in Rust, and not someone asked to stop."""
+    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"

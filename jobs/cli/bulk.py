@@ -40,6 +40,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="actors (default: one a GPU, else one for 8 cores); MIN:MAX starts more where a cluster grows",
     )
     parser.add_argument(
+        "--fast-tokenizer",
+        action="store_true",
+        help="tokenize by nanotoken (WordPiece only; needs the extra fast-tokenizer), checked against the usual tokenizer",
+    )
+    parser.add_argument(
         "--incremental",
         action="store_true",
         help="nightly folder: results of files that are gone from the input stay; no new file is no error",
@@ -75,12 +80,13 @@ def open_model(args: argparse.Namespace) -> BulkModel:
     use_endpoint(args.endpoint_url)
     directory = local_model(args.model)
     meta = EarlyExitModel.from_config(directory)
+    tokenizer = options.load_tokenizer_spec(directory, meta, args.max_tokens)
     return BulkModel(
         address=options.absolute_model(args.model),
         directory=directory,
         meta=meta,
         weights=weights_digest(directory),
-        tokenizer=options.load_tokenizer_spec(directory, meta, args.max_tokens),
+        tokenizer=tokenizer.with_fast_tokenizer() if args.fast_tokenizer else tokenizer,
     )
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pipeline.rows import IntArray, spans
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ragged:
     """Token ids of B texts, one text after the other.
 
@@ -25,10 +25,17 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def row(self, index: int) -> npt.NDArray[np.int32]:
-        """Return the ids of one text: [tokens]."""
-        end = int(self.lengths[: index + 1].sum())
-        return self.ids[end - int(self.lengths[index]) : end]
+    def __eq__(self, other: object) -> bool:
+        """Return whether both have the same ids, text by text."""
+        if not isinstance(other, Ragged):
+            return NotImplemented
+        return np.array_equal(self.lengths, other.lengths) and np.array_equal(self.ids, other.ids)
+
+    def take(self, rows: IntArray) -> Self:
+        """Return these texts in this order."""
+        lengths = self.lengths[rows]
+        starts = np.cumsum(self.lengths) - self.lengths
+        return type(self)(ids=self.ids[spans(starts[rows], lengths)], lengths=lengths)
 
     def cut(self, keep: IntArray, *, left: bool) -> Self:
         """Keep the first `keep` [B] tokens of each text, or the last ones if the left is cut; no text may have fewer."""
@@ -42,13 +49,13 @@ class Ragged:
         order = np.arange(len(self))
         order[rows] = len(self) + np.arange(len(rows))
         ids, lengths = np.concatenate([self.ids, others.ids]), np.concatenate([self.lengths, others.lengths])
-        starts = np.cumsum(lengths) - lengths
-        return type(self)(ids=ids[spans(starts[order], lengths[order])], lengths=lengths[order])
+        return type(self)(ids=ids, lengths=lengths).take(order)
 
 
 def repeated(ids: Sequence[int], rows: int) -> Ragged:
     """Return the same ids for every row."""
-    return Ragged(ids=np.tile(np.array(ids, np.int32), rows), lengths=np.full(rows, len(ids), np.int64))
+    ids_BT = np.broadcast_to(np.array(ids, np.int32), (rows, len(ids)))
+    return Ragged(ids=ids_BT.ravel(), lengths=np.full(rows, len(ids), np.int64))
 
 
 def side_by_side(pieces: Sequence[Ragged]) -> Ragged:

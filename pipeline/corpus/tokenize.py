@@ -6,14 +6,13 @@ tokenizes every word by itself, so the tokens before the window's last few words
 kept tokens lie before those words, the window grows, if need be to the whole text.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 
-from pipeline.corpus.encoders import HuggingFaceEncoder
+from pipeline.corpus.encoders import NanotokenEncoder, encoder_of, plain_tokenizer
 from pipeline.corpus.ragged import Ragged, repeated, side_by_side
 from pipeline.rows import IntArray, TokenRows, offsets_of
 
@@ -41,6 +40,8 @@ class TokenizerSpec:
     """Whether the model has token types, which distinguish the two texts of a pair."""
     cut_left: bool = False
     """Whether truncation drops the start of a long text instead of its end."""
+    fast_tokenizer: str | None = None
+    """Library that makes the ids in place of `tokenizers`, with its version, such as "nanotoken 0.1.0"."""
 
     @classmethod
     def from_hugging_face(cls, tokenizer: Any, max_tokens: int) -> "TokenizerSpec":
@@ -57,6 +58,10 @@ class TokenizerSpec:
             segments="token_type_ids" in tokenizer.model_input_names,
             cut_left=tokenizer.truncation_side == "left",
         )
+
+    def with_fast_tokenizer(self) -> "TokenizerSpec":
+        """Have ids made by nanotoken; raise a UserError if it is not installed or makes other ids than `tokenizers`."""
+        return replace(self, fast_tokenizer=NanotokenEncoder(plain_tokenizer(self.tokenizer_json)).name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +89,8 @@ class Tokenizer:
 
     def __init__(self, spec: TokenizerSpec) -> None:
         self.spec = spec
-        self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(spec.tokenizer_json)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._encoder = HuggingFaceEncoder(self._tokenizer)
+        self._tokenizer = plain_tokenizer(spec.tokenizer_json)
+        self._encoder = encoder_of(self._tokenizer, spec.fast_tokenizer)
         added = self._tokenizer.get_added_tokens_decoder().values()
         # A special token that occurs in the text itself and is cut splits into further words, at most one a character.
         self._unsettled_words = UNSETTLED_WORDS + max((len(token.content) for token in added), default=0)
@@ -141,7 +144,8 @@ class Tokenizer:
     def _shorten(self, texts: list[str]) -> list[str]:
         """Replace every long text by a prefix that has the same tokens, as many as are kept and one more."""
         window = self.spec.max_tokens * WINDOW_CHARACTERS_PER_TOKEN
-        return [text if len(text) <= window else self._settled_prefix(text, window) for text in texts]
+        most = window * self._encoder.whole_windows
+        return [text if len(text) <= most else self._settled_prefix(text, window) for text in texts]
 
     def _settled_prefix(self, text: str, window: int) -> str:
         """Grow the window until enough of its tokens cannot depend on the rest of the text."""

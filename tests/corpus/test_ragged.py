@@ -16,7 +16,15 @@ def lists(tokens: Ragged) -> list[list[int]]:
     assert tokens.ids.dtype == np.int32
     assert tokens.lengths.dtype == np.int64
     assert len(tokens.ids) == tokens.lengths.sum()
-    return [tokens.row(index).tolist() for index in range(len(tokens))]
+    return [tokens.take(np.array([index])).ids.tolist() for index in range(len(tokens))]
+
+
+def test_rows_are_taken_in_any_order() -> None:
+    tokens = ragged([1, 2], [], [3])
+    assert tokens.take(np.array([2, 0, 2, 1])) == ragged([3], [1, 2], [3], [])
+    assert tokens != ragged([1], [2], [3])
+    assert tokens != ragged([1, 2], [], [4])
+    assert tokens != "tokens"
 
 
 def test_spans_follow_each_other() -> None:
