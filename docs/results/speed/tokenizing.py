@@ -5,6 +5,7 @@ Shards of a file take turns between the systems, so that each sees every shard o
 printed, and that of the first one, in which nanotoken has seen no word yet. Every shard's rows are compared.
 
   python docs/results/speed/tokenizing.py --tokenizer all-MiniLM-L6-v2 --input reviews.parquet --before ../old
+  python docs/results/speed/tokenizing.py --tokenizer all-MiniLM-L6-v2 --code-points
   python docs/results/speed/tokenizing.py --tokenizer all-MiniLM-L6-v2 --input pairs.parquet --pair-column text_pair
 """
 
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
-from pipeline.corpus.encoders import NanotokenEncoder, plain_tokenizer
+from pipeline.corpus.encoders import HuggingFaceEncoder, NanotokenEncoder, plain_tokenizer
 from pipeline.corpus.tokenize import Tokenized, Tokenizer, TokenizerSpec
 
 SHARD_ROWS = 16_384
@@ -36,12 +37,18 @@ System = Callable[[list[str], list[str] | None], Tokenized | None]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="directory or hub id")
-    parser.add_argument("--input", required=True, metavar="FILE", help="Parquet file with a column `text`")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--input", metavar="FILE", help="Parquet file with a column `text`")
+    what.add_argument(
+        "--code-points", action="store_true", help="compare every code point of Unicode, and time nothing"
+    )
     parser.add_argument("--pair-column", metavar="NAME")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N")
     parser.add_argument("--before", metavar="DIR", help="checkout of an older offramp to compare with")
     args = parser.parse_args()
     spec = TokenizerSpec.from_hugging_face(AutoTokenizer.from_pretrained(args.tokenizer), args.max_tokens)
+    if args.code_points:
+        return compare_code_points(spec)
     table = pq.read_table(args.input)
     rows = min(SHARD_ROWS, len(table) // FEWEST_SHARDS)
     shards = [table.slice(start, rows) for start in range(0, len(table) - rows + 1, rows)]
@@ -109,6 +116,22 @@ def measure(systems: dict[str, System], shards: list[pa.Table], pair_column: str
     for name, each in seconds.items():
         median, per_row = float(np.median(each)), 1e6 / len(shards[0])
         print(f"| {name} | {median * per_row:.2f} | {median / base:.3f} | {each[0] * per_row:.2f} |")
+
+
+def compare_code_points(spec: TokenizerSpec) -> None:
+    """Put every code point inside of a word and at the end of one, and print for how many the ids of nanotoken differ."""
+    tokenizer = plain_tokenizer(spec.tokenizer_json)
+    slow, fast = HuggingFaceEncoder(tokenizer), NanotokenEncoder(tokenizer)
+    points = [point for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    texts = [f"Ab{chr(point)}C d{chr(point)}" for point in points]
+    differ = 0
+    for start in range(0, len(texts), SHARD_ROWS):
+        part = texts[start : start + SHARD_ROWS]
+        ours, theirs = fast.encode(part), slow.encode(part)
+        if ours != theirs:
+            rows = np.arange(len(part))
+            differ += sum(ours.take(rows[row : row + 1]) != theirs.take(rows[row : row + 1]) for row in rows)
+    print(f"{differ} of {len(points):,} code points differ")
 
 
 def equal(one: Tokenized, other: Tokenized) -> bool:
