@@ -21,6 +21,7 @@ __all__ = [
     "RefusedError",
     "StorageError",
     "UserError",
+    "is_failure",
     "one_line",
     "require",
 ]
@@ -67,3 +68,8 @@ def one_line(error: BaseException, *, with_type: bool = False, limit: int | None
     message, name = " ".join(str(error).split()), type(error).__name__
     text = f"{name}: {message}" if with_type and message else message or name
     return text if limit is None or len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return whether something failed, an Exception or a panic in Rust, and not someone asked to stop."""
+    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"

@@ -12,6 +12,17 @@ Thresholds = npt.NDArray[np.float32]
 """[B, L]: the uncertainty up to which a row exits after each layer; 0 where it may not."""
 
 
+def spans(starts: IntArray, lengths: IntArray) -> IntArray:
+    """Return the indices of B spans one after the other: `spans([5, 0, 2], [2, 0, 1])` is `[5, 6, 2]`."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def offsets_of(lengths: IntArray) -> IntArray:
+    """Return where each of B rows starts, and the end, as [B + 1]: `offsets_of([3, 2])` is `[0, 3, 5]`."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRows:
     """Token ids of B rows, ragged: row i is `token_ids[offsets[i]:offsets[i + 1]]`.
@@ -44,10 +55,11 @@ class TokenRows:
     def take(self, rows: IntArray) -> Self:
         """Return these rows in this order."""
         lengths = self.lengths[rows]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        source = np.repeat(self.offsets[:-1][rows], lengths) + within
-        return type(self)(token_ids=self.token_ids[source], offsets=offsets, segments=self.segments[rows])
+        return type(self)(
+            token_ids=self.token_ids[spans(self.offsets[:-1][rows], lengths)],
+            offsets=offsets_of(lengths),
+            segments=self.segments[rows],
+        )
 
     def slice(self, rows: range) -> Self:
         """Return neighbouring rows, without a copy of their tokens."""
@@ -61,21 +73,22 @@ class TokenRows:
     @classmethod
     def join(cls, parts: list[Self]) -> Self:
         """Put rows one after the other; the inverse of `slice`."""
-        lengths = np.concatenate([part.lengths for part in parts])
+        if len(parts) == 1:
+            return parts[0]
         return cls(
             token_ids=np.concatenate([part.token_ids for part in parts]),
-            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+            offsets=offsets_of(np.concatenate([part.lengths for part in parts])),
             segments=np.concatenate([part.segments for part in parts]),
         )
 
     @classmethod
     def from_lists(cls, rows: list[list[int]], segments: list[int] | None = None) -> Self:
         """Build rows from one list of ids each; `segments` defaults to single texts."""
-        lengths = [len(row) for row in rows]
+        lengths = np.array([len(row) for row in rows], np.int64)
         flat = [token for row in rows for token in row]
         return cls(
             token_ids=np.array(flat, np.int32),
-            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]),
+            offsets=offsets_of(lengths),
             segments=np.array(lengths if segments is None else segments, np.int32),
         )
 

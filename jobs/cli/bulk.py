@@ -49,6 +49,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rows that go through the model together and into one part, about (default: 16,384; on a GPU 65,536)",
     )
     parser.add_argument(
+        "--fast-tokenizer",
+        action="store_true",
+        help="tokenize by nanotoken (WordPiece only; needs the extra fast-tokenizer), checked against the usual tokenizer",
+    )
+    parser.add_argument(
         "--incremental",
         action="store_true",
         help="nightly folder: results of files that are gone from the input stay; no new file is no error",

@@ -26,12 +26,13 @@ def open_model(args: argparse.Namespace) -> BulkModel:
     """Find the model and read all of it but its weights; raise UserError if there is none to use."""
     directory = local_model(args.model)
     meta = EarlyExitModel.from_config(directory)
+    tokenizer = loading.load_tokenizer_spec(directory, meta, args.max_tokens)
     return BulkModel(
         address=loading.absolute_model(args.model),
         directory=directory,
         meta=meta,
         weights=weights_digest(directory),
-        tokenizer=loading.load_tokenizer_spec(directory, meta, args.max_tokens),
+        tokenizer=tokenizer.with_fast_tokenizer() if args.fast_tokenizer else tokenizer,
     )
 
 

@@ -82,10 +82,12 @@ def shape_document(shape: Shape) -> dict[str, object]:
 
 
 def tokenizer_document(tokenizer: TokenizerSpec) -> dict[str, object]:
-    """List what a tokenizer is."""
+    """List what a tokenizer is, and who makes its ids if `tokenizers` does not."""
+    fast = {} if tokenizer.fast_tokenizer is None else {"fast_tokenizer": tokenizer.fast_tokenizer}
     return {
         "tokenizer_json": tokenizer.tokenizer_json,
         "max_tokens": tokenizer.max_tokens,
         "segments": tokenizer.segments,
         "cut_left": tokenizer.cut_left,
+        **fast,
     }

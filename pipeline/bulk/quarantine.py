@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar, cast
 import numpy as np
 
 from pipeline.bulk.attempts import AttemptLog, BrokenStageError, halves
-from pipeline.errors import one_line
+from pipeline.errors import is_failure, one_line
 from pipeline.rejects import MAX_DETAIL_CHARACTERS, Reason, Reject
 from pipeline.rows import IntArray
 
@@ -136,7 +136,7 @@ def _attempt(work: Callable[..., T], *arguments: object) -> tuple[T | None, Base
     try:
         return work(*arguments), None
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+        if not is_failure(error):
             raise
         return None, error
 

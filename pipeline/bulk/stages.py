@@ -11,6 +11,7 @@ shard there, and no later stage sees them.
 
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -268,7 +269,8 @@ def _keep_rows_of_rank(bundle: Bundle, rank: int, world_size: int) -> None:
 
 @lru_cache(maxsize=1)
 def _tokenizer(spec: TokenizerSpec) -> Tokenizer:
-    """Build a tokenizer, once a process."""
+    """Build a tokenizer that works on one thread, once a process: many such tasks run beside each other."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return Tokenizer(spec)
 
 

@@ -1,4 +1,4 @@
-"""Convert texts to ragged token ids, without padding and without torch; `tokenizers` does the work in Rust, on all cores.
+"""Convert texts to ragged token ids, without padding and without torch; an encoder does the work, outside of Python.
 
 A long text costs only what is kept of it. It is cut to a window, and the window's tokens are used if they provably equal those
 of the whole text: a tokenizer first splits a text into words (left to right, with a look-ahead of a character or two) and then
@@ -6,14 +6,17 @@ tokenizes every word by itself, so the tokens before the window's last few words
 kept tokens lie before those words, the window grows, if need be to the whole text.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 
-from pipeline.rows import TokenRows
+from pipeline.corpus.encoders import NanotokenEncoder, encoder_of, plain_tokenizer
+from pipeline.corpus.ragged import Ragged, repeated, side_by_side
+from pipeline.rows import IntArray, TokenRows, offsets_of
+
+BoolArray = npt.NDArray[np.bool_]
 
 WINDOW_CHARACTERS_PER_TOKEN = 8
 """Size of the first window: English WordPiece has 4 to 5 characters a token, so that twice that rarely has to grow."""
@@ -37,6 +40,8 @@ class TokenizerSpec:
     """Whether the model has token types, which distinguish the two texts of a pair."""
     cut_left: bool = False
     """Whether truncation drops the start of a long text instead of its end."""
+    fast_tokenizer: str | None = None
+    """Library that makes the ids in place of `tokenizers`, with its version, such as "nanotoken 0.1.0"."""
 
     @classmethod
     def from_hugging_face(cls, tokenizer: Any, max_tokens: int) -> "TokenizerSpec":
@@ -53,6 +58,10 @@ class TokenizerSpec:
             segments="token_type_ids" in tokenizer.model_input_names,
             cut_left=tokenizer.truncation_side == "left",
         )
+
+    def with_fast_tokenizer(self) -> "TokenizerSpec":
+        """Have ids made by nanotoken; raise a UserError if it is not installed or makes other ids than `tokenizers`."""
+        return replace(self, fast_tokenizer=NanotokenEncoder(plain_tokenizer(self.tokenizer_json)).name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +89,8 @@ class Tokenizer:
 
     def __init__(self, spec: TokenizerSpec) -> None:
         self.spec = spec
-        self._tokenizer: tokenizers.Tokenizer = tokenizers.Tokenizer.from_str(spec.tokenizer_json)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = plain_tokenizer(spec.tokenizer_json)
+        self._encoder = encoder_of(self._tokenizer, spec.fast_tokenizer)
         added = self._tokenizer.get_added_tokens_decoder().values()
         # A special token that occurs in the text itself and is cut splits into further words, at most one a character.
         self._unsettled_words = UNSETTLED_WORDS + max((len(token.content) for token in added), default=0)
@@ -90,63 +98,54 @@ class Tokenizer:
 
     def __call__(self, texts: list[str], pairs: list[str] | None = None) -> Tokenized:
         """Tokenize texts, or pairs of texts whose second ones are `pairs`."""
-        firsts = self._encode(texts)
+        firsts, first_whole = self._encode(texts)
         if pairs is None:
-            return self._collect([self._assemble_single(ids) for ids in firsts])
-        seconds = self._encode(pairs)
-        for row in range(len(texts)):
-            if self._needs_whole_lengths(firsts[row], seconds[row]):
-                firsts[row], seconds[row] = self._encode_whole([texts[row], pairs[row]])
-        return self._collect([self._assemble_pair(a, b) for a, b in zip(firsts, seconds, strict=True)])
+            return self._assemble_singles(firsts)
+        seconds, second_whole = self._encode(pairs)
+        rows = self._lacking_lengths(firsts, seconds, first_whole & second_whole)
+        if len(rows):
+            firsts = firsts.replace(rows, self._encoder.encode([texts[row] for row in rows]))
+            seconds = seconds.replace(rows, self._encoder.encode([pairs[row] for row in rows]))
+        return self._assemble_pairs(firsts, seconds)
 
-    def _encode(self, texts: list[str]) -> list["_Ids"]:
-        if self.spec.cut_left:
-            return self._encode_whole(texts)
-        prefixes = self._shorten(texts)
-        encodings = self._tokenizer.encode_batch_fast(prefixes, add_special_tokens=False)
-        return [
-            _Ids(encoding.ids, whole=len(prefix) == len(text))
-            for encoding, prefix, text in zip(encodings, prefixes, texts, strict=True)
-        ]
+    def _encode(self, texts: list[str]) -> tuple[Ragged, BoolArray]:
+        """Encode B texts without special tokens; return whether they are those of the whole text, too, as [B] bool."""
+        prefixes = texts if self.spec.cut_left else self._shorten(texts)
+        whole = [len(prefix) == len(text) for prefix, text in zip(prefixes, texts, strict=True)]
+        return self._encoder.encode(prefixes), np.array(whole, np.bool_)
 
-    def _encode_whole(self, texts: list[str]) -> list["_Ids"]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [_Ids(encoding.ids, whole=True) for encoding in encodings]
-
-    def _needs_whole_lengths(self, first: "_Ids", second: "_Ids") -> bool:
-        """Return whether the cut of a pair depends on lengths that are not known: both overflow, and one is but a prefix.
+    def _lacking_lengths(self, firsts: Ragged, seconds: Ragged, whole: BoolArray) -> IntArray:
+        """Return the pairs whose cut depends on lengths that are not known: both overflow, and one is but a prefix.
 
         Each text keeps half of the room then, and the longer one the odd token.
         """
         limit = self.spec.max_tokens
-        return not (first.whole and second.whole) and len(first.ids) > limit and len(second.ids) > limit
+        return np.flatnonzero(~whole & (firsts.lengths > limit) & (seconds.lengths > limit))
 
-    def _assemble_single(self, text: "_Ids") -> tuple[list[int], int, bool]:
-        before, after = self._single.before, self._single.after
-        room = self.spec.max_tokens - len(before) - len(after)
-        ids = before + self._cut(text.ids, room) + after
-        return ids, len(ids), len(text.ids) > room
+    def _assemble_singles(self, texts: Ragged) -> Tokenized:
+        before, after = (repeated(ids, len(texts)) for ids in (self._single.before, self._single.after))
+        room = self.spec.max_tokens - self._single.width
+        kept = texts.cut(np.minimum(texts.lengths, room), left=self.spec.cut_left)
+        rows = side_by_side([before, kept, after])
+        return _tokenized(rows, segments=rows.lengths, truncated=texts.lengths > room)
 
-    def _assemble_pair(self, first: "_Ids", second: "_Ids") -> tuple[list[int], int, bool]:
-        before, between, after = self._pair.before, self._pair.between, self._pair.after
-        room = self.spec.max_tokens - len(before) - len(between) - len(after)
-        keep_first, keep_second = longest_first(len(first.ids), len(second.ids), room)
-        a, b = self._cut(first.ids, keep_first), self._cut(second.ids, keep_second)
-        ids = before + a + between + b + after
-        segment = len(a) + self._pair.first_segment if self.spec.segments else len(ids)
-        return ids, segment, len(first.ids) + len(second.ids) > room
-
-    def _cut(self, ids: list[int], keep: int) -> list[int]:
-        return ids[max(len(ids) - keep, 0) :] if self.spec.cut_left else ids[:keep]
-
-    def _collect(self, assembled: list[tuple[list[int], int, bool]]) -> Tokenized:
-        rows = TokenRows.from_lists([ids for ids, _, _ in assembled], [segment for _, segment, _ in assembled])
-        return Tokenized(rows=rows, truncated=np.array([cut for _, _, cut in assembled], np.bool_))
+    def _assemble_pairs(self, firsts: Ragged, seconds: Ragged) -> Tokenized:
+        before, between, after = (
+            repeated(ids, len(firsts)) for ids in (self._pair.before, self._pair.between, self._pair.after)
+        )
+        room = self.spec.max_tokens - self._pair.width
+        keep_first, keep_second = longest_first(firsts.lengths, seconds.lengths, room)
+        left = self.spec.cut_left
+        first, second = firsts.cut(keep_first, left=left), seconds.cut(keep_second, left=left)
+        rows = side_by_side([before, first, between, second, after])
+        segments = keep_first + self._pair.first_segment if self.spec.segments else rows.lengths
+        return _tokenized(rows, segments=segments, truncated=firsts.lengths + seconds.lengths > room)
 
     def _shorten(self, texts: list[str]) -> list[str]:
         """Replace every long text by a prefix that has the same tokens, as many as are kept and one more."""
         window = self.spec.max_tokens * WINDOW_CHARACTERS_PER_TOKEN
-        return [text if len(text) <= window else self._settled_prefix(text, window) for text in texts]
+        most = window * self._encoder.whole_windows
+        return [text if len(text) <= most else self._settled_prefix(text, window) for text in texts]
 
     def _settled_prefix(self, text: str, window: int) -> str:
         """Grow the window until enough of its tokens cannot depend on the rest of the text."""
@@ -178,28 +177,24 @@ class Tokenizer:
         )
 
 
-def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Return how many tokens each text of a pair keeps within `room`, the longer text being cut first, as by `tokenizers`.
+def longest_first(first: IntArray, second: IntArray, room: int) -> tuple[IntArray, IntArray]:
+    """Return how many tokens the texts of B pairs keep within `room`, the longer text being cut first, as by `tokenizers`.
 
-    `longest_first(10, 3, 8)` is `(5, 3)`; `longest_first(10, 12, 9)` is `(4, 5)`.
+    `longest_first([10, 10], [3, 12], 8)` is `([5, 4], [3, 4])`: the second of two texts that both overflow keeps an odd token,
+    unless the first is longer.
     """
-    if first + second <= room:
-        return first, second
-    short, swap = min(first, second), first > second
-    long = max(short, room - short)
-    if short > room or short + long > room:
-        short = room // 2
-        long = short + room % 2
-    return (long, short) if swap else (short, long)
+    short, long = np.minimum(first, second), np.maximum(first, second)
+    keep_short = np.where(2 * short <= room, short, room // 2)
+    keep_long = np.minimum(long, room - keep_short)
+    swap = first > second
+    return np.where(swap, keep_long, keep_short), np.where(swap, keep_short, keep_long)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ids:
-    """Tokens of one text, without special tokens."""
-
-    ids: list[int]
-    whole: bool
-    """Whether these are the tokens of the whole text, and not of a settled prefix."""
+def _tokenized(rows: Ragged, *, segments: IntArray, truncated: BoolArray) -> Tokenized:
+    return Tokenized(
+        rows=TokenRows(token_ids=rows.ids, offsets=offsets_of(rows.lengths), segments=segments.astype(np.int32)),
+        truncated=truncated,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,3 +206,8 @@ class _Template:
     after: list[int]
     first_segment: int
     """How many of them belong to the first segment of a pair."""
+
+    @property
+    def width(self) -> int:
+        """Number of them all."""
+        return len(self.before) + len(self.between) + len(self.after)

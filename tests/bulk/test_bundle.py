@@ -1,5 +1,6 @@
 """A bundle on its way: one Arrow row, in which every row of its shards is either among the rows or among the rejects."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.bulk.bundle import BUNDLE_REJECTS, Bundle, gather
 from pipeline.bulk.codec import token_rows, with_predictions, with_tokens
 from pipeline.bulk.spec import ClassifySpec
-from pipeline.bulk.stages import _read, _tokenize, _write, encode_task, tokenize_rows
+from pipeline.bulk.stages import _read, _tokenize, _tokenizer, _write, encode_task, tokenize_rows
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.plan import Piece
@@ -118,6 +119,22 @@ def test_a_stage_takes_one_bundle_at_a_time() -> None:
     two = pa.concat_tables([bundle_of(1).to_arrow()] * 2)
     with pytest.raises(AssertionError, match="a stage got 2 bundles at once"):
         Bundle.from_arrow(two)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "false"), ("true", "true")])
+def test_a_tokenize_task_uses_one_thread_unless_told_otherwise(
+    tokenizer: TokenizerSpec, monkeypatch: pytest.MonkeyPatch, given: str | None, used: str
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "of the test")  # so that it is put back afterwards
+    if given is None:
+        monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    else:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", given)
+    Tokenizer(tokenizer)
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == given
+    _tokenizer.cache_clear()
+    _tokenizer(tokenizer)
+    assert os.environ["TOKENIZERS_PARALLELISM"] == used
 
 
 class Stubborn(Tokenizer):

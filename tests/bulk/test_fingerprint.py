@@ -61,6 +61,8 @@ def test_the_parts_of_each_document_are_these(model_directory: Path) -> None:
     model = EarlyExitModel.from_config(model_directory)
     assert [*model_document(model, "0")] == ["weights", "family", "shape", "labels", "last_head", "branch_head"]
     assert [*tokenizer_document(TOKENIZER)] == ["tokenizer_json", "max_tokens", "segments", "cut_left"]
+    fast = replace(TOKENIZER, fast_tokenizer="nanotoken 0.1.0")
+    assert tokenizer_document(fast) == tokenizer_document(TOKENIZER) | {"fast_tokenizer": "nanotoken 0.1.0"}
     only_in_training = {"dropout", "attention_dropout"}
     assert shape_document(model.shape).keys() == {field.name for field in fields(Shape)} - only_in_training
 

@@ -11,14 +11,13 @@ from tests.support.jobs import REPOSITORY
 
 OPTIONS = {
     "classify": """
-        actors audit audit-fail bundle-rows confidence config criterion dtype endpoint-url examples exits id-column incremental
-        input keep max-disagreement max-tokens model output overwrite pair-column patience price-per-hour probabilities speed
-        speedup-in
-        strict target-speedup text-column tolerance
+        actors audit audit-fail bundle-rows confidence config criterion dtype endpoint-url examples exits fast-tokenizer id-column
+        incremental input keep max-disagreement max-tokens model output overwrite pair-column patience price-per-hour
+        probabilities speed speedup-in strict target-speedup text-column tolerance
     """,
     "label": """
-        actors bundle-rows config dtype endpoint-url examples id-column incremental input keep max-tokens model no-text output
-        overwrite pair-column strict text-column
+        actors bundle-rows config dtype endpoint-url examples fast-tokenizer id-column incremental input keep max-tokens
+        model no-text output overwrite pair-column strict text-column
     """,
     "distill": """
         batch-rows checkpoint-seconds config dev epochs head head-learning-rate input label-column label-share labels
