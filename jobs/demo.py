@@ -23,6 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from jobs.cli import command, options
 from jobs.cli.parser import JobParser
+from jobs.cli.stop import ORDERLY_SECONDS
 from models.hugging_face import quiet_transformers
 from pipeline.benchmark.synthetic import CLASSES, LEVELS, reviews, vocabulary
 from pipeline.output.results import open_results
@@ -93,7 +94,13 @@ def job(line: str) -> None:
     shown = f"offramp {line.replace('.py', '', 1)}" if installed else f"python jobs/{line}"
     start = ["-m", "offramp", name.removesuffix(".py")] if installed else [str(JOBS / name)]
     print(f"\n   $ {shown}\n", flush=True)
-    if subprocess.run([sys.executable, *start, *options], check=False).returncode:
+    with subprocess.Popen([sys.executable, *start, *options]) as running:
+        try:
+            code = running.wait()
+        except BaseException:
+            running.terminate()  # it ends its Ray, which would be left otherwise; leaving the block waits for it
+            raise
+    if code:
         raise command.FailedError(f"{name} failed, so the demo ends here")
 
 
@@ -110,7 +117,7 @@ def look(folder: Path) -> None:
 
 def build_parser() -> JobParser:
     """Make the parser of this job's options."""
-    parser = JobParser(__doc__)
+    parser = JobParser(__doc__, kept="the same command begins again", stop_seconds=ORDERLY_SECONDS + 0.8)
     add = parser.add_argument
     add("--folder", default="demo", metavar="DIR", help="folder for corpus, models and results")
     add("--rows", type=options.positive, default=50_000, metavar="N", help="rows of the corpus")

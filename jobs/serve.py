@@ -22,6 +22,7 @@ if not __package__:  # run as a file: the packages are beside its folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import math
 import time
 
 from ray.serve import Application
@@ -102,7 +103,7 @@ def announce(args: argparse.Namespace, spec: ServingSpec, plan: ActorPlan, secon
 
 
 def build_parser() -> JobParser:
-    parser = JobParser(__doc__)
+    parser = JobParser(__doc__, kept="what was accepted is answered", stop_seconds=math.inf)
     add = parser.add_argument
     add(
         "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"

@@ -39,6 +39,10 @@ OBJECT_STORE_BYTES = 1 << 30
 """Object store of a Ray of our own: a shard in flight takes a few MB, so this holds a hundred."""
 SERVE_PROXY_SECONDS = 60
 """Time that a Ray of our own gives Serve's HTTP proxy to start: a busy machine takes longer than Ray's 5 s for a process."""
+FLUSH_SECONDS = 0.5
+"""Time that an abandoned process gives to what it has printed."""
+_ours = threading.Event()
+"""Set from the moment in which a Ray of our own starts until it has ended."""
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS")
 """Environment variables that workers need to reach the same S3. Credentials are not among them: every node has its own."""
 
@@ -85,6 +89,7 @@ def shut_down() -> None:
     family = _family()
     ray.shutdown()
     _kill(family)
+    _ours.clear()
 
 
 def leave(code: int) -> NoReturn:
@@ -104,18 +109,28 @@ def leave(code: int) -> NoReturn:
             os.write(2, f"output is lost: {error}\n".encode())
             code = code or 1
     if family := _family():
-        # What Ray has spilled to the disk would stay there; only its own end removes it.
-        worker._global_node.destroy_external_storage()
+        if ray.is_initialized():  # and not in the middle of its start
+            # What Ray has spilled to the disk would stay there; only its own end removes it.
+            worker._global_node.destroy_external_storage()
         _kill(family)
     else:
         ray.shutdown()  # here, because at Python's exit it sleeps first
     os._exit(code)
 
 
+def abandon(code: int) -> NoReturn:
+    """End this process from any of its threads, whatever the others are at, and a Ray of our own with it."""
+    # Another thread may hold a stream's lock, and wait for a reader that does not come.
+    flush = threading.Thread(target=lambda: [stream.flush() for stream in (sys.stdout, sys.stderr)], daemon=True)
+    flush.start()
+    flush.join(FLUSH_SECONDS)
+    _kill(_family())
+    os._exit(code)
+
+
 def _family() -> list[psutil.Process]:
-    """List the processes of a Ray of our own; empty without one."""
-    ours = ray.is_initialized() and running_cluster() is None
-    return psutil.Process().children(recursive=True) if ours else []
+    """List the processes of a Ray of our own, also of one that is still starting; empty without one."""
+    return psutil.Process().children(recursive=True) if _ours.is_set() else []
 
 
 def _kill(processes: list[psutil.Process]) -> None:
@@ -169,6 +184,7 @@ def _start() -> None:
         path = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(SERVE_PROXY_SECONDS))
+    _ours.set()
     with _held_back_stderr():
         ray.init(
             address="local",
