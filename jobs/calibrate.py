@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
 
 def build_parser() -> JobParser:
     """Make the parser of this job's options."""
-    parser = JobParser(__doc__)
+    parser = JobParser(__doc__, kept="no calibration is written")
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="early-exit model; the calibration is written there")
     add("--data", required=True, metavar="PATH", help="sample of the texts to come: file, folder or glob")

@@ -46,7 +46,7 @@ def request_of(args: argparse.Namespace) -> "BulkRequest":
 
 def build_parser() -> JobParser:
     """Make the parser of this job's options."""
-    parser = JobParser(__doc__)
+    parser = JobParser(__doc__, kept="the same command goes on with what is left")
     parser.add_argument(
         "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"
     )

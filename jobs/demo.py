@@ -14,6 +14,7 @@ import argparse
 
 from jobs.cli import command, options
 from jobs.cli.parser import JobParser
+from jobs.cli.stop import ORDERLY_SECONDS
 
 
 def main(args: argparse.Namespace) -> int:
@@ -25,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
 
 def build_parser() -> JobParser:
     """Make the parser of this job's options."""
-    parser = JobParser(__doc__)
+    parser = JobParser(__doc__, kept="the same command begins again", stop_seconds=ORDERLY_SECONDS + 0.8)
     add = parser.add_argument
     add("--folder", default="demo", metavar="DIR", help="folder for corpus, models and results")
     add("--rows", type=options.positive, default=50_000, metavar="N", help="rows of the corpus")

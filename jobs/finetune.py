@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
 
 def build_parser() -> JobParser:
     """Make the job's parser."""
-    parser = JobParser(__doc__)
+    parser = JobParser(__doc__, kept="the same command goes on from the last checkpoint")
     parser.add_argument("--backbone", required=True, metavar="MODEL", help="pretrained encoder: hub id or directory")
     parser.add_argument("--train", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
     parser.add_argument(

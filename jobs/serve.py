@@ -22,6 +22,7 @@ if not __package__:  # run as a file: the packages are beside its folder
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
 from jobs.cli import command, options
@@ -51,7 +52,7 @@ def application(values: dict[str, str]) -> "Application":
 
 
 def build_parser() -> JobParser:
-    parser = JobParser(__doc__)
+    parser = JobParser(__doc__, kept="what was accepted is answered", stop_seconds=math.inf)
     add = parser.add_argument
     add(
         "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"

@@ -7,10 +7,10 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import NoReturn
 
 from jobs.cli.parser import JobParser
+from jobs.cli.stop import StopWatch, abandon
 from pipeline.errors import DoesNotFitError, InputError, RefusedError, StorageError, UserError
 
 DONE, FAILED, WRONG = 0, 1, 2
@@ -26,11 +26,33 @@ Main = Callable[[argparse.Namespace], int | None]
 
 
 def run_alone(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a job as all that this process is for, and end the process at once with the job's exit code."""
+    """Run a job as all that this process is for, and end the process at once with the job's exit code.
+
+    A process that is asked to end does so within some seconds, and says what is kept: see `jobs.cli.stop`.
+    """
+    stderr = os.dup(2)  # which is held back while Ray starts
+
+    def end(asked: signal.Signals) -> NoReturn:
+        os.write(stderr, f"{stopped(parser, asked)}\n".encode())
+        abandon(128 + asked)
+
+    watch, code = StopWatch(parser.stop_seconds, end), FAILED
     try:
         run(main, parser, argv)
-    except SystemExit as end:
-        leave(end.code if isinstance(end.code, int) else FAILED)
+    except SystemExit as raised:
+        code = raised.code if isinstance(raised.code, int) else FAILED
+    except BaseException:
+        if watch.asked is None:  # else it is what a library makes of the signal
+            raise
+    if watch.asked is not None:
+        print(stopped(parser, watch.asked), file=sys.stderr)
+        code = 128 + watch.asked
+    leave(code)
+
+
+def stopped(parser: JobParser, asked: signal.Signals) -> str:
+    """Say in one line that the job was asked to end, and what is kept."""
+    return f"{parser.prog}: stopped by {asked.name}: {parser.kept}"
 
 
 def leave(code: int) -> NoReturn:
@@ -54,7 +76,6 @@ def leave(code: int) -> NoReturn:
 
 def run(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a job and raise SystemExit with its exit code, a number; `argv` defaults to the command line."""
-    signal.signal(signal.SIGTERM, _stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, at the end
     try:
@@ -72,12 +93,6 @@ def run(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoR
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     sys.exit(code)
-
-
-def _stop(number: int, _frame: FrameType | None) -> None:
-    """Unwind on SIGTERM (job stop, pre-emption) as on Ctrl-C, so that every `finally` runs; with its usual exit code."""
-    signal.signal(number, signal.SIG_IGN)  # a second one would only disturb that
-    sys.exit(128 + number)
 
 
 def complain(parser: JobParser, error: Exception) -> int:

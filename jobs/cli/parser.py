@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jobs.cli.stop import ORDERLY_SECONDS
 from pipeline.errors import UserError
 
 CONFIG_VARIABLE = "OFFRAMP_CONFIG"
@@ -34,8 +35,14 @@ class _RaisingParser(argparse.ArgumentParser):
 class JobParser(_RaisingParser):
     """Parses the options of a job, those in its config file included."""
 
-    def __init__(self, description: str | None) -> None:
-        """Take the job's docstring, first line to examples, as its description."""
+    def __init__(
+        self, description: str | None, *, kept: str = "nothing is kept", stop_seconds: float = ORDERLY_SECONDS
+    ) -> None:
+        """Take the job's docstring, first line to examples, as its description.
+
+        `kept` says what a job that is stopped leaves behind; it has `stop_seconds` to end in order.
+        """
+        self.kept, self.stop_seconds = kept, stop_seconds
         self.options: dict[str, argparse.Action] = {}
         """Options by their name in the parsed arguments."""
         super().__init__(

@@ -84,7 +84,13 @@ def job(line: str) -> None:
     shown = f"offramp {line.replace('.py', '', 1)}" if installed else f"python jobs/{line}"
     start = ["-m", "offramp", name.removesuffix(".py")] if installed else [str(JOBS / name)]
     print(f"\n   $ {shown}\n", flush=True)
-    if subprocess.run([sys.executable, *start, *options], check=False).returncode:
+    with subprocess.Popen([sys.executable, *start, *options]) as running:
+        try:
+            code = running.wait()
+        except BaseException:
+            running.terminate()  # it ends its Ray, which would be left otherwise; leaving the block waits for it
+            raise
+    if code:
         raise command.FailedError(f"{name} failed, so the demo ends here")
 
 

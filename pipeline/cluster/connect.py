@@ -46,6 +46,8 @@ CORE_LINE = re.compile(
 IDLE_WORKER_MS = 600_000
 """Time until a Ray of our own ends a worker process without work. After Ray's one second, a task that comes between two shards
 would find none, and a new process takes a second of CPU time to import what it needs."""
+_ours = threading.Event()
+"""Set from the moment in which a Ray of our own starts until it has ended."""
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS")
 """Environment variables that workers need to reach the same S3. Credentials are not among them: every node has its own."""
 
@@ -87,6 +89,7 @@ def shut_down() -> None:
     family = _family()
     ray.shutdown()
     _kill(family)
+    _ours.clear()
 
 
 def leave_ray() -> None:
@@ -95,17 +98,17 @@ def leave_ray() -> None:
     To end its processes one after the other and with grace, as Ray does when Python exits, takes three seconds.
     """
     if family := _family():
-        # What Ray has spilled to the disk would stay there; only its own end removes it.
-        worker._global_node.destroy_external_storage()
+        if ray.is_initialized():  # and not in the middle of its start
+            # What Ray has spilled to the disk would stay there; only its own end removes it.
+            worker._global_node.destroy_external_storage()
         _kill(family)
     else:
         ray.shutdown()  # here, because at Python's exit it sleeps first
 
 
 def _family() -> list[psutil.Process]:
-    """List the processes of a Ray of our own; empty without one."""
-    ours = ray.is_initialized() and running_cluster() is None
-    return psutil.Process().children(recursive=True) if ours else []
+    """List the processes of a Ray of our own, also of one that is still starting; empty without one."""
+    return psutil.Process().children(recursive=True) if _ours.is_set() else []
 
 
 def _kill(processes: list[psutil.Process]) -> None:
@@ -158,6 +161,7 @@ def _start() -> None:
         os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(SERVE_PROXY_SECONDS))
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
+    _ours.set()
     with _held_back_stderr():
         ray.init(
             address="local",

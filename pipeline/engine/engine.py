@@ -76,7 +76,7 @@ class Engine:
 
         `rule` decides which rows exit in place of the criterion's thresholds; exits that the criterion does not use are not
         evaluated for it either. Rows that do not fit into memory together are worked through in smaller groups; one that does
-        not fit alone raises MemoryError. What a signal raises meanwhile, such as KeyboardInterrupt, ends the call within a layer.
+        not fit alone raises MemoryError. What a signal raises, such as KeyboardInterrupt, ends the call within a layer.
         """
         rule = (rule or CriterionRule(self.config.criterion)).to(self.loaded.device)
         results = Results.empty(len(rows), self.model.shape.classes)

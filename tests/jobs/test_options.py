@@ -11,8 +11,8 @@ from tests.support.jobs import REPOSITORY
 
 OPTIONS = {
     "classify": """
-        actors audit audit-fail bundle-rows confidence config criterion dtype endpoint-url examples exits fast-tokenizer id-column
-        incremental input keep max-disagreement max-tokens model output overwrite pair-column patience price-per-hour
+        actors audit audit-fail bundle-rows confidence config criterion dtype endpoint-url examples exits fast-tokenizer
+        id-column incremental input keep max-disagreement max-tokens model output overwrite pair-column patience price-per-hour
         probabilities speed speedup-in strict target-speedup text-column tolerance
     """,
     "label": """

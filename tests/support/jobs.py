@@ -97,6 +97,18 @@ def start_job(model: Path, corpus: Path, out: Path, *more: str) -> subprocess.Po
     )
 
 
+def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """List the processes that a job has started, and those that these have started."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def has_handler(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+    """Return whether a process handles a signal by now, in place of dying of it."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 def said(stderr: str) -> list[str]:
     """Return the lines of a job's errors: those of its progress, which slow runs print, left out."""
     return [line for line in stderr.splitlines() if "rows/s" not in line]
