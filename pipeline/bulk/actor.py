@@ -6,6 +6,7 @@ Several calls are at work in it at a time. One computes, and holds the lock; the
 import os
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,6 +75,7 @@ class ClassifyActor:
             self.full_depth = self.engine.with_criterion(spec.engine.criterion.at_full_depth())
         # Whoever computes holds it, and has the only attempt log of this process: if the process dies, that bundle is suspect.
         self._turn = threading.Lock()
+        self._careful = threading.Event()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Classify one bundle, and audit it if that is asked for."""
@@ -88,15 +90,20 @@ class ClassifyActor:
             if self.spec.audit is not None:
                 with bundle.stage("audit"):
                     self._audit(bundle, self.spec.audit, tokens, predictions)
-        self._count(bundle, tokens, predictions)
-        keep = self.spec.columns.keep
-        bundle.rows = with_predictions(bundle.rows, predictions, self.labels, self.spec.results, keep)
-        return bundle.to_arrow()
+        # A process before this one has died: one that dies in here must not do so while another bundle computes.
+        with self._turn if self._careful.is_set() else nullcontext():
+            self._count(bundle, tokens, predictions)
+            keep = self.spec.columns.keep
+            bundle.rows = with_predictions(bundle.rows, predictions, self.labels, self.spec.results, keep)
+            return bundle.to_arrow()
 
     def _classify(self, bundle: Bundle, tokens: TokenRows) -> Isolated[Predictions]:
         """Return the predictions of the rows that the engine can work on, and why the others cannot be classified."""
         work = ClassifyBundle(engine=self.engine, tokens=tokens)
-        return isolate(work, len(tokens), attempts_of(self.spec.output.folder, work.name, bundle.receipts))
+        attempts = attempts_of(self.spec.output.folder, work.name, bundle.receipts)
+        if attempts is not None and attempts.has_died():
+            self._careful.set()
+        return isolate(work, len(tokens), attempts)
 
     def _audit(self, bundle: Bundle, spec: AuditSpec, tokens: TokenRows, predictions: Predictions) -> None:
         """Note on the receipts what full depth says to some rows."""

@@ -78,6 +78,10 @@ class AttemptLog:
                 self.suspects.remove(begun)
                 self.cleared.append(begun)
 
+    def has_died(self) -> bool:
+        """Return whether a process before this one has died at the bundle."""
+        return _read(self.path) is not None
+
     def rejects(self, stage: str) -> dict[int, Reject]:
         """Return the poison rows as rejects."""
         detail = f"{stage}: {DEATHS_ALONE} workers died while they worked on this row alone"
@@ -138,7 +142,7 @@ def attempts_of(output: str | None, stage: str, receipts: Sequence[Receipt]) -> 
     if output is None:
         return None
     first, others = receipts[0], len(receipts) - 1
-    bundle = f"rows {first.start:,} to {first.start + first.rows_in - 1:,} of {first.file}"
+    bundle = f"rows {first.start:,} to {first.start + max(first.rows_in, 1) - 1:,} of {first.file}"
     bundle += f" and {others:,} more shards" if others else ""
     key = hashlib.blake2b("".join(receipt.shard for receipt in receipts).encode(), digest_size=8).hexdigest()
     return AttemptLog(f"{output}/{ATTEMPTS_FOLDER}/{stage}-{key}.json", bundle)

@@ -35,7 +35,7 @@ BUNDLE_ROWS = {"cpu": 16_384, "cuda": 65_536}
 BUNDLE_BYTES = 64 << 20
 """Bytes of text after which a bundle ends early, whatever its rows."""
 HELD_BACK = 13 / 8
-"""Bundles' worth of rows to wait for: so a last bundle has five eighths of the usual rows at least, and 13 eighths at most."""
+"""Bundles' worth of rows to wait for, so that what is left for the last bundle of a task is usually no small remainder."""
 
 
 @dataclass(slots=True)
@@ -113,9 +113,11 @@ class Bundle:
         }
         self.rejects = pa.concat_tables([self.rejects, pa.table(columns, schema=BUNDLE_REJECTS)])
         self.rows = self.rows.take(np.setdiff1d(np.arange(len(self.rows)), indices))
-        for number in np.unique(numbers):
+        by_shard: dict[int, Counter[str]] = {}
+        for number, reject in zip(numbers.tolist(), lost.values(), strict=True):
+            by_shard.setdefault(number, Counter())[str(reject.reason)] += 1
+        for number, reasons in by_shard.items():
             receipt = self.receipts[number]
-            reasons = Counter(str(reason) for reason, at in zip(columns[REASON], numbers, strict=True) if at == number)
             self.receipts[number] = replace(
                 receipt,
                 rows_out=receipt.rows_out - reasons.total(),

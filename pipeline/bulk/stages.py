@@ -12,6 +12,7 @@ shard there, and no later stage sees them.
 import json
 import logging
 import os
+import warnings
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,6 +97,8 @@ def _chain_context() -> DataContext:
     """Return Ray Data's settings for our chains: a copy, so that other data sets of this process keep theirs."""
     # Its errors reach the driver as exceptions, so they need no log line beside; ray.data sets its level when it is imported.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Reading tasks may be fewer than the actors: each of them emits many bundles, which Ray does not know.
+    warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -171,7 +174,7 @@ def encode_task(task: Sequence[Piece], done: Mapping[str, Collection[int]]) -> s
         {
             "file": asdict(piece.file),
             "sections": piece.sections and [piece.sections.start, piece.sections.stop],
-            "done": sorted(done.get(piece.file.path, ())),
+            "done": sorted(row for row in done.get(piece.file.path, ()) if piece.rows is None or row in piece.rows),
         }
         for piece in task
     ]
@@ -224,8 +227,8 @@ def _shards_left(pieces: list[_LeftPiece], columns: Columns) -> Iterator[Shard]:
             waiting.append(pool.submit(list, piece.read(columns)))
             if len(waiting) > READ_AHEAD:
                 yield from waiting.popleft().result()
-        for read in waiting:
-            yield from read.result()
+        while waiting:
+            yield from waiting.popleft().result()
 
 
 def _tokenize(

@@ -88,6 +88,8 @@ def shut_down() -> None:
     """
     family = _family()
     ray.shutdown()
+    if threading.current_thread() is threading.main_thread():  # Ray's C++ core has put the system's own in its place
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
     _kill(family)
     _ours.clear()
 

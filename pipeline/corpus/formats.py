@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
@@ -99,12 +99,12 @@ def iter_sections(file: InputFile, columns: list[str], wanted: range | None = No
             yield Section(0, None, 0.0, True, _checked(file, _line_rows(file, columns)))
 
 
-def count_sections(file: InputFile) -> int:
-    """Return the number of sections of a file; raise as `iter_sections` does."""
-    if file.format != "parquet":
-        return 1
+def section_starts(file: InputFile) -> list[int]:
+    """Return the first row of each section of a Parquet file; raise as `iter_sections` does."""
     with _format_errors(), _open_listed(file) as raw, pq.ParquetFile(raw) as parquet:
-        return len(section_groups(parquet.metadata))
+        rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+        starts = list(accumulate(rows, initial=0))
+        return [starts[groups.start] for groups in section_groups(parquet.metadata)]
 
 
 def section_groups(metadata: pq.FileMetaData) -> list[range]:

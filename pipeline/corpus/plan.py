@@ -3,17 +3,23 @@
 plan_reading(files, readers=4)      # 10,000 files of 3 KB: 20 tasks; one file of 1 GB: 32 tasks of some row groups each
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise
 from math import ceil
 
-from pipeline.corpus.formats import FileFormatError, count_sections
+from pipeline.corpus.formats import FileFormatError, section_starts
 from pipeline.corpus.listing import InputFile
 
 MIN_TASK_BYTES, MAX_TASK_BYTES = 2 << 20, 32 << 20
 """Stored bytes of a task. Less would not fill a bundle, and much more leaves other readers idle at the end."""
 MAX_TASK_FILES = 512
 """Files of a task: with thirty rows in each of them still a full bundle, and on S3 some seconds of waiting for answers."""
+FOOTERS = 16
+"""Parquet files that are looked into at a time: a request to S3 is mostly waiting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +29,8 @@ class Piece:
     file: InputFile
     sections: range | None = None
     """Numbers of the sections (`formats.iter_sections`) to read; None is the whole file."""
+    rows: range | None = None
+    """Numbers of its rows in the file, up to the last one's of the file or beyond; None where only reading tells."""
     size: int
     """Stored bytes, about."""
 
@@ -35,7 +43,7 @@ def plan_reading(files: Sequence[InputFile], readers: int) -> list[list[Piece]]:
     size = sum(file.size for file in files)
     task_bytes = min(max(size // max(readers, 1), MIN_TASK_BYTES), MAX_TASK_BYTES)
     divides = len(files) < readers
-    pieces = [piece for file in files for piece in (_divide(file, task_bytes) if divides else _whole(file))]
+    pieces = _divided(files, task_bytes) if divides else [_whole(file) for file in files]
     count = len(_deal(pieces, task_bytes, MAX_TASK_FILES))
     if not pieces:
         return []
@@ -46,11 +54,11 @@ def plan_reading(files: Sequence[InputFile], readers: int) -> list[list[Piece]]:
 
 
 def _deal(pieces: Sequence[Piece], task_bytes: int, most: int) -> list[list[Piece]]:
-    """Deal pieces out, in their order, to tasks that end at `task_bytes` or `most` pieces; a larger piece has its own task."""
+    """Deal pieces out, in their order, to tasks of about `task_bytes` and at most `most` pieces."""
     tasks: list[list[Piece]] = [[]]
     size = 0
     for piece in pieces:
-        if tasks[-1] and (size >= task_bytes or piece.size >= task_bytes or len(tasks[-1]) == most):
+        if tasks[-1] and (size + piece.size / 2 > task_bytes or len(tasks[-1]) == most):
             tasks.append([])
             size = 0
         tasks[-1].append(piece)
@@ -58,20 +66,34 @@ def _deal(pieces: Sequence[Piece], task_bytes: int, most: int) -> list[list[Piec
     return tasks
 
 
-def _whole(file: InputFile) -> Iterable[Piece]:
-    return (Piece(file=file, size=file.size),)
+def _whole(file: InputFile) -> Piece:
+    return Piece(file=file, size=file.size)
 
 
-def _divide(file: InputFile, task_bytes: int) -> Iterator[Piece]:
-    """Divide a Parquet file into pieces of about `task_bytes`; one that cannot be read is left to its task, which says so."""
+def _divided(files: Sequence[InputFile], task_bytes: int) -> list[Piece]:
+    """Divide the large Parquet files into pieces of about `task_bytes`."""
+    with ThreadPoolExecutor(FOOTERS) as pool:
+        return list(chain.from_iterable(pool.map(partial(_divide, task_bytes=task_bytes), files)))
+
+
+def _divide(file: InputFile, task_bytes: int) -> list[Piece]:
+    """Divide a Parquet file; one that cannot be read is left to its task, which says so."""
+    large = file.format == "parquet" and file.size >= 2 * task_bytes
     try:
-        sections = count_sections(file) if file.size >= 2 * task_bytes else 1
+        starts = section_starts(file) if large else [0]
     except FileFormatError:
-        sections = 1
-    count = min(file.size // task_bytes, sections)
+        starts = [0]
+    count = min(file.size // task_bytes, len(starts))
     if count <= 1:
-        yield from _whole(file)
-        return
-    for number in range(count):
-        numbers = range(number * sections // count, (number + 1) * sections // count)
-        yield Piece(file=file, sections=numbers, size=file.size * len(numbers) // sections)
+        return [_whole(file)]
+    firsts = [number * len(starts) // count for number in range(count + 1)]
+    bounds = [*(starts[first] for first in firsts[:-1]), sys.maxsize]
+    return [
+        Piece(
+            file=file,
+            sections=range(first, end),
+            rows=range(bounds[number], bounds[number + 1]),
+            size=file.size * (end - first) // len(starts),
+        )
+        for number, (first, end) in enumerate(pairwise(firsts))
+    ]

@@ -62,7 +62,8 @@ def read_shards(file: InputFile, columns: Columns, sections: range | None = None
         try:
             section = next(opened, None)
         except FileFormatError as problem:
-            yield _unreadable(file, columns, str(problem))
+            if sections is None or 0 in sections:  # once, whoever reads the rest of the file
+                yield _unreadable(file, columns, str(problem))
             return
         if section is None:
             return

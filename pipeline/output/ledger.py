@@ -184,9 +184,13 @@ class Ledger:
             )
 
     def _earlier_receipts(self) -> list[bytes]:
-        """Read the receipts of this generation that were found at the start, and those that the manifest names."""
+        """Read the receipts of this generation that the manifest names, and those that were found at the start.
+
+        On a disk the latter go first: a shard whose part was lost may have been done again, and not been published yet.
+        """
         published = [self._own_manifest.read_shards()] if self._own_manifest else []
-        return read_segments(self._generations.segments.get(self.output.generation, ())) + published
+        found = read_segments(self._generations.segments.get(self.output.generation, ()))
+        return published + found if is_remote(self.folder) else found + published
 
     def _existing_parts(self) -> ShardIds:
         """List the parts that are there, ids ascending; on disks only, since S3 loses none, and lists a million in minutes."""

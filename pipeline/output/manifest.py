@@ -58,7 +58,7 @@ class Manifest:
         return f"{self.folder}/{self.facts['shards']['path']}"
 
     def read_shards(self) -> bytes:
-        """Read the list of shards, a Parquet file by SHARDS; raise StorageError if it is gone or damaged."""
+        """Read the list of shards, a Parquet file by `receipts.RECEIPTS`; raise StorageError if it is gone or damaged."""
         data = storage_of(self.folder).read(self.shards_path)
         if data is None:
             raise StorageError(f"{self.shards_path}: is gone, though {MANIFEST} names it")

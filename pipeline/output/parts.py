@@ -24,7 +24,7 @@ MANIFEST, LOCK = "_manifest.json", "_lock"
 REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER = "_rejects", "_receipts", "_attempts"
 SHARDS_KEY = "offramp.shards"
 """Key of a part's Parquet metadata: the ids of its shards, as a JSON list."""
-PART_NAME = re.compile(r"part-([0-9a-f]+)(?:\.g(\d+))?\.parquet")
+PART_NAME = re.compile(r"part-([0-9a-f]{16})(?:\.g(\d+))?\.parquet")
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,10 @@ def list_shards(own: list[bytes], earlier: list[bytes], lost: ShardIds, output: 
     others are written anew without them.
     """
     again = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in distinct(own))])
-    sources, without = [*own, *earlier], np.setdiff1d(lost, again)
+    # What is published stays: its parts are safe, while the other driver may remove unused ones of ours. On a disk, where parts
+    # can be lost, nobody else has published.
+    sources = [*own, *earlier] if len(lost) else [*earlier, *own]
+    without = np.setdiff1d(lost, again)
     moves = separate(sources, without, output)
     totals, index, sink = Totals(), ShardIndex(), pa.BufferOutputStream()
     with pq.ParquetWriter(sink, RECEIPTS, compression="zstd") as writer:
@@ -129,15 +132,17 @@ def _remove_unused_parts(generations: Generations, generation: int, *, alone: bo
     named: set[str] = set()
     for table in batches([manifest.read_shards(), *read_segments(segments.get(generation, ()))], [PART, REJECTS_PART]):
         named.update(table[PART].to_pylist(), table[REJECTS_PART].drop_null().to_pylist())
-    newest = time.time() - (0 if alone else UNUSED_SECONDS)
-    unused = (
-        entry.path
-        for entry in storage.walk(folder)
-        if generation_of(entry.path.rsplit("/", 1)[1]) == generation
-        and entry.path.removeprefix(f"{folder}/") not in named
-        and (alone or entry.modified < newest)
-    )
-    storage.delete(list(unused))
+    for within in ("", f"{REJECTS_FOLDER}/"):
+        names = storage.names(f"{folder}/{within}".rstrip("/"), "part-")
+        unused = [name for name in names if generation_of(name) == generation and within + name not in named]
+        paths = [f"{folder}/{within}{name}" for name in unused]
+        storage.delete(path for path in paths if alone or _is_old(path))
+
+
+def _is_old(path: str) -> bool:
+    """Return whether a part was written so long ago that its receipt would have arrived."""
+    entry = storage_of(path).stat(path)
+    return entry is not None and entry.modified < time.time() - UNUSED_SECONDS
 
 
 def _remove_older_parts(folder: str, generation: int) -> None:

@@ -52,7 +52,7 @@ def published(folder: str | Path) -> Manifest:
 
 
 def shards(manifest: Manifest, columns: list[str] | None = None) -> pa.Table:
-    """Read the list of published shards, one row each: all columns of `receipts.RECEIPTS`, or some."""
+    """Read the list of published shards, one row each: all columns (`receipts.RECEIPTS`; fewer in an older one), or some."""
     return pq.read_table(BytesIO(manifest.read_shards()), columns=columns)
 
 
@@ -61,7 +61,7 @@ def finished_shards(output: Output) -> pa.Table:
     manifest = read_manifest(output.folder)
     sources = [manifest.read_shards()] if manifest and manifest.generation == output.generation else []
     segments = read_segments(Generations.read(output.folder).segments.get(output.generation, ()))
-    return pa.concat_tables([RECEIPTS.empty_table(), *distinct([*sources, *segments])])
+    return pa.concat_tables([RECEIPTS.empty_table(), *distinct([*segments, *sources])])
 
 
 def results_as_corpus(folder: str) -> Corpus:

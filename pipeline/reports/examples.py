@@ -50,20 +50,18 @@ def _parts_with_texts(
     files: Sequence[InputFile], columns: Columns, output: Output
 ) -> Iterator[tuple[pa.Table, pa.Array]]:
     """Yield the results of shards, each with the texts of its rows; shards that are missing or lack some rows are skipped."""
-    storage, positions = (
-        storage_of(output.folder),
-        finished_shards(output).select(["shard", "part", "part_row", "rows_out"]),
-    )
-    done = {position["shard"]: position for position in positions.to_pylist()}
+    storage = storage_of(output.folder)
+    receipts = finished_shards(output).select(["shard", "part", "part_row", "rows_out"])
+    done = {receipt["shard"]: receipt for receipt in receipts.to_pylist()}
     for file in files:
         for shard in read_shards(file, columns):
-            position, rows = done.get(shard.id), shard.rows
-            if position is None or not len(rows):
+            receipt, rows = done.get(shard.id), shard.rows
+            if receipt is None or not len(rows):
                 continue
-            stored = storage.read(f"{output.folder}/{position['part']}")
+            stored = storage.read(f"{output.folder}/{receipt['part']}")
             if stored is None:
                 continue
-            part = pq.read_table(pa.BufferReader(stored[0])).slice(position["part_row"], position["rows_out"])
+            part = pq.read_table(pa.BufferReader(stored[0])).slice(receipt["part_row"], receipt["rows_out"])
             if part[ID].to_pylist() != rows[ID].to_pylist():
                 continue  # a later stage rejected rows of this shard
             texts = rows[TEXT] if PAIR not in rows.column_names else _join_pairs(rows)

@@ -95,6 +95,20 @@ def test_there_is_nothing_to_read_before_the_end(corpus: Corpus, folder: str) ->
         open_results(folder)
 
 
+def test_what_others_keep_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    others = [Path(folder, name) for name in ("sub/part-0123456789abcdef.parquet", "sub/_rejects/x", "part-0.parquet")]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    others[0].touch()
+    others[1].touch()
+    run_all(folder, corpus, FINGERPRINT)
+    others[2].touch()  # by a tool that names its files in this way
+    more = make_corpus(str(tmp_path), ("c.txt",))
+    run_all(folder, more, FINGERPRINT)
+    assert all(path.exists() for path in others)
+
+
 def test_parts_of_unknown_origin_are_not_mixed_in(corpus: Corpus, folder: str) -> None:
     stray, _ = Output(folder).write(["0123456789abcdef"], SCHEMA.empty_table(), REJECTS.empty_table())
     with pytest.raises(UserError, match=r"holds parts but no _manifest\.json"), Ledger(folder, FINGERPRINT):

@@ -5,7 +5,7 @@ import pytest
 from pipeline.corpus.listing import Corpus
 from pipeline.errors import StorageError, UserError
 from pipeline.output.ledger import Ledger
-from pipeline.output.results import published
+from pipeline.output.results import published, shards
 from pipeline.storage.base import is_remote
 from pipeline.storage.locate import storage_of
 from tests.support.ledger import (
@@ -111,6 +111,22 @@ def test_on_s3_old_parts_go_unless_a_receipt_names_them(s3: S3Server, monkeypatc
         assert kept.part in files_in(folder)
         assert loser.part not in files_in(folder)
         slow.publish(1.0, {})
+    assert read_all(folder) == (ALL_IDS, {"good"})
+
+
+def test_who_publishes_second_keeps_the_parts_of_the_first(s3: S3Server) -> None:
+    """Its own may be gone: nobody names them once the first has published."""
+    location = "s3://bucket/second"
+    corpus, folder = make_corpus(location), make_folder(location)
+    with Ledger(folder, FINGERPRINT) as first, Ledger(folder, FINGERPRINT) as second:
+        for driver in (first, second):
+            driver.begin(SCHEMA)
+        done = finish(first, *(receipt(corpus, number, 0, 30, last=True) for number in (0, 1)))
+        (own,) = {part.part for part in finish(second, *(receipt(corpus, n, 0, 30, last=True) for n in (1, 0)))}
+        first.publish(1.0, {})
+        storage_of(folder).delete([f"{folder}/{own}"])
+        second.publish(1.0, {})
+    assert {shard.part for shard in done} == set(shards(published(folder))["part"].to_pylist())
     assert read_all(folder) == (ALL_IDS, {"good"})
 
 
