@@ -18,7 +18,7 @@ from models.families import Shape
 
 LEAST_SPEEDUP = 0.9
 """Speed of int8 over that of the plain block below which it is refused. A third of a layer and all of attention stay as they
-are, so a whole model is at least 0.93 times as fast. Where int8 helps, it is 1.1 to 3.3 (docs/results/speed/README.md), so that
+are, so a whole model is at least 0.93 times as fast. Where int8 helps, it is 1.1 to 3.5 (docs/results/speed/README.md), so that
 noise decides nothing."""
 HOPELESS_SPEEDUP = 0.1
 """Speed below which a first, tiny block ends the measurement: 0.3 for kernels, as calls cost most there, 0.01 for loops."""
