@@ -1,7 +1,7 @@
 """Whether int8 is worth it on this CPU for a model, by measurement.
 
 That a CPU has instructions for int8 does not say that oneDNN has a kernel that uses them. Where it has none it computes by a
-reference loop, 120 to 450 times slower than bf16, and says nothing.
+reference loop, over a thousand times slower than fp32, and says nothing.
 """
 
 import time
