@@ -12,7 +12,7 @@ Weights have a scale for every output, activations one for every matrix. What ma
   narrow product of their own (the decomposition of LLM.int8(): Dettmers et al. 2022).
 
 Both products take uint8. VNNI multiplies uint8 by int8, AMX all of them; for int8 by int8 without AMX oneDNN has, under torch's
-packed weights, only a reference kernel, which is some hundred times slower.
+packed weights, only a reference kernel, over a thousand times slower.
 
 Only feed-forward blocks are done so, two thirds of a layer's products: there one rounded input serves two products four times
 as wide. For queries, keys and values, and for the output of attention, rounding the input costs what int8 saves.

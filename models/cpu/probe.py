@@ -1,7 +1,7 @@
 """Whether int8 is worth it on this CPU for a model, by measurement.
 
 That a CPU has instructions for int8 does not say that oneDNN has a kernel that uses them. Where it has none it computes by a
-reference loop, 120 to 450 times slower than bf16, and says nothing.
+reference loop, over a thousand times slower than fp32, and says nothing.
 """
 
 import time
@@ -18,7 +18,7 @@ from models.families import Shape
 
 LEAST_SPEEDUP = 0.9
 """Speed of int8 over that of the plain block below which it is refused. A third of a layer and all of attention stay as they
-are, so a whole model is at least 0.93 times as fast. Where int8 helps, it is 1.1 to 3.3 (docs/results/speed/README.md), so that
+are, so a whole model is at least 0.93 times as fast. Where int8 helps, it is 1.1 to 3.5 (docs/results/speed/README.md), so that
 noise decides nothing."""
 HOPELESS_SPEEDUP = 0.1
 """Speed below which a first, tiny block ends the measurement: 0.3 for kernels, as calls cost most there, 0.01 for loops."""
