@@ -1,6 +1,7 @@
 """Jobs that are asked to end: they do, with all that they have started, say in one line what is kept, and go on from there."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,14 +110,17 @@ def started(job: Stopped) -> bool:
 def test_stopped_labelling_goes_on_with_what_is_left(
     stop: Start, model_directory: Path, corpus: Path, tmp_path: Path
 ) -> None:  # and so does classify.py: see test_classify_job.py
-    out = tmp_path / "out"
-    options = ["--model", str(model_directory), "--input", str(corpus), "--output", str(out)]
+    out, more = tmp_path / "out", tmp_path / "more"
+    more.mkdir()
+    for number in range(64):
+        shutil.copy(corpus / "00.parquet", more / f"{number:02}.parquet")
+    options = ["--model", str(model_directory), "--input", str(more), "--output", str(out), "--bundle-rows", "1500"]
     stop("label.py", options, lambda _: shards_kept(out) > 1).wait()
     kept = shards_kept(out)
-    assert 2 <= kept < 24
+    assert 2 <= kept < 64
     again = run_job_here("label.py", *options)
     assert again.returncode == 0, again.stderr
-    assert f"{1500 * (24 - kept):,} rows in" in again.stdout
+    assert f"{1500 * (64 - kept):,} rows in" in again.stdout
 
 
 @pytest.mark.e2e
