@@ -1,9 +1,11 @@
-"""Time short jobs of checkouts of this repository from start to end, in turns, since the machine may be shared.
+"""Time jobs of checkouts of this repository from start to end, in turns, since the machine may be shared; CPU time by process.
 
 python docs/results/speed/start.py /path/to/older/checkout --rounds 5
+python docs/results/speed/start.py /path/to/older/checkout --rounds 3 --rows 50000
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -12,20 +14,64 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+
+import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPOSITORY))
 
 from jobs.work.demo import make_backbone, write_reviews  # noqa: E402
 
+SAMPLE_SECONDS = 0.1
+"""Time between two looks at the CPU time of all processes of a job; what they use after the last look is not seen."""
 
-def seconds_of(checkout: Path, *options: str) -> float:
-    """Run a checkout's classify.py on a Ray of its own and return its wall-clock time; raise CalledProcessError if it fails."""
+
+def run(checkout: Path, *options: str) -> tuple[float, dict[str, float]]:
+    """Run a checkout's classify.py on a Ray of its own; return its wall-clock time, and CPU seconds by kind of process.
+
+    Raises CalledProcessError if it fails.
+    """
     command = [sys.executable, str(checkout / "jobs" / "classify.py"), *options]
+    used: dict[int, tuple[str, float]] = {}
     started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True, cwd=checkout, env=os.environ | {"RAY_ADDRESS": "local"})
-    return time.monotonic() - started
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=checkout,
+        env=os.environ | {"RAY_ADDRESS": "local"},
+    ) as job:
+        driver = psutil.Process(job.pid)
+        while job.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                for process in [driver, *driver.children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error):
+                        times = process.cpu_times()
+                        used[process.pid] = kind_of(process, driver, used), times.user + times.system
+            time.sleep(SAMPLE_SECONDS)
+    seconds = time.monotonic() - started
+    if job.returncode:
+        raise subprocess.CalledProcessError(job.returncode, command)
+    totals: dict[str, float] = {}
+    for kind, cpu_seconds in used.values():
+        totals[kind] = round(totals.get(kind, 0.0) + cpu_seconds, 2)
+    return seconds, totals
+
+
+def kind_of(process: psutil.Process, driver: psutil.Process, used: Mapping[int, tuple[str, float]]) -> str:
+    """Name what a process is for; a worker is what it was when it had work."""
+    title = " ".join(process.cmdline())
+    if process == driver:
+        return "driver"
+    if "ray::" not in title:
+        return "Ray"
+    worker = (
+        "actor" if "MapWorker" in title else "tasks" if "ray::Map" in title or "ray::_" in title else "other workers"
+    )
+    before = used.get(process.pid, (worker, 0.0))[0]
+    return before if worker == "other workers" else worker
 
 
 def main() -> None:
@@ -37,6 +83,7 @@ def main() -> None:
     args = parser.parse_args()
     checkouts = {str(path): path.resolve() for path in args.checkouts} | {"this": REPOSITORY}
     times: dict[str, dict[str, list[float]]] = {name: {"run": [], "nothing": [], "help": []} for name in checkouts}
+    cpu_seconds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory() as folder:
         model, corpus, out = Path(folder, "model"), Path(folder, "corpus.parquet"), Path(folder, "out")
         make_backbone(model)
@@ -46,9 +93,12 @@ def main() -> None:
             for name, checkout in list(checkouts.items())[:: 1 if turn % 2 else -1]:
                 shutil.rmtree(out, ignore_errors=True)
                 for kind, words in (("run", options), ("nothing", options), ("help", ["--help"])):
-                    times[name][kind].append(round(seconds_of(checkout, *words), 2))
+                    seconds, cpu = run(checkout, *words)
+                    times[name][kind].append(round(seconds, 2))
+                    if kind == "run":
+                        cpu_seconds[name].append({"all": round(sum(cpu.values()), 1), **cpu})
     medians = {name: {kind: statistics.median(all_) for kind, all_ in kinds.items()} for name, kinds in times.items()}
-    print(json.dumps({"medians": medians, "rounds": times}, indent=1))
+    print(json.dumps({"medians": medians, "rounds": times, "CPU seconds of runs": cpu_seconds}, indent=1))
 
 
 if __name__ == "__main__":
