@@ -90,3 +90,16 @@ def test_help_and_wrong_options_need_nothing_heavy() -> None:
     assert done.stderr.count("unrecognized arguments: --no-such-option") + done.stderr.count("are required") == len(
         OPTIONS
     )
+
+
+def test_the_options_of_a_bulk_run_reach_its_request() -> None:
+    given = {
+        "input": "in", "output": "out", "text_column": "t", "pair_column": "p", "id_column": "i", "keep": ("k", "l"),
+        "actors": (2, 3), "bundle_rows": 77, "incremental": True, "overwrite": True,
+    }  # fmt: skip
+    line = "--model m --input in --output out --text-column t --pair-column p --id-column i --keep k l --actors 2:3"
+    args = (
+        import_module("jobs.label").build_parser().parse(f"{line} --bundle-rows 77 --incremental --overwrite".split())
+    )
+    request = import_module("jobs.work.bulk").request_of(args, model=None, engine=None, results=())
+    assert {name: getattr(request, name) for name in given} == given
