@@ -75,7 +75,8 @@ class ClassifyActor:
             self.full_depth = self.engine.with_criterion(spec.engine.criterion.at_full_depth())
         # Whoever computes holds it, and has the only attempt log of this process: if the process dies, that bundle is suspect.
         self._turn = threading.Lock()
-        self._careful = threading.Event()
+        # A process before this one has died: one that dies between tables and arrays must not do so while a bundle computes.
+        self._restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Classify one bundle, and audit it if that is asked for."""
@@ -90,8 +91,7 @@ class ClassifyActor:
             if self.spec.audit is not None:
                 with bundle.stage("audit"):
                     self._audit(bundle, self.spec.audit, tokens, predictions)
-        # A process before this one has died: one that dies in here must not do so while another bundle computes.
-        with self._turn if self._careful.is_set() else nullcontext():
+        with self._turn if self._restarted else nullcontext():
             self._count(bundle, tokens, predictions)
             keep = self.spec.columns.keep
             bundle.rows = with_predictions(bundle.rows, predictions, self.labels, self.spec.results, keep)
@@ -100,10 +100,7 @@ class ClassifyActor:
     def _classify(self, bundle: Bundle, tokens: TokenRows) -> Isolated[Predictions]:
         """Return the predictions of the rows that the engine can work on, and why the others cannot be classified."""
         work = ClassifyBundle(engine=self.engine, tokens=tokens)
-        attempts = attempts_of(self.spec.output.folder, work.name, bundle.receipts)
-        if attempts is not None and attempts.has_died():
-            self._careful.set()
-        return isolate(work, len(tokens), attempts)
+        return isolate(work, len(tokens), attempts_of(self.spec.output.folder, work.name, bundle.receipts))
 
     def _audit(self, bundle: Bundle, spec: AuditSpec, tokens: TokenRows, predictions: Predictions) -> None:
         """Note on the receipts what full depth says to some rows."""

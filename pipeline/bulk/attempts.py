@@ -78,10 +78,6 @@ class AttemptLog:
                 self.suspects.remove(begun)
                 self.cleared.append(begun)
 
-    def has_died(self) -> bool:
-        """Return whether a process before this one has died at the bundle."""
-        return _read(self.path) is not None
-
     def rejects(self, stage: str) -> dict[int, Reject]:
         """Return the poison rows as rejects."""
         detail = f"{stage}: {DEATHS_ALONE} workers died while they worked on this row alone"

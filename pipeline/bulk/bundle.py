@@ -23,7 +23,7 @@ from pipeline.corpus.reader import Shard
 from pipeline.output.parts import Output
 from pipeline.output.receipts import Receipt, decode_receipts, encode_receipts
 from pipeline.rejects import Reason, Reject
-from pipeline.rows import IntArray
+from pipeline.rows import IntArray, offsets_of
 from pipeline.schema import DETAIL, FILE, ID, REASON, REJECTS, ROW
 
 RECEIPTS_CELL, SENT_CELL, ROWS_CELL, REJECTS_CELL = "receipts", "sent", "rows", "rejects"
@@ -90,7 +90,7 @@ class Bundle:
     @property
     def bounds(self) -> IntArray:
         """Return where the rows of each shard begin in `rows`, and the end: [S + 1]."""
-        return np.cumsum([0, *(receipt.rows_out for receipt in self.receipts)])
+        return offsets_of(np.array([receipt.rows_out for receipt in self.receipts]))
 
     def shard_numbers(self, rows: IntArray | None = None) -> IntArray:
         """Return the number of the shard of each row, or of these rows: [B]."""
@@ -133,7 +133,7 @@ class Bundle:
     def write(self, output: Output) -> None:
         """Write the part of the bundle and its rejects, and note on the receipts where their rows are."""
         rejects, shards = self.rejects_part(), [receipt.shard for receipt in self.receipts]
-        bounds, rejects_bounds = self.bounds, np.cumsum([0, *(receipt.rejects for receipt in self.receipts)])
+        bounds, rejects_bounds = self.bounds, offsets_of(np.array([receipt.rejects for receipt in self.receipts]))
         whole = all(r.rows_in == r.rows_out + sum(r.rejected.values()) for r in self.receipts)
         if not whole or (len(self.rows), len(rejects)) != (bounds[-1], rejects_bounds[-1]):
             raise AssertionError(f"the bundle that begins with shard {shards[0]} lost rows")

@@ -6,7 +6,6 @@
 Whoever reads a part gets all rows of it. So a shard stays in one part, and the other part is written anew without it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -27,6 +26,7 @@ from pipeline.output.receipt_log import (
     part_ids,
     shard_ids,
 )
+from pipeline.rows import offsets_of
 from pipeline.storage.locate import storage_of
 
 POSITION = ("part", "part_row", "rejects_part", "rejects_row")
@@ -91,7 +91,9 @@ def _rewrite(receipts: pa.Table, output: Output) -> dict[str, dict[str, object]]
     spans = [(s["rejects_row"], count) for s, count in zip(shards, rejects, strict=True)]
     rejected = _slices(output, lost, spans) if lost else pa.table({})
     part, rejects_part = output.write([s["shard"] for s in shards], rows, rejected)
-    starts = zip(_starts([s["rows_out"] for s in shards]), _starts(rejects), strict=True)
+    starts = zip(
+        *(offsets_of(np.array(counts)).tolist() for counts in ([s["rows_out"] for s in shards], rejects)), strict=True
+    )
     return {
         s["shard"]: {
             "part": part,
@@ -99,7 +101,7 @@ def _rewrite(receipts: pa.Table, output: Output) -> dict[str, dict[str, object]]
             "rejects_part": rejects_part if count else None,
             "rejects_row": rejects_row,
         }
-        for s, count, (row, rejects_row) in zip(shards, rejects, starts, strict=True)
+        for s, count, (row, rejects_row) in zip(shards, rejects, starts, strict=False)
     }
 
 
@@ -111,8 +113,3 @@ def _slices(output: Output, name: str, spans: list[tuple[int, int]]) -> pa.Table
         raise StorageError(f"{path}: is gone, though receipts name it")
     whole = pq.read_table(BytesIO(data[0]))
     return pa.concat_tables([whole.slice(start, count) for start, count in spans])
-
-
-def _starts(counts: list[int]) -> Iterator[int]:
-    """Return where each of some runs begins that lie one after the other: [3, 2] -> 0, 3."""
-    return iter(np.cumsum([0, *counts])[:-1].tolist())

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -132,11 +132,16 @@ def _remove_unused_parts(generations: Generations, generation: int, *, alone: bo
     named: set[str] = set()
     for table in batches([manifest.read_shards(), *read_segments(segments.get(generation, ()))], [PART, REJECTS_PART]):
         named.update(table[PART].to_pylist(), table[REJECTS_PART].drop_null().to_pylist())
-    for within in ("", f"{REJECTS_FOLDER}/"):
-        names = storage.names(f"{folder}/{within}".rstrip("/"), "part-")
-        unused = [name for name in names if generation_of(name) == generation and within + name not in named]
-        paths = [f"{folder}/{within}{name}" for name in unused]
-        storage.delete(path for path in paths if alone or _is_old(path))
+    for location, names in _part_names(folder):
+        paths = [f"{location}/{name}" for name in names if generation_of(name) == generation]
+        unused = [path for path in paths if path.removeprefix(f"{folder}/") not in named]
+        storage.delete(path for path in unused if alone or _is_old(path))
+
+
+def _part_names(folder: str) -> Iterator[tuple[str, Iterator[str]]]:
+    """Yield the folder of the parts and that of their rejects, each with the names in it that may be parts."""
+    for location in (folder, f"{folder}/{REJECTS_FOLDER}"):
+        yield location, storage_of(folder).names(location, "part-")
 
 
 def _is_old(path: str) -> bool:
@@ -147,11 +152,9 @@ def _is_old(path: str) -> bool:
 
 def _remove_older_parts(folder: str, generation: int) -> None:
     """Remove the parts of earlier generations, and their rejects."""
-    storage = storage_of(folder)
-    for location in (folder, f"{folder}/{REJECTS_FOLDER}"):
-        parts = storage.names(location, "part-")
-        older = (name for name in parts if (generation_of(name) or generation) < generation)
-        storage.delete(f"{location}/{name}" for name in older)
+    for location, names in _part_names(folder):
+        older = (name for name in names if (generation_of(name) or generation) < generation)
+        storage_of(folder).delete(f"{location}/{name}" for name in older)
 
 
 def remove_leftovers(generations: Generations) -> None:
