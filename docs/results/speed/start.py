@@ -2,12 +2,14 @@
 
 python docs/results/speed/start.py /path/to/older/checkout --rounds 5
 python docs/results/speed/start.py /path/to/older/checkout --rounds 3 --rows 50000
+python docs/results/speed/start.py /path/to/older/checkout --rounds 3 --options "--model demo/model --input demo/corpus --speed 0.2"
 """
 
 import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -79,16 +81,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkouts", type=Path, nargs="*", help="other checkouts, beside this one")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=1000, help="of a made corpus, for a model that never exits early")
+    parser.add_argument("--options", default="", help="what classify.py gets in place of that model and corpus")
     args = parser.parse_args()
     checkouts = {str(path): path.resolve() for path in args.checkouts} | {"this": REPOSITORY}
     times: dict[str, dict[str, list[float]]] = {name: {"run": [], "nothing": [], "help": []} for name in checkouts}
     cpu_seconds: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     with tempfile.TemporaryDirectory() as folder:
         model, corpus, out = Path(folder, "model"), Path(folder, "corpus.parquet"), Path(folder, "out")
-        make_backbone(model)
-        write_reviews(corpus, args.rows, seed=0)
-        options = ["--model", str(model), "--input", str(corpus), "--output", str(out)]
+        given = [str(Path(word).resolve()) if Path(word).exists() else word for word in shlex.split(args.options)]
+        if not given:
+            make_backbone(model)
+            write_reviews(corpus, args.rows, seed=0)
+            given = ["--model", str(model), "--input", str(corpus)]
+        options = [*given, "--output", str(out)]
         for turn in range(args.rounds):
             for name, checkout in list(checkouts.items())[:: 1 if turn % 2 else -1]:
                 shutil.rmtree(out, ignore_errors=True)
