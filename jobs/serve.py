@@ -60,6 +60,7 @@ def build_parser() -> JobParser:
     add("--host", default="127.0.0.1", metavar="IP", help="address to listen on; 0.0.0.0 is all of them")
     add("--port", type=options.positive, default=8000, metavar="N", help="port to listen on")
     add("--replicas", type=options.positive, metavar="N", help="default: one a GPU, else one for 8 cores")
+    options.add_wait_option(parser)
     options.add_criterion_options(parser)
     add("--dtype", choices=DTYPE_NAMES, default="auto", help="precision, as for classify.py")
     add("--max-tokens", type=options.positive, metavar="N", help="tokens kept of a text")

@@ -42,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N|MIN:MAX",
         help="actors (default: one a GPU, else one for 8 cores); MIN:MAX starts more where a cluster grows",
     )
+    options.add_wait_option(parser)
     parser.add_argument(
         "--bundle-rows",
         type=options.positive,

@@ -30,6 +30,26 @@ def add_text_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_wait_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which nodes of a cluster are still to come."""
+    parser.add_argument(
+        "--wait-for",
+        type=resource,
+        nargs="+",
+        default=[],
+        metavar="NAME=N",
+        help="plan once the cluster has so much, such as gpu=8 or cpu=64, in 15 minutes at most (default: what is there)",
+    )
+
+
+def resource(text: str) -> tuple[str, float]:
+    """Parse an amount of a resource of Ray's, for argparse: gpu=8 is ("GPU", 8.0)."""
+    name, equals, amount = text.partition("=")
+    if not equals or not name or not float(amount) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a resource and an amount above 0, such as gpu=8")
+    return (name.upper() if name.lower() in ("cpu", "gpu") else name), float(amount)
+
+
 def add_criterion_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say when a row may leave."""
     parser.add_argument(

@@ -46,6 +46,7 @@ def request_of(args: argparse.Namespace, **choices: Any) -> BulkRequest:
         "id_column": args.id_column,
         "keep": tuple(args.keep),
         "actors": args.actors,
+        "wait_for": dict(args.wait_for),
         "bundle_rows": args.bundle_rows,
         "incremental": args.incremental,
         "overwrite": args.overwrite,

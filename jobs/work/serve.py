@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from functools import partial
 
 from ray.serve import Application
 
@@ -11,8 +12,9 @@ from jobs.work import loading
 from models.checkpoint import check_weights
 from models.early_exit import EarlyExitModel
 from models.precision import check_precision
-from pipeline.cluster.connect import join_or_start, running_cluster
-from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_when_nodes_come
+from pipeline.cluster.address import find_cluster
+from pipeline.cluster.connect import join_or_start
+from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_when_nodes_come, wait_for_nodes
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import check_exits
 from pipeline.errors import UserError, one_line
@@ -25,10 +27,11 @@ from pipeline.storage.model_cache import local_model
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes; return the exit code."""
-    started = time.monotonic()
+    started, log = time.monotonic(), partial(print, flush=True)
     spec = serving_spec(args)
     deployment.check_port(args.host, args.port)
-    join_or_start()
+    join_or_start(log)
+    wait_for_nodes(dict(args.wait_for), log)
     plan = plan_actors(args.replicas)
     check_free(plan)
     try:
@@ -42,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 def application(args: argparse.Namespace) -> Application:
     """Build the application of a Serve config file, with replicas as the cluster has room."""
+    wait_for_nodes(dict(args.wait_for))
     return deployment.application(serving_spec(args), plan_when_nodes_come(args.replicas))
 
 
@@ -52,7 +56,7 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
     check_weights(directory, model)  # here a fault is reported once, not by every replica
     engine = EngineConfig(criterion=loading.criterion(args, model), dtype=args.dtype)
     check_exits(model, engine)
-    if running_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
+    if find_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
         check_precision(engine.dtype, model.shape)
     tokenizer = loading.load_tokenizer_spec(directory, model, args.max_tokens)
     try:

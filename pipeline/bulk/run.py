@@ -27,8 +27,9 @@ from pipeline.bulk.stages import abandon, classify_files, receipts_of
 from pipeline.calibration.audit import AuditSpec
 from pipeline.calibration.verdict import AuditResult, Guarantee, judge
 from pipeline.clock import peak_memory_mb
-from pipeline.cluster.connect import join_or_start, running_cluster, shut_down
-from pipeline.cluster.resources import check_free, plan_actors
+from pipeline.cluster.address import find_cluster
+from pipeline.cluster.connect import join_or_start, shut_down
+from pipeline.cluster.resources import check_free, plan_actors, wait_for_nodes
 from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.listing import Corpus, InputFile, list_inputs
 from pipeline.corpus.tokenize import TokenizerSpec
@@ -80,6 +81,8 @@ class BulkRequest:
     """Rows of a call of the engine, and of a part, about; None is a number for the device."""
     actors: tuple[int, int] | None = None
     """Fewest and most actors; None is as many as fit."""
+    wait_for: Mapping[str, float] = field(default_factory=dict)
+    """Resources that the cluster must have before the run is planned, such as {"GPU": 8}."""
     incremental: bool = False
     """Keep results of files that are gone from the input, and take an empty input for no error."""
     overwrite: bool = False
@@ -135,7 +138,7 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
     if corpus.ignored:
         request.log(f"{len(corpus.ignored)} files of other kinds are left alone, such as {corpus.ignored[0]}")
     check_exits(request.model.meta, request.engine)
-    if running_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
+    if find_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
         check_precision(request.engine.dtype, request.model.meta.shape)
     folder = prepare_folder(request.output, request.input)
     request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
@@ -234,9 +237,10 @@ def _stream(
 ) -> None:
     """Run the chain over files and note the receipts; raise DoesNotFitError if the cluster is too small for it."""
     join_or_start(request.log)
+    wait_for_nodes(request.wait_for, request.log)
     plan = plan_actors(*(request.actors or ()))
     check_free(plan)
-    request.log(f"loading the model on {plan.actors:,} actor{'s' * (plan.actors > 1)}")
+    request.log(f"loading the model on {plan.describe()}")
     with log:
         for receipts in receipts_of(classify_files(files, done, spec, plan)):
             log.observe(receipts)

@@ -1,8 +1,8 @@
 """Join a Ray cluster or start one here. What a run changes in the environment of the processes it starts is changed here.
 
 Ray has no public call for five things that a Ray of our own needs. They are used here and nowhere else, each with its reason
-beside it: `Config.initialize`, `RAY_JOB_CONFIG_JSON_ENV_VAR`, `_metrics_export_port`, `destroy_external_storage` and the file
-`ray_current_cluster`.
+beside it: `Config.initialize`, `RAY_JOB_CONFIG_JSON_ENV_VAR`, `_metrics_export_port`, `_temp_dir` and
+`destroy_external_storage`; and address.py reads the file `ray_current_cluster`.
 tests/repository/test_private_apis.py checks that the installed version still has them.
 """
 
@@ -23,8 +23,11 @@ import psutil
 import ray
 from ray._private import worker
 from ray._raylet import Config  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RayError
 
-from pipeline.errors import UserError
+from pipeline.cluster import private_folder
+from pipeline.cluster.address import RAY_ADDRESS, ClusterAddress, check_answers, find_cluster
+from pipeline.errors import UserError, one_line
 
 INSTALLED = __name__.startswith("offramp.")
 """Whether this runs from a wheel, which has one package, `offramp`, around `models` and `pipeline`."""
@@ -43,6 +46,8 @@ CORE_LINE = re.compile(
     rb"\[\d{4}-\d\d-\d\d [\d:,]+ [A-Z] \d+ \d+\] |[IWEF]\d{4} [\d:.]+ +\d+ |WARNING: All log messages before absl"
 )
 """A line of the log of Ray's C++ core, or of the libraries below it, on stderr."""
+JOIN_TRIES = 5
+"""Attempts to join a cluster whose port answers, each of about a second."""
 IDLE_WORKER_MS = 600_000
 """Time until a Ray of our own ends a worker process without work. After Ray's one second, a task that comes between two shards
 would find none, and a new process takes a second of CPU time to import what it needs."""
@@ -66,19 +71,20 @@ def worker_environment() -> dict[str, str]:
 def join_or_start(log: Callable[[str], None] = lambda _: None) -> None:
     """Join the cluster that RAY_ADDRESS names or that runs on this machine; else start Ray here, with quiet logs.
 
-    Does nothing in a process that has joined one already. `log` takes a line on what is waited for. Call it from the main
-    thread, or from one that lives as long as the process: the system ends Ray's processes with the thread that started them.
+    Does nothing in a process that has joined one already. `log` takes a line on what is waited for. Raises UserError, within
+    seconds, if the cluster does not answer or cannot be joined. Call it from the main thread, or from one that lives as long as
+    the process: the system ends Ray's processes with the thread that started them.
     """
     if ray.is_initialized():
         return
     _quiet_logs()
-    address = running_cluster()
-    log("starting Ray" if address is None else f"joining the Ray cluster at {address}")
+    cluster = find_cluster(log)
+    log("starting Ray" if cluster is None else f"joining the Ray cluster at {cluster.address}")
     with _sigterm_kept():
-        if address is None:
+        if cluster is None:
             _start()
         else:
-            _join(address)
+            _join(cluster)
 
 
 def shut_down() -> None:
@@ -91,6 +97,7 @@ def shut_down() -> None:
     if threading.current_thread() is threading.main_thread():  # Ray's C++ core has put the system's own in its place
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
     _kill(family)
+    private_folder.remove()
     _ours.clear()
 
 
@@ -104,13 +111,19 @@ def leave_ray() -> None:
             # What Ray has spilled to the disk would stay there; only its own end removes it.
             worker._global_node.destroy_external_storage()
         _kill(family)
+        private_folder.remove()
     else:
         ray.shutdown()  # here, because at Python's exit it sleeps first
 
 
+def has_own_ray() -> bool:
+    """Return whether the Ray of this process was started by it, and ends with it."""
+    return _ours.is_set()
+
+
 def _family() -> list[psutil.Process]:
     """List the processes of a Ray of our own, also of one that is still starting; empty without one."""
-    return psutil.Process().children(recursive=True) if _ours.is_set() else []
+    return psutil.Process().children(recursive=True) if has_own_ray() else []
 
 
 def _kill(processes: list[psutil.Process]) -> None:
@@ -119,37 +132,31 @@ def _kill(processes: list[psutil.Process]) -> None:
             process.kill()
 
 
-def running_cluster() -> str | None:
-    """Return the address of the cluster to join: RAY_ADDRESS, else one that `ray start` left on this machine, else None.
-
-    Ray's own "auto" also finds the private Ray of any other program on this machine, which ends when that program does.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        return None if address == "local" else address
-    # `ray start` writes the address here. Only "auto" reads it, after a search for processes that finds too much.
-    address_file = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-    try:
-        return address_file.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
-
-
 def _quiet_logs() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Ray logs at level E for every actor pool that may restart, which is no error.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
-def _join(address: str) -> None:
+def _join(cluster: ClusterAddress) -> None:
+    check_answers(cluster)
     # Workers on other machines get the code from here; inside `ray job submit` they may have it already.
     modules = [str(PACKAGES / name) for name in PACKAGE_NAMES]
     environment = {"py_modules": modules, "env_vars": worker_environment()}
+    # Without an address Ray reads the note itself, and only then takes the token of this user, if there is one.
+    address = cluster.address if cluster.source == RAY_ADDRESS else None
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(JOIN_TRIES))
     try:
-        with _held_back_stderr():
+        with _held_back_stderr(of_failure=False):
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}; unset RAY_ADDRESS to start one here") from error
+    except (AuthenticationError, ConnectionError, OSError, RuntimeError, ValueError, RayError) as error:
+        # Ray's own messages end with a page of advice or with a traceback.
+        cause = one_line(error.__cause__ or error)
+        if isinstance(error, AuthenticationError) or "InvalidAuthToken" in cause:
+            cause = "it wants another token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or ~/.ray/auth_token)"
+        else:
+            cause = cause[:300]
+        raise UserError(f"cannot join the Ray cluster at {cluster.address}: {cause}; {cluster.way_out}") from error
 
 
 def _start() -> None:
@@ -167,6 +174,7 @@ def _start() -> None:
     with _held_back_stderr():
         ray.init(
             address="local",
+            _temp_dir=private_folder.make(),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -194,11 +202,14 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held_back_stderr() -> Iterator[None]:
-    """Hold back what is printed while Ray starts, then print it: without the log of Ray's C++ core, unless the start fails."""
+def _held_back_stderr(*, of_failure: bool = True) -> Iterator[None]:
+    """Hold back what is printed while Ray starts, then print it: without the log of Ray's C++ core.
+
+    That log is printed if the start fails, unless what is raised says enough (`of_failure=False`).
+    """
     sys.stderr.flush()
     kept = os.dup(2)
-    quiet = False
+    quiet = not of_failure
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:

@@ -1,7 +1,7 @@
 """How many actors fit on a cluster, and which resources each of them takes."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import ray
@@ -45,6 +45,15 @@ class ActorPlan:
     def device(self) -> str:
         """Return the device that an actor computes on, as torch names it."""
         return "cuda" if self.gpus else "cpu"
+
+    def describe(self) -> str:
+        """Say how many actors there are, and what each has: '8 actors with a GPU each', '1 actor of 2 threads'."""
+        count = f"{self.actors:,} actor{'s' * (self.actors > 1)}"
+        if self.max_actors > self.actors:
+            count = f"{self.actors:,} to {self.max_actors:,} actors"
+        if self.gpus:
+            return f"{count} with a GPU{' each' * (self.max_actors > 1)}"
+        return f"{count} of {self.threads} thread{'s' * (self.threads > 1)}"
 
 
 def cluster_cores() -> int:
@@ -107,6 +116,26 @@ def _plan_on_cores(cores: list[int], wanted: int | None, most: int | None, resou
     return ActorPlan(
         actors=actors, max_actors=max(most or 0, actors), cpus=cpus, gpus=0, threads=threads, resources=resources
     )
+
+
+def wait_for_nodes(wanted: Mapping[str, float], log: Callable[[str], None] = lambda _: None) -> None:
+    """Wait until the nodes of the cluster have these resources together, such as {"GPU": 8}; `log` gets what is there.
+
+    Raises DoesNotFitError after NODES_SECONDS.
+    """
+    deadline, said = time.monotonic() + NODES_SECONDS, ""
+    while missing := {name: amount for name, amount in wanted.items() if _offered(name) < amount}:
+        there = ", ".join(f"{_offered(name):g} of {amount:g} {name}s" for name, amount in missing.items())
+        if time.monotonic() >= deadline:
+            raise DoesNotFitError(f"waited {NODES_SECONDS / 60:g} minutes for nodes: the cluster has {there}")
+        if there != said:
+            log(f"waiting for nodes: the cluster has {there}")
+            said = there
+        time.sleep(NODES_POLL_SECONDS)
+
+
+def _offered(resource: str) -> float:
+    return sum(node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"])
 
 
 def plan_when_nodes_come(wanted: int | None = None) -> ActorPlan:

@@ -27,7 +27,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from models.early_exit import EarlyExitModel
-from pipeline.cluster.connect import running_cluster
+from pipeline.cluster.connect import has_own_ray
 from pipeline.cluster.resources import ActorPlan
 from pipeline.corpus.tokenize import Tokenizer
 from pipeline.engine.engine import Engine
@@ -140,7 +140,7 @@ def running(app: Application, host: str, port: int) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second signal must not cut the drain short
         if ray.is_initialized():
             serve.delete(APPLICATION)
-            if ours and running_cluster() is not None:  # a Ray of our own ends with this process
+            if ours and not has_own_ray():  # a Ray of our own ends with this process
                 serve.shutdown()
 
 

@@ -17,7 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray.cluster_utils import Cluster
-from pipeline.cluster.resources import plan_when_nodes_come
+from pipeline.cluster.resources import plan_when_nodes_come, wait_for_nodes
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
 with ThreadPoolExecutor() as pool:
@@ -26,6 +26,13 @@ with ThreadPoolExecutor() as pool:
     early = plan.done()
     cluster.add_node(num_cpus=2)
     print(early, plan.result(60).actors)
+    said = []
+    waiting = pool.submit(wait_for_nodes, {"CPU": 3}, said.append)
+    time.sleep(3)
+    early = waiting.done()
+    cluster.add_node(num_cpus=1)
+    waiting.result(60)
+    print(early, said)
 ray.shutdown()
 cluster.shutdown()
 """
@@ -46,4 +53,4 @@ def test_a_server_waits_for_the_nodes_of_its_cluster() -> None:
     command = [sys.executable, "-c", LATE_NODE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["False", "2"]
+    assert done.stdout.splitlines() == ["False 2", "False ['waiting for nodes: the cluster has 2 of 3 CPUs']"]

@@ -9,8 +9,7 @@ No actor is there, so that nothing but reading can hold the tasks up.
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import argparse
 import itertools
@@ -19,6 +18,7 @@ import tempfile
 import time
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -30,11 +30,12 @@ from pipeline.bulk.stages import blocks_of, tokenized_bundles
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import TokenizerSpec
-from pipeline.rows import FloatArray
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 TASKS = 4
 TASK_CPUS = {"read": 0.2, "tokenize": 1.0}
 ROW_GROUP = 65_536
+Doubles = npt.NDArray[np.float64]
 
 
 def write_file(path: Path, rows: int) -> None:
@@ -57,15 +58,13 @@ def _spans(batch: pa.Table) -> pa.Table:
     return pa.table({"span": [spans_of(batch)]})
 
 
-def time_at_work(starts: FloatArray, ends: FloatArray) -> FloatArray:
+def time_at_work(starts: Doubles, ends: Doubles) -> Doubles:
     """Return the seconds in which 0, 1, 2, ... tasks were at work, between the first start and the last end."""
     moments = np.concatenate([starts, ends])
     steps = np.concatenate([np.ones_like(starts), -np.ones_like(ends)])
     order = np.argsort(moments, kind="stable")
-    seconds: FloatArray = np.bincount(
-        np.cumsum(steps[order])[:-1].astype(int), np.diff(moments[order]), minlength=TASKS + 1
-    )
-    return seconds
+    at_work = np.cumsum(steps[order])[:-1].astype(np.int64)
+    return np.bincount(at_work, np.diff(moments[order]), minlength=TASKS + 1).astype(np.float64)
 
 
 def main() -> None:
@@ -90,7 +89,9 @@ def main() -> None:
     starts, ends, rows, read, waited = np.array(spans).T
     busy = time_at_work(starts, ends)
     print(f"{int(rows.sum()):,} rows in {len(spans)} bundles, {seconds:.0f} s on {os.cpu_count()} cores: ", end="")
-    print(f"{1e6 * read.sum() / rows.sum():.2f} us a row read, {1e6 * (ends - starts).sum() / rows.sum():.1f} us tokenized")
+    print(
+        f"{1e6 * read.sum() / rows.sum():.2f} us a row read, {1e6 * (ends - starts).sum() / rows.sum():.1f} us tokenized"
+    )
     print(f"tasks at work: {(busy * np.arange(len(busy))).sum() / busy.sum():.2f} in the mean; ", end="")
     print(", ".join(f"{count}: {100 * share / busy.sum():.1f} %" for count, share in enumerate(busy)))
     print(f"a bundle was waiting to be tokenized for {np.median(waited):.2f} s (median)")

@@ -2,7 +2,7 @@
 
 python docs/results/speed/start.py /path/to/older/checkout --rounds 5
 python docs/results/speed/start.py /path/to/older/checkout --rounds 3 --rows 50000
-python docs/results/speed/start.py /path/to/older/checkout --rounds 3 --options "--model demo/model --input demo/corpus --speed 0.2"
+python docs/results/speed/start.py /path/to/older/checkout --options "--model demo/model --input demo/corpus --speed 0.2"
 """
 
 import argparse
