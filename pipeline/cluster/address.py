@@ -111,8 +111,8 @@ def _check_form(address: str) -> None:
     scheme = urlsplit(address).scheme if "://" in address else ""
     if scheme in ("http", "https"):
         raise UserError(
-            f"RAY_ADDRESS is {address!r}, where jobs are submitted (ray job submit --address); a job itself joins host:port, "
-            "such as 192.0.2.7:6379"
+            f"RAY_ADDRESS is {address!r}, to which `ray job submit` sends jobs; a job itself joins host:port, such as "
+            "192.0.2.7:6379"
         )
     try:
         _host_and_port(address)

@@ -123,14 +123,14 @@ def wait_for_nodes(wanted: Mapping[str, float], log: Callable[[str], None] = lam
 
     Raises DoesNotFitError after NODES_SECONDS.
     """
-    deadline, said = time.monotonic() + NODES_SECONDS, ""
+    deadline, reported = time.monotonic() + NODES_SECONDS, ""
     while missing := {name: amount for name, amount in wanted.items() if _offered(name) < amount}:
         there = ", ".join(f"{_offered(name):g} of {amount:g} {name}s" for name, amount in missing.items())
         if time.monotonic() >= deadline:
             raise DoesNotFitError(f"waited {NODES_SECONDS / 60:g} minutes for nodes: the cluster has {there}")
-        if there != said:
+        if there != reported:
             log(f"waiting for nodes: the cluster has {there}")
-            said = there
+            reported = there
         time.sleep(NODES_POLL_SECONDS)
 
 

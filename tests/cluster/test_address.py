@@ -1,4 +1,4 @@
-"""Which cluster is joined, what is said of one that cannot be, and the folder of a Ray of our own."""
+"""Which cluster is joined, what is reported of one that cannot be, and the folder of a Ray of our own."""
 
 import contextlib
 import os
@@ -105,16 +105,16 @@ def test_without_a_note_a_ray_of_our_own_is_started_unless_auto_was_asked_for(
 
 
 def test_a_note_that_another_user_may_have_written_is_left_aside_with_a_word(note: Path) -> None:
-    said: list[str] = []
+    reported: list[str] = []
     note.chmod(0o666)
-    assert find_cluster(said.append) is None
-    assert len(said) == 1
-    assert str(note) in said[0]
+    assert find_cluster(reported.append) is None
+    assert len(reported) == 1
+    assert str(note) in reported[0]
     note.chmod(0o644)
     if os.geteuid() == 0:
         os.chown(note, 12345, 12345)
-        assert find_cluster(said.append) is None
-        assert "user 12345" in said[1]
+        assert find_cluster(reported.append) is None
+        assert "user 12345" in reported[1]
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"  \n"])

@@ -13,11 +13,11 @@ OPTIONS = {
     "classify": """
         actors audit audit-fail bundle-rows confidence config criterion dtype endpoint-url examples exits fast-tokenizer
         id-column incremental input keep max-disagreement max-tokens model output overwrite pair-column patience price-per-hour
-        probabilities speed speedup-in strict target-speedup text-column tolerance
+        probabilities speed speedup-in strict target-speedup text-column tolerance wait-for
     """,
     "label": """
         actors bundle-rows config dtype endpoint-url examples fast-tokenizer id-column incremental input keep max-tokens
-        model no-text output overwrite pair-column strict text-column
+        model no-text output overwrite pair-column strict text-column wait-for
     """,
     "distill": """
         batch-rows checkpoint-seconds config dev epochs head head-learning-rate input label-column label-share labels
@@ -42,7 +42,7 @@ OPTIONS = {
     """,
     "serve": """
         batch-tokens config criterion dtype host max-rows max-tokens model patience port queue-tokens replicas speed timeout
-        token-file tolerance
+        token-file tolerance wait-for
     """,
     "demo": "config folder rows speed",
 }

@@ -26,13 +26,13 @@ with ThreadPoolExecutor() as pool:
     early = plan.done()
     cluster.add_node(num_cpus=2)
     print(early, plan.result(60).actors)
-    said = []
-    waiting = pool.submit(wait_for_nodes, {"CPU": 3}, said.append)
+    reported = []
+    waiting = pool.submit(wait_for_nodes, {"CPU": 3}, reported.append)
     time.sleep(3)
     early = waiting.done()
     cluster.add_node(num_cpus=1)
     waiting.result(60)
-    print(early, said)
+    print(early, reported)
 ray.shutdown()
 cluster.shutdown()
 """
