@@ -2,8 +2,8 @@
 """Serve a model over HTTP on Ray Serve: the engine of classify.py, for single requests. Same texts, same predictions.
 
 Requests of all clients, each with a speed of its own, share batches by token budget. A full queue answers 429 with Retry-After.
-The server listens to this machine only unless --host says otherwise; with a token in $OFFRAMP_TOKEN or --token-file, clients
-have to send it. SIGTERM and Ctrl-C finish the accepted requests and stop.
+The server listens to this machine only unless --host says otherwise, and then wants a token, in $OFFRAMP_TOKEN or --token-file,
+which clients have to send; --open does without. SIGTERM and Ctrl-C finish the accepted requests and stop.
 
   python jobs/serve.py --model my-model --speed 0.3
   curl localhost:8000/classify --json '{"text": "the room was clean"}'
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     return run(args)
 
 
-def application(values: dict[str, str]) -> "Application":
+def application(values: dict[str, object]) -> "Application":
     """Build the application of a Serve config file, whose `args` are this job's options."""
     args = build_parser().parse(words_of(values))
     from jobs.work import serve
@@ -68,6 +68,7 @@ def build_parser() -> JobParser:
     add("--timeout", type=float, default=30.0, metavar="S", help="seconds from a request to its response at most")
     add("--batch-tokens", type=options.positive, metavar="N", help="tokens in a batch (default: by device)")
     add("--queue-tokens", type=options.positive, metavar="N", help="tokens that may wait; more get 429")
+    add("--open", action="store_true", help="answer without a token on addresses that other machines reach")
     add("--token-file", metavar="FILE", help=f"file with the bearer token (default: ${TOKEN_VARIABLE})")
     return parser
 

@@ -131,8 +131,9 @@ class JobParser(_RaisingParser):
 
 
 def words_of(options: Mapping[str, object]) -> list[str]:
-    """Return the command line that gives options, by name, these values."""
-    return [f"--{name}={value}" for name, value in options.items()]
+    """Return the command line that gives options, by name, these values; True is an option without one, False none."""
+    given = {name: value for name, value in options.items() if value is not False}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
 def _config_only() -> argparse.ArgumentParser:

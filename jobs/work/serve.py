@@ -17,7 +17,7 @@ from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_when_nodes_come, wait_for_nodes
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import check_exits
-from pipeline.errors import UserError, one_line
+from pipeline.errors import InputError, UserError, one_line
 from pipeline.serving import deployment
 from pipeline.serving.limits import Limits
 from pipeline.serving.spec import ServingSpec, calibrated_curve
@@ -29,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes; return the exit code."""
     started, log = time.monotonic(), partial(print, flush=True)
     spec = serving_spec(args)
+    if not deployment.is_loopback(args.host):
+        require_token(args, spec)
     deployment.check_port(args.host, args.port)
     join_or_start(log)
     wait_for_nodes(dict(args.wait_for), log)
@@ -46,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
 def application(args: argparse.Namespace) -> Application:
     """Build the application of a Serve config file, with replicas as the cluster has room."""
     wait_for_nodes(dict(args.wait_for))
-    return deployment.application(serving_spec(args), plan_when_nodes_come(args.replicas))
+    spec = serving_spec(args)
+    require_token(args, spec)  # where Serve listens is said elsewhere
+    return deployment.application(spec, plan_when_nodes_come(args.replicas))
 
 
 def serving_spec(args: argparse.Namespace) -> ServingSpec:
@@ -76,10 +80,18 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
     )
 
 
+def require_token(args: argparse.Namespace, spec: ServingSpec) -> None:
+    """Raise InputError if a server that other machines reach would answer everybody, and nobody has asked for that."""
+    if spec.token_hash is None and not args.open:
+        raise InputError(
+            "open", f"other machines would reach the server without a token: set ${TOKEN_VARIABLE}, or give --open"
+        )
+
+
 def announce(args: argparse.Namespace, spec: ServingSpec, plan: ActorPlan, seconds: float) -> None:
     """Print what is served, and where."""
     url = f"http://{args.host}:{args.port}"
     print(f"{args.model}: {spec.engine.criterion.describe()}, {plan.actors} replicas, {plan.threads} threads each")
     if spec.token_hash is None and not deployment.is_loopback(args.host):
-        print(f"anybody who reaches {url} may use it: set ${TOKEN_VARIABLE} to ask for a token")
+        print(f"anybody who reaches {url} may use it")
     print(f"ready after {seconds:.0f} s: {url}/classify, page at {url}/docs", flush=True)

@@ -1,7 +1,9 @@
 """Text in, results out: from a request's texts to rows of the engine's queue, and from predictions to results."""
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from pipeline.schema import EXIT_LAYER, LABEL, LABEL_ID, PROBABILITIES, SCORE, T
 from pipeline.serving.limits import Limits
 from pipeline.serving.queue import EngineQueue, QueueFullError
 from pipeline.serving.schema import ClassifyRequest
+
+CHARACTERS_PER_TOKEN = 8
+"""Characters of texts that may wait to be tokenized, for each token that may wait for the engine; most texts have four."""
 
 
 class TextClassifier:
@@ -32,6 +37,8 @@ class TextClassifier:
         self.takes_speed = not queue.engine.config.criterion.full_depth and criterion.name != "patience"
         # One thread is enough: the tokenizer runs on all cores by itself, in Rust.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._characters = 0
+        """Number of characters that wait for that thread or are in it: they take time, however few tokens they make."""
 
     async def classify(self, request: ClassifyRequest) -> list[dict[str, Any]]:
         """Return a result for each text; raise HTTPException (422, 429 or 504) for a request that gets none."""
@@ -39,9 +46,7 @@ class TextClassifier:
         criterion = self._criterion_of(request)
         try:
             async with asyncio.timeout(self.limits.answer_seconds):
-                self.queue.check_room()
-                loop = asyncio.get_running_loop()
-                tokenized = await loop.run_in_executor(self._tokenizing, self.tokenizer, texts, pairs)
+                tokenized = await self._tokenize(texts, pairs)
                 thresholds = (
                     None if criterion is None else np.repeat(self._thresholds(criterion)[None], len(texts), axis=0)
                 )
@@ -51,6 +56,26 @@ class TextClassifier:
         except TimeoutError as error:
             raise HTTPException(504, f"no answer within {self.limits.answer_seconds:g} s") from error
         return self._results(predictions, tokenized, probabilities=request.probabilities)
+
+    async def _tokenize(self, texts: list[str], pairs: list[str] | None) -> Tokenized:
+        """Tokenize on the thread for it; raise QueueFullError if it or the engine has too much to do already."""
+        self.queue.check_room()
+        characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
+        if self._characters and self._characters + characters > CHARACTERS_PER_TOKEN * self.queue.queue_tokens:
+            raise QueueFullError(self.queue.retry_after_s())
+        self._characters += characters
+        work = self._tokenizing.submit(self.tokenizer, texts, pairs)
+        work.add_done_callback(partial(self._forget, asyncio.get_running_loop(), characters))
+        return await asyncio.wrap_future(work)
+
+    def _forget(self, loop: asyncio.AbstractEventLoop, characters: int, _work: object) -> None:
+        """Take texts off the count, in the loop that counts, once the thread is done with them or they were cancelled."""
+
+        def subtract() -> None:
+            self._characters -= characters
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the server
+            loop.call_soon_threadsafe(subtract)
 
     def describe(self) -> dict[str, Any]:
         """Return what is served, and the limits, as GET /model shows them."""

@@ -1,10 +1,15 @@
 """What goes over the wire: requests and responses of the server, and its OpenAPI page."""
 
-from typing import Annotated
+import heapq
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipeline.calibration.guarantees import CONFIDENCE
+
+NAMES_SHOWN, NAME_CHARACTERS = 3, 40
+"""How many unknown fields a refusal names, and the most that it repeats of each."""
 
 
 class ClassifyRequest(BaseModel):
@@ -39,6 +44,16 @@ class ClassifyRequest(BaseModel):
         f"predictions differs from full depth, with confidence {CONFIDENCE:g}",
     )
     probabilities: bool = Field(False, description="return the probabilities of all classes too")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_all_names(cls, body: Any) -> Any:
+        """Refuse unknown names as one mistake: four megabytes of them would be answered by fifteen, and take a second."""
+        if isinstance(body, dict) and (unknown := body.keys() - cls.model_fields.keys()):
+            shown = ", ".join(repr(name[:NAME_CHARACTERS]) for name in heapq.nsmallest(NAMES_SHOWN, unknown))
+            others = f" and {len(unknown) - NAMES_SHOWN:,} others" if len(unknown) > NAMES_SHOWN else ""
+            raise PydanticCustomError("unknown_names", "{names} are no fields of a request", {"names": shown + others})
+        return body
 
     def targets(self) -> dict[str, float]:
         """Return which of speed, target_speedup and max_disagreement the request sets; more than one is a mistake."""

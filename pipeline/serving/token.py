@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UserError, one_line
 
 TOKEN_VARIABLE = "OFFRAMP_TOKEN"
 """Environment variable with the token."""
@@ -16,8 +16,20 @@ def hash_token(token: bytes) -> bytes:
 
 
 def load_token_hash(file: str | None) -> bytes | None:
-    """Return the hash of the token in a file, else in TOKEN_VARIABLE, else None; raise InputError for an empty file."""
-    token = Path(file).read_text() if file else os.environ.get(TOKEN_VARIABLE, "")
-    if file and not token.strip():
-        raise InputError("token_file", f"{file}: is empty")
-    return hash_token(token.strip().encode()) if token.strip() else None
+    """Return the hash of the token in a file, else in TOKEN_VARIABLE, else None.
+
+    Raises UserError for a token that is there and blank, which a secret that was lost looks like, or that cannot be read.
+    """
+    try:
+        token = Path(file).read_text(encoding="utf-8") if file else os.environ.get(TOKEN_VARIABLE)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("token_file", f"{file}: {one_line(error)}") from error
+    if token is None:
+        return None
+    if not token.strip():
+        raise (
+            InputError("token_file", f"{file}: is empty")
+            if file
+            else UserError(f"{TOKEN_VARIABLE} is set and blank; unset it to serve without a token")
+        )
+    return hash_token(token.strip().encode())

@@ -41,8 +41,8 @@ OPTIONS = {
         rows-per-call seed shape sigma speed text-column threads token-budget
     """,
     "serve": """
-        batch-tokens config criterion dtype host max-rows max-tokens model patience port queue-tokens replicas speed timeout
-        token-file tolerance wait-for
+        batch-tokens config criterion dtype host max-rows max-tokens model open patience port queue-tokens replicas speed
+        timeout token-file tolerance wait-for
     """,
     "demo": "config folder rows speed",
 }

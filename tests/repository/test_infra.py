@@ -133,7 +133,8 @@ def test_what_is_served_can_be_imported_and_takes_its_options() -> None:
 
 
 def test_config_maps_and_claims_are_named_alike_everywhere() -> None:
-    made = {doc["metadata"]["name"] for doc in documents(KUBERNETES / "config.yaml")}
+    all_documents = (doc for path in KUBERNETES.glob("*.yaml") for doc in documents(path))
+    made = {doc["metadata"]["name"] for doc in all_documents if doc["kind"] == "ConfigMap"}
     for path in KUBERNETES.glob("*.yaml"):
         for manifest in documents(path):
             for reference in [*found(manifest, "configMapRef"), *found(manifest, "configMap")]:

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 from starlette.testclient import TestClient
 from starlette.types import Message
 from transformers import PreTrainedTokenizerFast
@@ -21,6 +23,7 @@ from pipeline.serving.classifier import TextClassifier
 from pipeline.serving.limits import Limits
 from pipeline.serving.observer import OnResponse
 from pipeline.serving.queue import EngineQueue
+from pipeline.serving.schema import ClassifyRequest
 from pipeline.serving.spec import engine_criterion
 from pipeline.serving.token import hash_token
 from tests.support.models import regression_model
@@ -39,13 +42,23 @@ def new_app(
     queue_tokens: int = 1 << 20,
     on_response: OnResponse = lambda status, seconds: None,
 ) -> FastAPI:
+    token_hash = None if token is None else hash_token(token)
+    classifier = new_classifier(directory, tokenizer, criterion, limits=limits, queue_tokens=queue_tokens)
+    return build_app(classifier, token_hash=token_hash, version="1", on_response=on_response)
+
+
+def new_classifier(
+    directory: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    criterion: Criterion,
+    *,
+    limits: Limits = LIMITS,
+    queue_tokens: int = 1 << 20,
+) -> TextClassifier:
     model = EarlyExitModel.from_pretrained(directory)
     engine = new_engine(engine_criterion(criterion, model), model)
     queue = EngineQueue(engine, batch_tokens=256, queue_tokens=queue_tokens)
-    tokenizer = Tokenizer(TokenizerSpec.from_hugging_face(tokenizer, 64))
-    token_hash = None if token is None else hash_token(token)
-    classifier = TextClassifier(queue, tokenizer, criterion, limits)
-    return build_app(classifier, token_hash=token_hash, version="1", on_response=on_response)
+    return TextClassifier(queue, Tokenizer(TokenizerSpec.from_hugging_face(tokenizer, 64)), criterion, limits)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +137,14 @@ WRONG = {
     "speed too high": (b'{"text": "a", "speed": 1.5}', 422, "speed: Input should be less than or equal to 1"),
     "speed is text": (b'{"text": "a", "speed": "0.5"}', 422, "speed: Input should be a valid number"),
     "speed is not a number": (b'{"text": "a", "speed": NaN}', 422, "speed"),
-    "misspelt": (b'{"text": "a", "sped": 0.5}', 422, "sped: Extra inputs are not permitted"),
+    "misspelt": (b'{"text": "a", "sped": 0.5}', 422, "body: 'sped' are no fields of a request"),
+    "thousands of names": (
+        json.dumps({f"k{n}": 1 for n in range(1500)}).encode(),
+        422,
+        "and 1,497 others are no fields",
+    ),
+    "a long name": (json.dumps({"text": "a", "\x1b[31m" * 1000: 1}).encode(), 422, r"'\x1b[31m"),
+    "no object": (b"[1, 2]", 422, "body: Input should be a valid"),
     "too large": (b'{"text": "' + b"a" * 20_000 + b'"}', 413, "the body is larger than 20,000 bytes"),
 }
 
@@ -217,6 +237,36 @@ def test_a_full_queue_and_a_late_answer_have_codes_of_their_own(
     full = TestClient(new_app(model_directory, review_tokenizer, Criterion(speed=0.6), queue_tokens=0))
     refused = full.post("/classify", json={"text": "a room"})
     assert (refused.status_code, int(refused.headers["Retry-After"]) >= 1) == (429, True)
+
+
+def test_texts_that_wait_to_be_tokenized_are_bounded_by_their_characters(
+    model_directory: Path, review_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    classifier = new_classifier(model_directory, review_tokenizer, Criterion(speed=0.6), queue_tokens=100)
+    long = ClassifyRequest.model_validate(
+        {"text": "a" * 700}
+    )  # some tokens, and nearly all the characters that may wait
+    working, may_end = threading.Event(), threading.Event()
+    tokenizer = classifier.tokenizer
+
+    def held(*texts: Any) -> Any:
+        working.set()
+        assert may_end.wait(60)
+        return tokenizer(*texts)
+
+    classifier.tokenizer = held  # type: ignore[assignment]
+
+    async def requests() -> list[Any]:
+        first = asyncio.ensure_future(classifier.classify(long))
+        await asyncio.to_thread(working.wait, 60)
+        refused = await asyncio.gather(classifier.classify(long), return_exceptions=True)
+        may_end.set()
+        return [await first, *refused, await classifier.classify(long)]
+
+    first, refused, later = asyncio.run(requests())
+    assert first == later
+    assert isinstance(refused, HTTPException)
+    assert refused.status_code == 429
 
 
 def test_every_answer_is_counted_by_its_code(
