@@ -52,11 +52,15 @@ def takes_ragged_rows(x: Tensor, head_width: int) -> bool:
 
 def _attend_ragged(qkv_T3H: Tensor, groups: tuple[LengthGroup, ...], heads: int) -> Tensor:
     """Run all rows in one kernel; padding is a row of its own, which is never read."""
+    return attend_ragged(qkv_T3H, *_row_bounds(groups, len(qkv_T3H), qkv_T3H.device), heads)
+
+
+def attend_ragged(qkv_T3H: Tensor, bounds_B1: Tensor, longest: int, heads: int) -> Tensor:
+    """Run rows between these bounds, int32 [B + 1], in one kernel where `takes_ragged_rows`: [T, 3H] -> [T, H]."""
     from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler along: two seconds
 
-    bounds, longest = _row_bounds(groups, len(qkv_T3H), qkv_T3H.device)
     q_TND, k_TND, v_TND = qkv_T3H.unflatten(1, (3, heads, -1)).unbind(1)
-    out_TND = varlen_attn(q_TND, k_TND, v_TND, bounds, bounds, longest, longest)
+    out_TND = varlen_attn(q_TND, k_TND, v_TND, bounds_B1, bounds_B1, longest, longest)
     assert isinstance(out_TND, Tensor)
     return out_TND.flatten(1)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attention import attend as attend_by_group
-from models.attention import mix_by_group, takes_ragged_rows
+from models.attention import attend_ragged, mix_by_group, takes_ragged_rows
 from models.backbone import Embeddings
 from models.gpu.rows import RaggedRows
 
@@ -19,14 +19,9 @@ def embed(embeddings: Embeddings, ids_T: Tensor, segments_B: Tensor, rows: Ragge
 
 def attend(qkv_T3H: Tensor, rows: RaggedRows, heads: int) -> Tensor:
     """Compute multi-head attention inside every row, [T, 3H] -> [T, H]: by FlashAttention, or length by length."""
-    if not takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
-        return attend_by_group(qkv_T3H, rows.groups, heads)
-    from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler along: seconds
-
-    q_TND, k_TND, v_TND = qkv_T3H.unflatten(1, (3, heads, -1)).unbind(1)
-    out_TND = varlen_attn(q_TND, k_TND, v_TND, rows.bounds, rows.bounds, rows.longest, rows.longest)
-    assert isinstance(out_TND, Tensor)
-    return out_TND.flatten(1)
+    if takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
+        return attend_ragged(qkv_T3H, rows.bounds, rows.longest, heads)
+    return attend_by_group(qkv_T3H, rows.groups, heads)
 
 
 def add_norm(x_TH: Tensor, residual_TH: Tensor, norm: nn.LayerNorm, out_TH: Tensor) -> None:

@@ -20,7 +20,7 @@ COUNTED = tl.constexpr(128)
 """Tokens that are counted at once where pad tokens have no position."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["ids", "segments"])
 def _embed(
     ids: tl.tensor,
     segments: tl.tensor,
