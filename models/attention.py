@@ -4,20 +4,37 @@ Legend of suffixes: T tokens, Q tokens or rows, B rows, L length of a row, N att
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.layers import dropout as drop
 from models.length_group import LengthGroup
-from models.sdpa import sdpa
 
 KEY_MULTIPLE = 16
 """Keys are padded, in attention alone, to a multiple of this on CPUs: torch's flash kernel there handles the rest of a row one
 by one. 2 cores with AMX, bf16, 12 heads of 32, 2,048 tokens: 2.67 ms with rows of 31 tokens, 1.07 ms with rows of 32."""
+
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels that torch may choose on CUDA. cuDNN builds a plan for every new shape, and ragged rows bring new ones at every call."""
+
+
+def without_cudnn(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which torch's attention is never computed by cuDNN."""
+    return sdpa_kernel(WITHOUT_CUDNN) if device.type == "cuda" else nullcontext()
+
+
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Compute torch's `scaled_dot_product_attention`, by any of its kernels but cuDNN's; nothing else here calls it."""
+    with without_cudnn(q.device):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
 
 
 def lengths_of(groups: Sequence[LengthGroup], device: torch.device) -> Tensor:

@@ -1,10 +1,10 @@
 """Attention inside rows of up to 128 tokens, whose whole length fits into one block.
 
 A block of 16, 32, 64 or 128 tokens is chosen by the row's own length: a row is computed in the same way whatever its neighbours
-are, and a short one is not padded to the tile of a kernel for long ones. In 16 bits one program holds a row and head; in fp32,
-which has no matrix instructions, that would not fit into registers, so programs take tiles of the block.
+are, and a short one is not padded to the block of a kernel for long ones. In 16 bits one program holds a row and head; in fp32,
+which has no matrix instructions, that would not fit into registers, so programs take the block in steps.
 
-Legend of suffixes: T tokens, H hidden, Q queries of a tile, K keys of a tile, D width of a head.
+Legend of suffixes: T tokens, H hidden, Q queries of a step, K keys of a step, D width of a head.
 """
 
 import torch
@@ -18,8 +18,8 @@ from models.gpu.rows import RaggedRows, Span
 
 MAX_WIDTH = 128
 """Widest heads: the registers and shared memory of a program hold no wider ones."""
-FP32_TILE, FP32_WARPS = 32, 4
-"""Tokens and warps of a tile in fp32."""
+FP32_STEP, FP32_WARPS = 32, 4
+"""Tokens and warps of a step in fp32."""
 WARPS = {16: 1, 32: 2, 64: 4, 128: 4}
 """Warps of a program in 16 bits, by its block; heads wider than WIDE have twice as many."""
 WIDE = 64
@@ -35,7 +35,7 @@ def _attend(
     HIDDEN: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
+    STEP: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
     row, head = first_row + tl.program_id(0), tl.program_id(1)
@@ -44,14 +44,14 @@ def _attend(
     qkv += start.to(tl.int64) * (3 * HIDDEN) + head * WIDTH
     out += start.to(tl.int64) * HIDDEN + head * WIDTH
     column_1D = tl.arange(0, COLUMNS)[None, :]
-    query_Q1 = (tl.program_id(2) * TILE + tl.arange(0, TILE))[:, None]
+    query_Q1 = (tl.program_id(2) * STEP + tl.arange(0, STEP))[:, None]
     mask_QD = (query_Q1 < length) & (column_1D < WIDTH)
     q_QD = tl.load(qkv + query_Q1 * (3 * HIDDEN) + column_1D, mask_QD, 0.0)
-    best_Q = tl.full([TILE], float("-inf"), tl.float32)
-    sum_Q = tl.zeros([TILE], tl.float32)
-    mixed_QD = tl.zeros([TILE, COLUMNS], tl.float32)
-    for first in range(0, BLOCK, TILE):  # once, where the tile is the block
-        key_K = first + tl.arange(0, TILE)
+    best_Q = tl.full([STEP], float("-inf"), tl.float32)
+    sum_Q = tl.zeros([STEP], tl.float32)
+    mixed_QD = tl.zeros([STEP, COLUMNS], tl.float32)
+    for first in range(0, BLOCK, STEP):  # once, where a step is the block
+        key_K = first + tl.arange(0, STEP)
         mask_KD = (key_K < length)[:, None] & (column_1D < WIDTH)
         k_KD_pointer = qkv + HIDDEN + key_K[:, None] * (3 * HIDDEN) + column_1D
         k_KD = tl.load(k_KD_pointer, mask_KD, 0.0)
@@ -80,8 +80,8 @@ def attend(qkv_T3H: Tensor, rows: RaggedRows, heads: int) -> Tensor:
 def _attend_span(qkv_T3H: Tensor, rows: RaggedRows, span: Span, heads: int, out_TH: Tensor) -> None:
     hidden = out_TH.shape[1]
     width, fp32 = hidden // heads, qkv_T3H.dtype == torch.float32
-    tile = min(span.block, FP32_TILE) if fp32 else span.block
-    _attend[(span.stop - span.start, heads, span.block // tile)](
+    step = min(span.block, FP32_STEP) if fp32 else span.block
+    _attend[(span.stop - span.start, heads, span.block // step)](
         qkv_T3H,
         out_TH,
         rows.bounds,
@@ -90,7 +90,7 @@ def _attend_span(qkv_T3H: Tensor, rows: RaggedRows, span: Span, heads: int, out_
         HIDDEN=hidden,
         WIDTH=width,
         BLOCK=span.block,
-        TILE=tile,
+        STEP=step,
         COLUMNS=max(16, triton.next_power_of_2(width)),  # a matrix instruction takes no fewer
         num_warps=FP32_WARPS if fp32 else WARPS[span.block] * (2 if width > WIDE else 1),
         num_stages=1,

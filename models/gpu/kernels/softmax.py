@@ -1,6 +1,6 @@
-"""Softmax over keys that come tile by tile (Milakov and Gimelshein 2018), shared by the kernels for attention.
+"""Softmax over keys that come some at a time (Milakov and Gimelshein 2018), shared by the kernels for attention.
 
-Legend of suffixes: Q queries, K keys of a tile.
+Legend of suffixes: Q queries, K keys of a step.
 """
 
 import triton
@@ -14,9 +14,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 def add_keys(
     scores_QK: tl.tensor, real_1K: tl.tensor, best_Q: tl.tensor, sum_Q: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Add a tile of keys to a softmax whose highest score so far is `best` and whose denominator is `sum`.
+    """Add some keys to a softmax whose highest score so far is `best` and whose denominator is `sum`.
 
-    Return the tile's weights before division, by how much earlier sums shrink, and the two with the tile. The first tile has a
+    Return their weights before division, by how much earlier sums shrink, and the two with these keys. The first step has a
     real key, or all would be NaN.
     """
     scores_QK = tl.where(real_1K, scores_QK * LOG2_E, float("-inf"))

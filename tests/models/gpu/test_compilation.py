@@ -24,7 +24,7 @@ from models.gpu.kernels import attention, embed, layer_norm, pool
 
 warnings.simplefilter("ignore")
 PROGRAMS = {
-    "attention": (attention._attend, dict(HIDDEN=768, WIDTH=64, BLOCK=64, TILE=64, COLUMNS=64), 4, 1),
+    "attention": (attention._attend, dict(HIDDEN=768, WIDTH=64, BLOCK=64, STEP=64, COLUMNS=64), 4, 1),
     "layer_norm": (layer_norm._add_norm, dict(HIDDEN=768, COLUMNS=1024, TOKENS=4), 4, 3),
     "pool": (pool._pool, dict(HEADS=12, HIDDEN=768, CHUNK=256, HELD=3, BLOCK_N=16, BLOCK_L=16), 4, 3),
     "embed": (
