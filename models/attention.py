@@ -4,12 +4,14 @@ Legend of suffixes: T tokens, Q tokens or rows, B rows, L length of a row, N att
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.layers import dropout as drop
 from models.length_group import LengthGroup
@@ -17,6 +19,22 @@ from models.length_group import LengthGroup
 KEY_MULTIPLE = 16
 """Keys are padded, in attention alone, to a multiple of this on CPUs: torch's flash kernel there handles the rest of a row one
 by one. 2 cores with AMX, bf16, 12 heads of 32, 2,048 tokens: 2.67 ms with rows of 31 tokens, 1.07 ms with rows of 32."""
+
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels that torch may choose on CUDA. cuDNN builds a plan for every new shape, and ragged rows always bring new ones."""
+
+
+def without_cudnn(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which torch's attention is never computed by cuDNN."""
+    return sdpa_kernel(WITHOUT_CUDNN) if device.type == "cuda" else nullcontext()
+
+
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Compute torch's `scaled_dot_product_attention`, by any of its kernels but cuDNN's; nothing else here calls it."""
+    with without_cudnn(q.device):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
 
 
 def lengths_of(groups: Sequence[LengthGroup], device: torch.device) -> Tensor:
@@ -33,12 +51,12 @@ def first_tokens(x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
 
 def attend(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, *, dropout: float = 0.0) -> Tensor:
     """Compute multi-head attention inside every row: queries, keys and values side by side, [T, 3H] -> [T, H]."""
-    if dropout == 0.0 and _takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
+    if dropout == 0.0 and takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
         return _attend_ragged(qkv_T3H, tuple(groups), heads)
     return _attend_by_group(qkv_T3H, groups, heads, dropout)
 
 
-def _takes_ragged_rows(x: Tensor, head_width: int) -> bool:
+def takes_ragged_rows(x: Tensor, head_width: int) -> bool:
     """Return whether FlashAttention's varlen kernel can run: 16 bits, Ampere or later, head widths that it knows."""
     return (
         x.is_cuda
@@ -51,11 +69,15 @@ def _takes_ragged_rows(x: Tensor, head_width: int) -> bool:
 
 def _attend_ragged(qkv_T3H: Tensor, groups: tuple[LengthGroup, ...], heads: int) -> Tensor:
     """Run all rows in one kernel; padding is a row of its own, which is never read."""
+    return attend_ragged(qkv_T3H, *_row_bounds(groups, len(qkv_T3H), qkv_T3H.device), heads)
+
+
+def attend_ragged(qkv_T3H: Tensor, bounds_B1: Tensor, longest: int, heads: int) -> Tensor:
+    """Run rows between these bounds, int32 [B + 1], in one kernel where `takes_ragged_rows`: [T, 3H] -> [T, H]."""
     from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler along: two seconds
 
-    bounds, longest = _row_bounds(groups, len(qkv_T3H), qkv_T3H.device)
     q_TND, k_TND, v_TND = qkv_T3H.unflatten(1, (3, heads, -1)).unbind(1)
-    out_TND = varlen_attn(q_TND, k_TND, v_TND, bounds, bounds, longest, longest)
+    out_TND = varlen_attn(q_TND, k_TND, v_TND, bounds_B1, bounds_B1, longest, longest)
     assert isinstance(out_TND, Tensor)
     return out_TND.flatten(1)
 
@@ -90,7 +112,7 @@ def _attend_by_group(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int,
             kv_BL2H = F.pad(kv_BL2H, (0, 0, 0, padding))
             mask_LL = _hide_padding(group.length, padding, qkv_T3H.dtype)
         k_BNLD, v_BNLD = kv_BL2H.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BNLD = F.scaled_dot_product_attention(q_BNLD, k_BNLD, v_BNLD, attn_mask=mask_LL, dropout_p=dropout)
+        out_BNLD = sdpa(q_BNLD, k_BNLD, v_BNLD, mask=mask_LL, dropout=dropout)
         outputs.append(out_BNLD.transpose(1, 2).reshape(group.tokens, hidden))
         token += group.tokens
     if token < len(qkv_T3H):
@@ -132,26 +154,26 @@ def attend_from_first(
     if x_TH.device.type == "cpu" and torch.is_grad_enabled():
         mixed = _mix_in_training(asked_BNH, x_TH, groups, width**-0.5)
     else:
-        mixed = _mix(asked_BNH, x_TH, groups, width**-0.5)
+        mixed = mix_by_group(asked_BNH, x_TH, groups, width**-0.5)
     if row < len(q_BH):
         mixed.append(x_TH.new_zeros(len(q_BH) - row, heads, x_TH.shape[1]))
     mixed_NBH = torch.cat(mixed).transpose(0, 1)
     return torch.matmul(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape) + bias_2H[len(bias_2H) // 2 :]
 
 
-def _mix(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> list[Tensor]:
+def mix_by_group(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> list[Tensor]:
     """Average the tokens of every row by their attention weights for its queries: [B, N, H], one tensor a group."""
     mixed, row, token = [], 0, 0
     for group in groups:
         x_B1LH = x_TH[token : token + group.tokens].view(group.rows, 1, group.length, -1)
         asked_B1NH = asked_BNH[row : row + group.rows, None]
-        mixed.append(F.scaled_dot_product_attention(asked_B1NH, x_B1LH, x_B1LH, scale=scale)[:, 0])
+        mixed.append(sdpa(asked_B1NH, x_B1LH, x_B1LH, scale=scale)[:, 0])
         row, token = row + group.rows, token + group.tokens
     return mixed
 
 
 def _mix_in_training(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> list[Tensor]:
-    """Compute `_mix` in plain products, for the reasons of `_attend_in_training`."""
+    """Compute `mix_by_group` in plain products, for the reasons of `_attend_in_training`."""
     tokens, rows = [group.tokens for group in groups], [group.rows for group in groups]
     *texts, _padding = x_TH.split([*tokens, len(x_TH) - sum(tokens)])
     *queries, _padding = (asked_BNH * scale).split([*rows, len(asked_BNH) - sum(rows)])

@@ -62,24 +62,33 @@ class Embeddings(nn.Module):
         self.project = nn.Linear(shape.embedding, shape.hidden) if shape.embedding != shape.hidden else nn.Identity()
 
     def forward(self, packed: PackedTokens) -> Tensor:
-        positions_T, types_T = self._positions_and_types(packed)
-        x = self.word_embeddings(packed.token_ids) + self.position_embeddings(positions_T)
-        if self.shape.token_types:
-            x = x + self.token_type_embeddings(types_T)
-        if self.shape.task_types:
-            x = x + self.task_type_embeddings.weight[0]
-        x_TH: Tensor = self.project(self.dropout(self.norm(x)))
+        lengths_B = lengths_of(packed.groups, packed.token_ids.device)
+        tokens = sum(group.tokens for group in packed.groups)
+        summed_TE = self.summed(packed.token_ids, packed.segments, lengths_B, tokens)
+        x_TH: Tensor = self.project(self.dropout(self.norm(summed_TE)))
         return x_TH
 
-    def _positions_and_types(self, packed: PackedTokens) -> tuple[Tensor, Tensor]:
+    def summed(self, ids_T: Tensor, segments_B: Tensor, lengths_B: Tensor, tokens: int) -> Tensor:
+        """Sum the tables' entries of rows of these lengths, which have so many tokens together: [T, E].
+
+        Further ids are padding.
+        """
+        positions_T, types_T = self._positions_and_types(ids_T, segments_B, lengths_B, tokens)
+        x_TE = self.word_embeddings(ids_T) + self.position_embeddings(positions_T)
+        if self.shape.token_types:
+            x_TE = x_TE + self.token_type_embeddings(types_T)
+        if self.shape.task_types:
+            x_TE = x_TE + self.task_type_embeddings.weight[0]
+        return x_TE
+
+    def _positions_and_types(
+        self, ids_T: Tensor, segments_B: Tensor, lengths_B: Tensor, tokens: int
+    ) -> tuple[Tensor, Tensor]:
         """Return the position of every token in its row, and 1 for tokens of second texts: [T], [T]; padding gets zeros."""
-        ids_T = packed.token_ids
-        lengths_B = lengths_of(packed.groups, ids_T.device)
         starts_B = lengths_B.cumsum(0) - lengths_B
-        tokens = sum(group.tokens for group in packed.groups)
         starts_T = starts_B.repeat_interleave(lengths_B, output_size=tokens)
         offsets_T = torch.arange(tokens, device=ids_T.device) - starts_T
-        types_T = (offsets_T >= packed.segments.repeat_interleave(lengths_B, output_size=tokens)).long()
+        types_T = (offsets_T >= segments_B.repeat_interleave(lengths_B, output_size=tokens)).long()
         positions_T = offsets_T
         if self.shape.first_position:
             # As RoBERTa does: a pad token inside a text (it can be typed) gets no number of its own.
@@ -138,11 +147,11 @@ class EncoderLayer(nn.Module):
     def first_tokens_only(self, x_TH: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
         """Compute what `forward` returns for the first token of every row, at a small part of the cost: [B + padding, H]."""
         first_BH = F.pad(first_tokens(x_TH, groups), (0, 0, 0, padding))
-        query, key_value = self._query_and_key_value()
+        query, key_value = self.query_and_key_value()
         mixed_BH = attend_from_first(F.linear(first_BH, *query), x_TH, groups, self.heads, *key_value)
         return self._after_attention(first_BH, mixed_BH)
 
-    def _query_and_key_value(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def query_and_key_value(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Return weight and bias of the queries, [H, H] and [H], and those of keys and values, stacked: [2H, H] and [2H]."""
         weight, bias = self.query_key_value.weight, self.query_key_value.bias
         hidden = weight.shape[1]

@@ -126,5 +126,10 @@ class AttentionHead(nn.Module):
         """Compute the features of every row, and of as many rows of padding: [T, W] -> [B + padding, F]."""
         query_BW = self.query(F.pad(first_tokens(narrow_TW, groups), (0, 0, 0, padding)))
         weight, bias = self.key_value.weight, self.key_value.bias
-        mixed_BW = attend_from_first(query_BW, narrow_TW, groups, ATTENTION_HEAD_HEADS, weight, bias)
+        return self.features_of_mixed(
+            attend_from_first(query_BW, narrow_TW, groups, ATTENTION_HEAD_HEADS, weight, bias)
+        )
+
+    def features_of_mixed(self, mixed_BW: Tensor) -> Tensor:
+        """Compute the features from what attention gives the first token of every row: [B, W] -> [B, F]."""
         return torch.tanh(self.dense(self.dropout(self.attention_out(mixed_BW))))

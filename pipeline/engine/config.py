@@ -20,9 +20,9 @@ class EngineConfig:
     exits: tuple[int, ...] | None = None
     """Layers whose exits are evaluated, beside the last; None is every layer with an exit head."""
     token_budget: int | None = None
-    """Tokens in a micro-batch; None is `default_token_budget` of the device."""
-    resident_tokens: int = 1 << 20
-    """Tokens whose hidden states are held at once: 1.6 GB at hidden 768 in bf16."""
+    """Tokens in a micro-batch; None is what the device does best with (pipeline.engine.memory)."""
+    resident_tokens: int | None = None
+    """Tokens whose hidden states are held at once; None is what the device has memory for."""
     first_token_first: bool = True
     """With pooled heads, decide before the layer is run for all tokens. Off only to measure what that is worth."""
     dtype: str = "auto"

@@ -1,6 +1,6 @@
 """The engine: token ids in, predictions out. It knows nothing of text, Arrow or Ray.
 
-A call deals its rows to runners (pipeline.engine.runner), one for each worker of the loaded model. Each takes its rows through
+A call deals its rows to runners (pipeline.engine.runner), one for each CPU thread, or one on a GPU. Each takes its rows through
 the model on its own:
 
     active = its rows, sorted by length
@@ -16,8 +16,9 @@ the model on its own:
 Every call returns exactly its own rows, in their order, and keeps no state: a repeated call returns the same predictions.
 
 Memory, beside the model: two bytes (bf16) x hidden x the tokens of a call, at most `resident_tokens`, an eighth more at worst,
-and about 0.4 GB of what torch, oneDNN and malloc keep at hand (docs/results/speed/README.md). Larger calls are worked through
-in groups of `resident_tokens`, and in smaller ones where the device turns out to have less room.
+and about 0.4 GB of what torch, oneDNN and malloc keep at hand (docs/results/speed/README.md). A GPU holds hidden states twice,
+and takes for both and for its micro-batches what memory it has (pipeline.engine.memory). Larger calls are worked through in
+groups of `resident_tokens`, and in smaller ones where the device turns out to have less room.
 """
 
 from concurrent.futures import Future, wait
@@ -28,18 +29,18 @@ import torch
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from models.gpu.dispatch import kernels_for
 from pipeline.engine.config import EngineConfig
+from pipeline.engine.cpu_runner import CpuRunner
+from pipeline.engine.gpu_runner import GpuRunner
 from pipeline.engine.loaded import LoadedModel
-from pipeline.engine.memory import run_within_memory
+from pipeline.engine.memory import Workspace, run_within_memory
 from pipeline.engine.packing import sort_by_length
 from pipeline.engine.results import Results
 from pipeline.engine.rules import CriterionRule, ExitRule
-from pipeline.engine.runner import ModelRunner, RunnerConfig
+from pipeline.engine.runner import Runner, RunnerConfig
 from pipeline.errors import InputError
 from pipeline.rows import IntArray, Predictions, TokenRows
-
-FIRST_TOKENS = {"cpu": 256, "cuda": 32768}
-"""Rows whose first tokens are worked on at once: a dense matrix; memory is 4 x hidden x heads bytes a row in bf16."""
 
 
 class Engine:
@@ -57,15 +58,20 @@ class Engine:
         exits = plan_exits(self.model, config)
         self.flops = self.model.flops.with_heads_at(exits)
         """Counts what this engine computes: heads that it never evaluates cost nothing."""
-        runner = RunnerConfig(
+        how = RunnerConfig(
             exits=exits,
             criterion=config.criterion,
             token_budget=loaded.token_budget,
-            first_tokens=FIRST_TOKENS[loaded.device.type],
+            first_tokens=loaded.sizes.first_tokens,
             first_token_first=config.first_token_first,
         )
         self._cancelled = Event()
-        self._runners = [ModelRunner(self.model, runner, workspace, self._cancelled) for workspace in loaded.workspaces]
+        self._runners = [self._new_runner(how, workspace) for workspace in loaded.workspaces]
+
+    def _new_runner(self, how: RunnerConfig, workspace: Workspace) -> Runner:
+        if workspace.device.type == "cuda":
+            return GpuRunner(self.model, how, workspace, self._cancelled, kernels_for(workspace.device))
+        return CpuRunner(self.model, how, workspace, self._cancelled)
 
     def with_criterion(self, criterion: Criterion) -> "Engine":
         """Return an engine of the same loaded model that judges rows by another criterion."""
@@ -102,15 +108,13 @@ class Engine:
             self._cancelled.clear()
             raise
 
-    def _run_part(
-        self, runner: ModelRunner, indices: IntArray, rows: TokenRows, rule: ExitRule, results: Results
-    ) -> int:
+    def _run_part(self, runner: Runner, indices: IntArray, rows: TokenRows, rule: ExitRule, results: Results) -> int:
         """Run one runner's rows, which are in order of length; return the padding tokens computed."""
 
         def run(part: slice) -> int:
             return runner.run(rows, indices[part], rule, results)
 
-        resident = max(1, self.config.resident_tokens // self.loaded.threads)
+        resident = max(1, (self.config.resident_tokens or self.loaded.sizes.resident_tokens) // self.loaded.threads)
         with torch.inference_mode():
             return run_within_memory(run, runner.free, rows.lengths[indices], resident)
 

@@ -3,9 +3,9 @@
     with LoadedModel(EarlyExitModel.from_pretrained("my-model"), EngineConfig(dtype="auto"), "cpu") as loaded:
         engine = Engine(loaded, EngineConfig(criterion=Criterion(speed=0.3)))
 
-On CPUs it has as many workers as torch has threads in the calling thread. Each of them runs whole layers alone: threads inside
-an operator would have to meet after every one of them, and oneDNN leaves all but one idle for some shapes. So torch's own
-threads are taken away while the workers are busy.
+On a GPU it has one worker. On CPUs it has as many as torch has threads in the calling thread, and each runs whole layers alone:
+threads inside an operator would have to meet after every one of them, and oneDNN leaves all but one idle for some shapes. So
+torch's own threads are taken away while the workers are busy.
 """
 
 from collections.abc import Iterator
@@ -21,22 +21,7 @@ from models.cpu.fused import can_fuse, fuse, fuse_head
 from models.early_exit import EarlyExitModel
 from models.precision import hidden_dtype, set_precision
 from pipeline.engine.config import EngineConfig
-from pipeline.engine.memory import Workspace
-
-CACHED_VALUES = 1024 * 768
-"""Hidden states of a micro-batch on CPUs: 1.5 MB in bf16."""
-
-
-def default_token_budget(device: torch.device, hidden: int) -> int:
-    """Return the tokens of a micro-batch.
-
-    CPU: what one core's cache holds of hidden states; the fastest of 256..4096 at hidden 384 and 768
-    (docs/results/speed/README.md).
-    GPU: unmeasured; anchored on A100 figures, where some thousand tokens fill the device.
-    """
-    if device.type == "cuda":
-        return 16384
-    return min(max(CACHED_VALUES // hidden // 256 * 256, 512), 4096)
+from pipeline.engine.memory import Workspace, cpu_sizes, sizes_on
 
 
 class LoadedModel:
@@ -51,9 +36,12 @@ class LoadedModel:
         if self.device.type == "cuda" and self.device.index is None:  # every thread has a current device of its own
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.model, self.config = model, config
-        self.token_budget = config.token_budget or default_token_budget(self.device, model.shape.hidden)
-        self.precision = set_precision(model, config.dtype, self.device, self.token_budget)
+        cpu_budget = config.token_budget or cpu_sizes(model.shape.hidden).token_budget  # read on CPUs alone
+        self.precision = set_precision(model, config.dtype, self.device, cpu_budget)
         self.dtype = hidden_dtype(self.precision, self.device)
+        sizes = sizes_on(self.device, model.shape, self.dtype)
+        self.sizes = sizes._replace(token_budget=config.token_budget or sizes.token_budget)
+        """How much is worked on at once, by the device and its memory unless the config says otherwise."""
         self._fuse()
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.workspaces = [Workspace(self.device, self.dtype) for _ in range(self.threads)]
@@ -62,6 +50,11 @@ class LoadedModel:
         """Held by the engine that is running."""
         self.pool = self._start_workers()
         """The workers; give them work inside `single_threaded` only."""
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens in a micro-batch."""
+        return self.sizes.token_budget
 
     def __enter__(self) -> Self:
         return self
@@ -91,8 +84,10 @@ class LoadedModel:
 
     def _start_workers(self) -> ThreadPoolExecutor:
         """Start all workers now: one that starts late would set torch's number of threads behind `single_threaded`'s back."""
-        keep_to_one_core = partial(torch.set_num_threads, 1) if self.device.type == "cpu" else None
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="runner", initializer=keep_to_one_core)
+        # Every thread has a current GPU of its own, on which Triton launches kernels.
+        on_gpu = self.device.type == "cuda"
+        settle = partial(torch.cuda.set_device, self.device) if on_gpu else partial(torch.set_num_threads, 1)
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="runner", initializer=settle)
         with self.single_threaded():
             all_started = Barrier(self.threads)
             wait([pool.submit(all_started.wait) for _ in range(self.threads)])

@@ -1,13 +1,26 @@
-"""Memory: kept from call to call where arrays are made and freed all the time; work is split where there is too little."""
+"""Memory: how much work it holds, what of it is kept from call to call, and how work is split where there is too little."""
 
 import contextlib
 import ctypes
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from models.families import Shape
 from pipeline.engine.packing import Lengths, cut_by_tokens
+
+CACHED_VALUES = 1024 * 768
+"""Hidden states of a micro-batch on CPUs: 1.5 MB in bf16."""
+USED_MEMORY = 0.8
+"""Fraction of a GPU's free memory that is planned with; the rest is for what torch's allocator cannot use again."""
+MICRO_BATCH_MEMORY = 0.25
+"""Fraction of that for what a layer computes on its way; the rest is for hidden states."""
+MAX_GPU_BUDGET = 1 << 18
+"""Tokens beyond which a larger micro-batch would only take memory: matrices of so many rows have long filled a GPU."""
+ROW_SPARE = 9 / 8
+"""What Workspace allocates for each token that is asked for."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Numbers of glibc's mallopt(3)."""
@@ -24,6 +37,49 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+class Sizes(NamedTuple):
+    """How much is worked on at once."""
+
+    token_budget: int
+    """Tokens in a micro-batch."""
+    resident_tokens: int
+    """Tokens whose hidden states are held at once, by all runners together."""
+    first_tokens: int
+    """Rows whose first tokens are worked on at once; memory is 2 x hidden x heads values a row."""
+
+
+def cpu_sizes(hidden: int) -> Sizes:
+    """Return the sizes on CPUs: a micro-batch is what one core's cache holds of hidden states.
+
+    It is the fastest of 256..4096 tokens at hidden 384 and 768 (docs/results/speed/README.md). Resident are 1.6 GB at hidden
+    768 in bf16.
+    """
+    return Sizes(min(max(CACHED_VALUES // hidden // 256 * 256, 512), 4096), 1 << 20, 256)
+
+
+def gpu_sizes(free_bytes: int, shape: Shape, dtype: torch.dtype) -> Sizes:
+    """Return the sizes on a GPU that has this much free memory beside the model.
+
+    Example: BERT-base in bf16 with 78 GB free has micro-batches of 262,144 tokens and 16 million tokens resident.
+    """
+    usable = int(free_bytes * USED_MEMORY)
+    # Of each token of a micro-batch: queries, keys and values, what attention mixes, and both sides of the feed-forward block.
+    layer_bytes = dtype.itemsize * (6 * shape.hidden + shape.intermediate)
+    budget = min(MAX_GPU_BUDGET, max(1, int(usable * MICRO_BATCH_MEMORY) // layer_bytes))
+    # Of each resident token: its hidden states twice, before and after a layer; its id, and its index while rows move.
+    resident_bytes = int(2 * ROW_SPARE * dtype.itemsize * shape.hidden) + 16
+    resident = max(1, (usable - budget * layer_bytes) // resident_bytes)
+    first_bytes = dtype.itemsize * 2 * shape.hidden * shape.attention_heads
+    return Sizes(budget, resident, max(1, budget * layer_bytes // first_bytes))
+
+
+def sizes_on(device: torch.device, shape: Shape, dtype: torch.dtype) -> Sizes:
+    """Return the sizes for a model that is on its device already."""
+    if device.type == "cuda":
+        return gpu_sizes(torch.cuda.mem_get_info(device)[0], shape, dtype)
+    return cpu_sizes(shape.hidden)
 
 
 class Workspace:

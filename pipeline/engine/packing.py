@@ -20,6 +20,8 @@ from models.length_group import LengthGroup
 
 MULTIPLES_PER_BUDGET = 8
 """Number of matrix shapes in use at most. More waste less padding in the last micro-batch, fewer need fewer kernels."""
+MAX_MULTIPLE = 512
+"""Largest multiple that matrices are padded to: that of the largest default budget on CPUs. On GPUs shapes cost nothing."""
 
 Lengths = npt.NDArray[np.int64]
 
@@ -55,7 +57,7 @@ class MicroBatch:
 
 def pad_multiple(token_budget: int) -> int:
     """Return the number of tokens of which matrices have a multiple."""
-    return max(1, token_budget // MULTIPLES_PER_BUDGET)
+    return min(max(1, token_budget // MULTIPLES_PER_BUDGET), MAX_MULTIPLE)
 
 
 def sort_by_length(lengths_B: Lengths) -> npt.NDArray[np.int64]:

@@ -46,6 +46,8 @@ POLL_SECONDS = 5.0
 """Time between two checks that the application still runs."""
 MICRO_BATCHES_PER_BATCH = 4
 """Micro-batches in a batch for each runner: survivors of so many still fill one when three of four rows have exited."""
+GPU_BATCH_TOKENS = 1 << 16
+"""Tokens of a batch on a GPU. There a micro-batch may be as large as memory allows, and requests would wait for one at work."""
 BATCHES_WAITING = 8
 """Batches that may wait in a queue, which is some seconds of work. Beyond this, reject with 429."""
 CONCURRENT_REQUESTS = 1000
@@ -62,7 +64,8 @@ class Replica:
         config = replace(spec.engine, criterion=engine_criterion(criterion, model))
         loaded = LoadedModel(model, config, plan.device)
         engine = Engine(loaded)
-        batch_tokens = spec.batch_tokens or MICRO_BATCHES_PER_BATCH * loaded.threads * loaded.token_budget
+        on_cpu = MICRO_BATCHES_PER_BATCH * loaded.threads * loaded.token_budget
+        batch_tokens = spec.batch_tokens or (GPU_BATCH_TOKENS if plan.device == "cuda" else on_cpu)
         self.metrics = ServingMetrics()
         self.queue = EngineQueue(
             engine,

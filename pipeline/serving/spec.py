@@ -25,7 +25,7 @@ class ServingSpec:
     """Settings of the engine; its criterion decides for requests that set no target."""
     limits: Limits
     batch_tokens: int | None = None
-    """Tokens that go to the engine at once; None is MICRO_BATCHES_PER_BATCH for each of its runners."""
+    """Tokens that go to the engine at once; None is MICRO_BATCHES_PER_BATCH for each runner, or GPU_BATCH_TOKENS."""
     queue_tokens: int | None = None
     """Tokens that may wait; None is BATCHES_WAITING batches."""
     token_hash: bytes | None = None

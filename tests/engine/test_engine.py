@@ -22,6 +22,7 @@ from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import TokenRows
+from tests.support.engines import EngineOfGpuRunners
 from tests.support.models import (
     TOLERANCE,
     new_model,
@@ -86,10 +87,13 @@ def oracle(
     resident_tokens=st.integers(1, 2000),
     exits=st.sets(st.integers(1, 4)),
     kind=st.sampled_from(["pooled", "attention", "regression"]),
+    first=st.booleans(),
     seed=st.integers(0, 3),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80)
+@pytest.mark.parametrize("engine", [Engine, EngineOfGpuRunners])
 def test_repacked_rows_equal_one_row_at_a_time(
+    engine: type[Engine],
     lengths: list[int],
     name: str,
     speed: float,
@@ -99,6 +103,7 @@ def test_repacked_rows_equal_one_row_at_a_time(
     resident_tokens: int,
     exits: set[int],
     kind: str,
+    first: bool,
     seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
@@ -112,9 +117,10 @@ def test_repacked_rows_equal_one_row_at_a_time(
         token_budget=token_budget,
         resident_tokens=resident_tokens,
         exits=tuple(exits),
+        first_token_first=first,
         dtype="fp32",
     )
-    got = Engine(LoadedModel(MODELS[kind], config)).run(rows)
+    got = engine(LoadedModel(MODELS[kind], config)).run(rows)
     for row, (layer, logits, uncertainty, margin) in enumerate(oracle(MODELS[kind], rows, criterion, exits)):
         if margin > TOLERANCE:
             assert got.exit_layers[row] == layer
@@ -226,8 +232,11 @@ def test_bf16_gives_nearly_the_same_labels(exit_model: EarlyExitModel) -> None:
     assert (fp32 == bf16).mean() > 0.95
 
 
-def test_an_interrupted_call_ends_soon_and_leaves_idle_runners(exit_model: EarlyExitModel) -> None:
-    engine = Engine(LoadedModel(exit_model, EngineConfig(dtype="fp32", token_budget=64)))
+@pytest.mark.parametrize("of_runners", [Engine, EngineOfGpuRunners])
+def test_an_interrupted_call_ends_soon_and_leaves_idle_runners(
+    of_runners: type[Engine], exit_model: EarlyExitModel
+) -> None:
+    engine = of_runners(LoadedModel(exit_model, EngineConfig(dtype="fp32", token_budget=64)))
     rows = random_rows(2000, 40, seed=7)
     expected = engine.run(rows)
     first, calls = exit_model.backbone.layer(1), 0
@@ -239,7 +248,7 @@ def test_an_interrupted_call_ends_soon_and_leaves_idle_runners(exit_model: Early
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
 
-    hook = first.register_forward_pre_hook(interrupt)
+    hook = first.query_key_value.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
         engine.run(rows)
     seen = calls

@@ -1,6 +1,7 @@
 """A device whose memory runs out: batches are split, predictions stay the same, and a row that never fits is lost alone."""
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.memory import Workspace, run_within_memory
 from pipeline.rows import Predictions, TokenRows
+from tests.support.engines import EngineOfGpuRunners
 from tests.support.models import CONFIGS, random_exits, random_rows, spread_weights
 
 ROWS = random_rows(300, longest=60, seed=3)
@@ -27,9 +29,13 @@ def model() -> EarlyExitModel:
     return random_exits(spread_weights(EarlyExitModel(CONFIGS["bert"])), "pooled")
 
 
-def new_engine(model: EarlyExitModel) -> Engine:
+NewEngine = Callable[[], Engine]
+
+
+@pytest.fixture(params=[Engine, EngineOfGpuRunners])
+def new_engine(request: pytest.FixtureRequest, model: EarlyExitModel) -> NewEngine:
     config = EngineConfig(criterion=Criterion(name="entropy", speed=0.5), dtype="fp32", token_budget=512)
-    return Engine(LoadedModel(copy.deepcopy(model), config))
+    return lambda: request.param(LoadedModel(copy.deepcopy(model), config))
 
 
 class SmallDevice:
@@ -55,7 +61,8 @@ class SmallDevice:
 
     def holds_layers_of(self, engine: Engine, number: int) -> None:
         """Limit what a layer computes at once."""
-        engine.model.backbone.layers[number].register_forward_pre_hook(lambda _layer, args: self.allocate(len(args[0])))
+        product = engine.model.backbone.layer(number).query_key_value
+        product.register_forward_pre_hook(lambda _product, args: self.allocate(len(args[0])))
 
 
 def assert_same(got: Predictions, expected: Predictions) -> None:
@@ -64,33 +71,33 @@ def assert_same(got: Predictions, expected: Predictions) -> None:
 
 
 def test_a_call_whose_buffer_does_not_fit_is_worked_through_in_parts(
-    model: EarlyExitModel, monkeypatch: pytest.MonkeyPatch
+    new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = new_engine(model).run(ROWS)
+    expected = new_engine().run(ROWS)
     assert len(set(expected.exit_layers.tolist())) > 1
     device = SmallDevice(tokens=1000)
     device.holds_buffers_of(monkeypatch)
-    engine = new_engine(model)
+    engine = new_engine()
     assert_same(engine.run(ROWS), expected)
     assert device.failures > 1
     assert_same(engine.run(ROWS), expected)  # and again, with what the runners kept
 
 
-@pytest.mark.parametrize("layer", [0, 2])
-def test_memory_that_runs_out_in_the_middle_of_the_model_loses_nothing(model: EarlyExitModel, layer: int) -> None:
-    expected = new_engine(model).run(ROWS)
-    device, engine = SmallDevice(tokens=130), new_engine(model)
+@pytest.mark.parametrize("layer", [1, 3])
+def test_memory_that_runs_out_in_the_middle_of_the_model_loses_nothing(new_engine: NewEngine, layer: int) -> None:
+    expected = new_engine().run(ROWS)
+    device, engine = SmallDevice(tokens=130), new_engine()
     device.holds_layers_of(engine, layer)
     assert_same(engine.run(ROWS), expected)
     assert device.failures > 1
 
 
-def test_a_row_that_does_not_fit_alone_is_lost_alone(model: EarlyExitModel) -> None:
+def test_a_row_that_does_not_fit_alone_is_lost_alone(new_engine: NewEngine) -> None:
     long = [7, 100, 293]
     rows = TokenRows.from_lists([[5] * (65 if row in long else 1 + row % 40) for row in range(300)])
-    expected = new_engine(model).run(rows)
-    device, engine = SmallDevice(tokens=64), new_engine(model)
-    device.holds_layers_of(engine, 1)
+    expected = new_engine().run(rows)
+    device, engine = SmallDevice(tokens=64), new_engine()
+    device.holds_layers_of(engine, 2)
     with pytest.raises(MemoryError, match="a row of 65 tokens does not fit into memory"):
         engine.run(rows)
     isolated = isolate(ClassifyBundle(engine=engine, tokens=rows), len(rows))
@@ -101,8 +108,8 @@ def test_a_row_that_does_not_fit_alone_is_lost_alone(model: EarlyExitModel) -> N
     np.testing.assert_allclose(got.logits, expected.logits[kept], atol=1e-4)
 
 
-def test_a_device_that_holds_nothing_ends_the_run(model: EarlyExitModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = new_engine(model)
+def test_a_device_that_holds_nothing_ends_the_run(new_engine: NewEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = new_engine()
     SmallDevice(tokens=0).holds_buffers_of(monkeypatch)
     with pytest.raises(BrokenStageError, match="MemoryError: a row of"):
         isolate(ClassifyBundle(engine=engine, tokens=ROWS), len(ROWS))

@@ -13,6 +13,7 @@ from tests.support.models import CONFIGS
 
 LIBRARIES = {"torch": torch, "transformers": transformers}
 PRIVATE = {
+    "torch._addmm_activation": "GELU inside products on GPUs (models/gpu/encoder.py)",
     "torch.cpu._is_amx_tile_supported": "the choice between bf16 and fp32 on CPUs (models/cpu/support.py)",
     "torch.cpu._is_avx512_bf16_supported": "the choice between bf16 and fp32 on CPUs (models/cpu/support.py)",
     "torch.cpu._is_vnni_supported": "int8 on CPUs (models/cpu/support.py)",

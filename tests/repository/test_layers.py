@@ -15,6 +15,7 @@ PLANTED = {
     "sideways": ("pipeline/serving/queue.py", "from pipeline.bulk import progress\n", "Rooms import downwards only"),
     "a circle in a room": ("pipeline/storage/base.py", "from pipeline.storage import local\n", "No circles"),
     "Ray in the engine": ("pipeline/engine/packing.py", "import ray\n", "The engine knows token ids"),
+    "Triton outside models.gpu": ("models/heads.py", "import triton\n", "Triton is imported in models.gpu alone"),
     "a job in the pipeline": ("pipeline/bulk/run.py", "from jobs import classify\n", "Rooms import downwards only"),
 }
 

@@ -19,7 +19,7 @@ FOREIGN_OPTIONS = {
 """Options of `ray start`, and variables of style sheets, by the file that may name them."""
 
 RETIRED = {
-    "Lane Lanes lane lanes": "ModelRunner, runner",
+    "Lane Lanes lane lanes": "Runner, CpuRunner, GpuRunner",
     "filler tile tile_size": "padding, pad_multiple",
     "mark marks": "version",
     "Answer": "ExitOutput",

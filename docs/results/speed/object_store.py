@@ -26,7 +26,8 @@ from pipeline.benchmark.workload import Workload, make_workload
 from pipeline.cluster.connect import join_or_start
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
-from pipeline.engine.loaded import LoadedModel, default_token_budget
+from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.memory import cpu_sizes
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import micro_batches, sort_by_length
 
@@ -48,7 +49,7 @@ class Block:
         torch.set_num_threads(1)
         self.first, self.last = first, last
         self.model = new_model().eval().to(torch.bfloat16)
-        self.budget = default_token_budget(torch.device("cpu"), self.model.shape.hidden)
+        self.budget = cpu_sizes(self.model.shape.hidden).token_budget
         for number in range(first, last + 1):
             fuse(self.model.backbone.layer(number), self.budget)
 

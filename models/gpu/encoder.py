@@ -1,0 +1,85 @@
+"""The steps of an encoder over ragged rows, for inference: embeddings, layers, and the features of exit heads.
+
+They run the weights of the model's own modules; what these compute step by step is here done in fewer passes over memory.
+
+Legend of suffixes: T tokens, Q tokens or rows, B rows, N attention heads, D width of a head, H hidden, W width per token of an
+attention head, F features.
+"""
+
+import torch
+from torch import Tensor
+
+from models.backbone import Embeddings, EncoderLayer, FeedForward
+from models.gpu.dispatch import Kernels
+from models.gpu.rows import RaggedRows
+from models.heads import ATTENTION_HEAD_HEADS, AttentionHead
+
+
+def embed(
+    embeddings: Embeddings, ids_T: Tensor, segments_B: Tensor, rows: RaggedRows, out_TH: Tensor, kernels: Kernels
+) -> None:
+    """Write the embeddings of rows to `out`; ids and segments are int32."""
+    project = embeddings.project
+    if not isinstance(project, torch.nn.Linear):
+        kernels.embed(embeddings, ids_T, segments_B, rows, out_TH)
+        return
+    narrow_TE = out_TH.new_empty(len(out_TH), project.in_features)
+    kernels.embed(embeddings, ids_T, segments_B, rows, narrow_TE)
+    torch.addmm(project.bias, narrow_TE, project.weight.t(), out=out_TH)
+
+
+def run_layer(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRows, out_TH: Tensor, kernels: Kernels) -> None:
+    """Write a whole layer's hidden states to `out`, which is not `x`."""
+    mixed_TH = kernels.attend(layer.query_key_value(x_TH), rows, layer.heads)
+    _after_attention(layer, x_TH, mixed_TH, out_TH, kernels)
+
+
+def run_layer_for_first_tokens(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
+    """Compute what `run_layer` gives the first token of every row, at a small part of the cost: [B, H]."""
+    first_BH = x_TH.index_select(0, rows.starts)
+    query, key_value = layer.query_and_key_value()
+    q_BH = torch.nn.functional.linear(first_BH, *query)
+    mixed_BH = attend_from_first(q_BH, x_TH, rows, layer.heads, *key_value, kernels)
+    out_BH = torch.empty_like(first_BH)
+    _after_attention(layer, first_BH, mixed_BH, out_BH, kernels)
+    return out_BH
+
+
+def attention_head_features(head: AttentionHead, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
+    """Compute the features of an attention head: [B, F]."""
+    narrow_TW = head.per_token(x_TH)
+    query_BW = head.query(narrow_TW.index_select(0, rows.starts))
+    weight, bias = head.key_value.weight, head.key_value.bias
+    mixed_BW = attend_from_first(query_BW, narrow_TW, rows, ATTENTION_HEAD_HEADS, weight, bias, kernels)
+    return head.features_of_mixed(mixed_BW)
+
+
+def attend_from_first(
+    q_BH: Tensor, x_TH: Tensor, rows: RaggedRows, heads: int, kv_2HH: Tensor, bias_2H: Tensor, kernels: Kernels
+) -> Tensor:
+    """Compute attention of one query a row without keys and values of its tokens: [B, H].
+
+    models.attention.attend_from_first says how; here queries and what they mix lie head by head, as batched products want them.
+    """
+    width = q_BH.shape[1] // heads
+    key_NDH, value_NDH = kv_2HH.view(2, heads, width, -1)
+    asked_NBH = torch.bmm(q_BH.view(-1, heads, width).transpose(0, 1), key_NDH)
+    mixed_NBH = kernels.pool(asked_NBH, x_TH, rows, width**-0.5)
+    return torch.bmm(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape) + bias_2H[len(bias_2H) // 2 :]
+
+
+def _after_attention(layer: EncoderLayer, x_QH: Tensor, mixed_QH: Tensor, out_QH: Tensor, kernels: Kernels) -> None:
+    y_QH = layer.attention_out(mixed_QH)
+    kernels.add_norm(y_QH, x_QH, layer.attention_norm, y_QH)
+    z_QH = layer.ffn.contract(expand(layer.ffn, y_QH))
+    kernels.add_norm(z_QH, y_QH, layer.ffn_norm, out_QH)
+
+
+def expand(ffn: FeedForward, x_QH: Tensor) -> Tensor:
+    """Expand and activate: GELU inside the product in 16 bits, where a GPU takes its tanh form (erf on CPUs).
+
+    The two forms differ by 4.7e-4 at most, which 16 bits round away and fp32 would not.
+    """
+    if ffn.activation_name == "gelu" and x_QH.dtype != torch.float32:
+        return torch._addmm_activation(ffn.expand.bias, x_QH, ffn.expand.weight.t(), use_gelu=True)
+    return ffn.activation(ffn.expand(x_QH))
