@@ -28,7 +28,7 @@ from pipeline.engine.all_exits import all_exits
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.packing import training_batches
 from pipeline.evaluation.metrics import CLASSIFICATION, correlation
-from pipeline.rows import FloatArray
+from pipeline.rows import IntArray
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.config import TrainingConfig
 from pipeline.training.frozen import States
@@ -84,6 +84,8 @@ class Trainer:
         self.parameters = recipe.parameters()
         self.optimizer = new_optimizer(recipe, config)
         self.state, self.best = TrainState(), [p.detach().clone() for p in self.parameters]
+        self.loss_sum = self._on_device(0.0)
+        """The state's `loss_sum`, kept on the device, since reading it there waits for all steps before."""
         self.checkpoint = None if folder is None else Checkpoint(folder, self.parameters, self.optimizer)
         self.started = self.saved = time.monotonic()
 
@@ -112,12 +114,15 @@ class Trainer:
     def _run_epoch(self) -> None:
         """Train on the chunks of this epoch that are left."""
         state = self.state
+        self.loss_sum = self._on_device(state.loss_sum)
         for chunk in self.source.chunks(state.epoch, frozenset(state.done_chunks)):
             self._train_on(self.recipe.prepare(chunk))
             state.done_chunks.append(chunk.key)
             state.fraction = min(state.fraction + chunk.fraction, 1.0)
             if time.monotonic() - self.saved > self.config.checkpoint_seconds:
+                state.loss_sum = float(self.loss_sum)
                 self._save()
+        state.loss_sum = float(self.loss_sum)
 
     def _train_on(self, chunk: Chunk) -> None:
         """Take one step for every batch of a chunk."""
@@ -135,19 +140,19 @@ class Trainer:
             set_learning_rates(self.optimizer, fraction)
             torch.manual_seed(self._seed())
             loss = self._step(batch, states)
-            state.loss_sum += loss * len(batch)
+            self.loss_sum += loss * len(batch)
             state.loss_rows += len(batch)
             self.log.end_step(state, loss, fraction, time.monotonic() - self.started)
         state.rows += chunk.global_rows
 
-    def _step(self, batch: Chunk, states: States | None) -> float:
-        """Take one step; return the loss of this worker's rows."""
+    def _step(self, batch: Chunk, states: States | None) -> Tensor:
+        """Take one step; return the loss of this worker's rows, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        value = 0.0
+        value = self._on_device(0.0)
         if len(batch):
             loss = self.recipe.loss(batch, self.state.step, states)
             loss.backward()
-            value = float(loss.detach())
+            value = loss.detach().double()
         self.group.average_gradients(self.parameters, len(batch))
         nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         self.optimizer.step()
@@ -179,6 +184,10 @@ class Trainer:
             self.checkpoint.save(asdict(self.state), self.best)
         self.saved = time.monotonic()
 
+    def _on_device(self, value: float) -> Tensor:
+        """Return a number where the parameters are, in as many digits as Python's."""
+        return torch.full((), value, dtype=torch.float64, device=self.parameters[0].device)
+
     def _seed(self) -> int:
         """Mix the training's seed, the step and the rank into one seed."""
         numbers = (self.config.seed, self.state.step, self.group.rank)
@@ -187,24 +196,25 @@ class Trainer:
 
 def scores_by_exit(model: EarlyExitModel, chunk: Chunk) -> dict[int, float]:
     """Score every exit against the chunk's targets: by accuracy, or by Pearson's correlation for values."""
-    predictions = {layer: np.zeros(len(chunk), np.float32) for layer in model.exit_layers}
+    predictions: dict[int, list[Tensor]] = {layer: [] for layer in model.exit_layers}
+    order: list[IntArray] = []
     was_training = model.training
     model.eval()
     with torch.inference_mode(), autocast(next(model.parameters()).device):
         for rows, outputs in all_exits(model, chunk.rows):
+            order.append(rows)
             for layer, output in outputs.items():
-                predictions[layer][rows] = predicted(output.logits)
+                predictions[layer].append(predicted(output.logits))
     model.train(was_training)
-    targets = chunk.targets()
+    back, targets = np.argsort(np.concatenate(order)), chunk.targets()
     metric = correlation if model.regression else CLASSIFICATION["accuracy"]
-    return {layer: metric(predictions_B, targets) for layer, predictions_B in predictions.items()}
+    return {layer: metric(torch.cat(parts).cpu().numpy()[back], targets) for layer, parts in predictions.items()}
 
 
-def predicted(logits_BC: Tensor) -> FloatArray:
+def predicted(logits_BC: Tensor) -> Tensor:
     """Return class indices, or values where there is one class: [B, C] -> [B]."""
     predictions_B = logits_BC[:, 0] if logits_BC.shape[1] == 1 else logits_BC.argmax(-1)
-    predictions: FloatArray = predictions_B.float().cpu().numpy()
-    return predictions
+    return predictions_B.float()
 
 
 def _drop(_line: str) -> None:

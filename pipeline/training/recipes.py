@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.early_exit import EarlyExitModel, ExitOutput
 from models.exits.losses import label_losses, lte_loss, soft_label_losses
+from models.layers import to_device
 from models.precision import autocast
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
@@ -121,7 +122,8 @@ class WholeModel:
             else:
                 outputs = self.model(packed)
         weights = dict(zip(self.model.exit_layers, self.weights, strict=True))
-        return loss_of(outputs, {layer: weights[layer] for layer in outputs}, batch, self.objective, self.device)
+        teacher_BC = logits_of(batch, self.device)
+        return loss_of(outputs, {layer: weights[layer] for layer in outputs}, batch, teacher_BC, self.objective)
 
 
 class FrozenHeads:
@@ -154,24 +156,40 @@ class FrozenHeads:
                 layer: self.model.exit_output(layer, self.backbone.features(self.model.head(layer), states, layer))
                 for layer in self.branches
             }
-        if batch.logits is None and states.teacher is not None:
-            batch = replace(batch, logits=states.teacher.float().cpu().numpy())
-        return loss_of(outputs, dict.fromkeys(outputs, 1.0), batch, self.objective, self.device)
+        teacher_BC = states.teacher.float() if states.teacher is not None else logits_of(batch, self.device)
+        return loss_of(outputs, dict.fromkeys(outputs, 1.0), batch, teacher_BC, self.objective)
 
 
 def loss_of(
-    outputs: dict[int, ExitOutput], weights: dict[int, float], batch: Chunk, objective: Objective, device: torch.device
+    outputs: dict[int, ExitOutput],
+    weights: dict[int, float],
+    batch: Chunk,
+    teacher_BC: Tensor | None,
+    objective: Objective,
 ) -> Tensor:
-    """Return the weighted sum of the exits' losses, plus the losses of the learning-to-exit (LTE) scores."""
-    labels_B = torch.from_numpy(batch.labels).to(device)
-    teacher_BC = None if batch.logits is None else torch.from_numpy(batch.logits).to(device)
-    targets_B = torch.from_numpy(batch.targets()).to(device) if objective.soft else labels_B
+    """Return the weighted sum of the exits' losses, plus the losses of the learning-to-exit (LTE) scores.
+
+    Nothing of it is read back from the device, which would wait for all of the step before.
+    """
+    labels_B = to_device(batch.labels, next(iter(outputs.values())).logits.device)
+    targets_B = targets_of(labels_B, teacher_BC) if objective.soft and teacher_BC is not None else labels_B
     losses = []
     for layer, output in outputs.items():
         losses.append(weights[layer] * objective.loss(output.logits, labels_B, teacher_BC))
         if output.lte is not None:
             losses.append(lte_loss(output.lte, output.logits, targets_B))
     return torch.stack(losses).sum()
+
+
+def logits_of(batch: Chunk, device: torch.device) -> Tensor | None:
+    """Return the teacher's logits that a batch brings along, on the device: [B, C]."""
+    return None if batch.logits is None else to_device(batch.logits, device)
+
+
+def targets_of(labels_B: Tensor, teacher_BC: Tensor) -> Tensor:
+    """Compute `Chunk.targets` on the device: the label of every row, else the teacher's class or value: [B]."""
+    teacher_B = teacher_BC[:, 0] if teacher_BC.shape[1] == 1 else teacher_BC.argmax(1).float()
+    return torch.where(labels_B.isnan(), teacher_B, labels_B)
 
 
 def add_teacher_logits(engine: Engine | None, chunk: Chunk) -> Chunk:
