@@ -92,6 +92,9 @@ class Trainer:
     def run(self) -> TrainState:
         """Resume if there is a checkpoint, train all epochs that are left, and load the best weights."""
         keep_freed_memory()
+        torch.backends.cuda.enable_cudnn_sdp(
+            False
+        )  # its attention builds a plan for every new shape, milliseconds each
         self._resume()
         self.started = time.monotonic() - self.state.seconds
         while not self.state.finished:
