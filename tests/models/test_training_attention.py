@@ -93,8 +93,8 @@ def flash_forward(
     assert (int(bounds[0]), int(bounds[-1])) == (0, len(q))
     out, nothing = torch.empty_like(q), q.new_empty(0)
     for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        row = [x[start:end].transpose(0, 1) for x in (q, k, v)]
-        out[start:end] = F.scaled_dot_product_attention(*row).transpose(0, 1)
+        query, key, value = (x[start:end].transpose(0, 1) for x in (q, k, v))
+        out[start:end] = F.scaled_dot_product_attention(query, key, value).transpose(0, 1)
     return out, nothing, nothing, nothing, nothing
 
 
