@@ -33,7 +33,7 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.config import TrainingConfig
 from pipeline.training.frozen import States
 from pipeline.training.optimizer import new_optimizer, set_learning_rates
-from pipeline.training.process_group import ProcessGroup
+from pipeline.training.process_group import GradientAverage, ProcessGroup
 from pipeline.training.progress import Log, TrainingLog, TrainState
 from pipeline.training.recipes import Recipe
 
@@ -83,6 +83,10 @@ class Trainer:
         self.group, self.branches_only, self.log = group, branches_only, log
         self.parameters = recipe.parameters()
         self.optimizer = new_optimizer(recipe, config)
+        trained = {id(parameter) for parameter in self.parameters}
+        self.gradients = GradientAverage(group, [p for p in recipe.model.in_order_of_use() if id(p) in trained])
+        self.stand_in = dev.take(np.zeros(1, np.int64))
+        """A row for steps in which this worker has none."""
         self.state, self.best = TrainState(), [p.detach().clone() for p in self.parameters]
         self.loss_sum = self._on_device(0.0)
         """The state's `loss_sum`, kept on the device, since reading it there waits for all steps before."""
@@ -100,6 +104,7 @@ class Trainer:
         while not self.state.finished:
             self._run_epoch()
             self._end_epoch()
+        self.gradients.close()
         with torch.no_grad():
             for parameter, value in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(value)
@@ -151,15 +156,14 @@ class Trainer:
     def _step(self, batch: Chunk, states: States | None) -> Tensor:
         """Take one step; return the loss of this worker's rows, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        value = self._on_device(0.0)
-        if len(batch):
-            loss = self.recipe.loss(batch, self.state.step, states)
-            loss.backward()
-            value = loss.detach().double()
-        self.group.average_gradients(self.parameters, len(batch))
+        self.gradients.start(len(batch), self.recipe.left_out(self.state.step))
+        # Without rows it is the loss of another row, times 0: the parameters with a gradient must be those of all workers.
+        loss = self.recipe.loss(batch if len(batch) else self.stand_in, self.state.step, states) * (len(batch) > 0)
+        loss.backward()
+        self.gradients.finish()
         nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         self.optimizer.step()
-        return value
+        return loss.detach().double()
 
     def _end_epoch(self) -> None:
         """Score the epoch, keep its weights if it is the best so far, and decide whether to stop."""

@@ -64,6 +64,10 @@ class Recipe(Protocol):
         """Return the parameters that are trained."""
         ...
 
+    def left_out(self, step: int) -> list[nn.Parameter]:
+        """Return the parameters of which the loss of this step, counted from 1, does not depend."""
+        ...
+
     def prepare(self, chunk: Chunk) -> Chunk:
         """Add the teacher's logits to a chunk if they are needed, missing, and not a by-product of the loss."""
         ...
@@ -105,6 +109,9 @@ class WholeModel:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())
 
+    def left_out(self, step: int) -> list[nn.Parameter]:
+        return self.model.branch_parameters() if self._is_last_alone(step) else []
+
     def prepare(self, chunk: Chunk) -> Chunk:
         return add_teacher_logits(self.engine, chunk) if self.objective.soft and chunk.logits is None else chunk
 
@@ -117,13 +124,14 @@ class WholeModel:
         packed = pack(batch.rows, length_groups_of(batch.rows.lengths), padding, self.device)
         last = self.model.shape.layers
         with autocast(self.device):
-            if self.strategy == "alternating" and step % 2 == 1:
-                outputs = {last: self.model.last_output(packed)}
-            else:
-                outputs = self.model(packed)
+            outputs = {last: self.model.last_output(packed)} if self._is_last_alone(step) else self.model(packed)
         weights = dict(zip(self.model.exit_layers, self.weights, strict=True))
         teacher_BC = logits_of(batch, self.device)
         return loss_of(outputs, {layer: weights[layer] for layer in outputs}, batch, teacher_BC, self.objective)
+
+    def _is_last_alone(self, step: int) -> bool:
+        """Return whether the last exit is the only one of this step."""
+        return self.strategy == "alternating" and step % 2 == 1
 
 
 class FrozenHeads:
@@ -139,8 +147,10 @@ class FrozenHeads:
         self.backbone = FrozenBackbone(model, with_last=objective.soft and not teacher_known)
 
     def parameters(self) -> list[nn.Parameter]:
-        heads = [p for layer in self.branches for p in self.model.head(layer).parameters()]
-        return heads + ([] if self.model.lte is None else list(self.model.lte.parameters()))
+        return self.model.branch_parameters()
+
+    def left_out(self, step: int) -> list[nn.Parameter]:
+        return []
 
     def prepare(self, chunk: Chunk) -> Chunk:
         return chunk

@@ -58,7 +58,10 @@ def test_nothing_of_a_step_is_read_back(
         trainer.state.step = number
         loss = trainer._step(batch, None)
         assert (loss.device.type, loss.shape) == ("meta", ())
-    assert all(p.grad is not None for p in recipe.parameters())
+        left_out = {id(parameter) for parameter in recipe.left_out(number)}
+        assert bool(left_out) == (strategy == "alternating" and number == 1)
+        assert {id(parameter) for parameter in recipe.parameters() if parameter.grad is None} == left_out
+    assert {id(parameter) for parameter in model.in_order_of_use()} == {id(p) for p in model.parameters()}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

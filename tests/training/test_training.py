@@ -276,13 +276,6 @@ def test_workers_share_every_chunk_and_take_the_same_number_of_steps(split: tupl
     assert sum(chunk.fraction for chunk in whole) == pytest.approx(1.0)
 
 
-def test_a_group_of_one_leaves_gradients_alone() -> None:
-    parameter = torch.nn.Parameter(torch.zeros(3))
-    parameter.grad = torch.ones(3)
-    ProcessGroup().average_gradients([parameter], 5)
-    assert parameter.grad.tolist() == [1.0, 1.0, 1.0]
-
-
 def test_two_stages_end_in_a_model_with_exits(model_directory: Path, examples: Chunk, tmp_path: Path) -> None:
     spec = FinetuneSpec(
         backbone=str(model_directory),
