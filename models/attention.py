@@ -1,46 +1,30 @@
-"""Attention over packed rows: inside every row, or from its first token alone.
+"""Attention over packed rows: inside every row, or from its first token alone. With gradients: models.training.attention.
 
 Legend of suffixes: T tokens, Q tokens or rows, B rows, L length of a row, N attention heads, D width of a head, H hidden.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.layers import dropout as drop
+from models.layers import to_device
 from models.length_group import LengthGroup
+from models.sdpa import sdpa
+from models.training import attention as training
 
 KEY_MULTIPLE = 16
 """Keys are padded, in attention alone, to a multiple of this on CPUs: torch's flash kernel there handles the rest of a row one
 by one. 2 cores with AMX, bf16, 12 heads of 32, 2,048 tokens: 2.67 ms with rows of 31 tokens, 1.07 ms with rows of 32."""
 
-WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Kernels that torch may choose on CUDA. cuDNN builds a plan for every new shape, and ragged rows always bring new ones."""
-
-
-def without_cudnn(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which torch's attention is never computed by cuDNN."""
-    return sdpa_kernel(WITHOUT_CUDNN) if device.type == "cuda" else nullcontext()
-
-
-def sdpa(
-    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0, scale: float | None = None
-) -> Tensor:
-    """Compute torch's `scaled_dot_product_attention`, by any of its kernels but cuDNN's; nothing else here calls it."""
-    with without_cudnn(q.device):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
-
 
 def lengths_of(groups: Sequence[LengthGroup], device: torch.device) -> Tensor:
     """Return the lengths of all rows: [B] int64."""
     lengths = np.repeat([group.length for group in groups], [group.rows for group in groups])
-    return torch.from_numpy(lengths.astype(np.int64)).to(device, non_blocking=True)
+    return to_device(lengths.astype(np.int64), device)
 
 
 def first_tokens(x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
@@ -51,9 +35,11 @@ def first_tokens(x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
 
 def attend(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, *, dropout: float = 0.0) -> Tensor:
     """Compute multi-head attention inside every row: queries, keys and values side by side, [T, 3H] -> [T, H]."""
-    if dropout == 0.0 and takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
+    if dropout or torch.is_grad_enabled():
+        return training.attend(qkv_T3H, groups, heads, dropout)
+    if takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
         return _attend_ragged(qkv_T3H, tuple(groups), heads)
-    return _attend_by_group(qkv_T3H, groups, heads, dropout)
+    return _attend_by_group(qkv_T3H, groups, heads)
 
 
 def takes_ragged_rows(x: Tensor, head_width: int) -> bool:
@@ -95,10 +81,8 @@ def _row_bounds(groups: tuple[LengthGroup, ...], tokens: int, device: torch.devi
     return torch.from_numpy(bounds).to(device, non_blocking=True), max(lengths)
 
 
-def _attend_by_group(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, dropout: float) -> Tensor:
+def _attend_by_group(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int) -> Tensor:
     """Run each group of equal lengths as a dense rectangle."""
-    if qkv_T3H.device.type == "cpu" and torch.is_grad_enabled():
-        return _attend_in_training(qkv_T3H, groups, heads, dropout)
     hidden = qkv_T3H.shape[1] // 3
     pad = qkv_T3H.device.type == "cpu"
     outputs, token = [], 0
@@ -112,28 +96,12 @@ def _attend_by_group(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int,
             kv_BL2H = F.pad(kv_BL2H, (0, 0, 0, padding))
             mask_LL = _hide_padding(group.length, padding, qkv_T3H.dtype)
         k_BNLD, v_BNLD = kv_BL2H.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BNLD = sdpa(q_BNLD, k_BNLD, v_BNLD, mask=mask_LL, dropout=dropout)
+        out_BNLD = sdpa(q_BNLD, k_BNLD, v_BNLD, mask=mask_LL)
         outputs.append(out_BNLD.transpose(1, 2).reshape(group.tokens, hidden))
         token += group.tokens
     if token < len(qkv_T3H):
         outputs.append(qkv_T3H.new_zeros(len(qkv_T3H) - token, hidden))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _attend_in_training(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, p: float) -> Tensor:
-    """Compute `_attend_by_group` in plain products: backwards, torch's flash kernel takes twice the time on CPUs.
-
-    All groups are split off in one call: the gradient of a single slice would be a matrix of the size of the whole.
-    """
-    tokens = [group.tokens for group in groups]
-    *parts, padding = qkv_T3H.split([*tokens, len(qkv_T3H) - sum(tokens)])
-    outputs = []
-    for group, part in zip(groups, parts, strict=True):
-        q_BNLD, k_BNLD, v_BNLD = part.view(group.rows, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        scores_BNLL = (q_BNLD * q_BNLD.shape[-1] ** -0.5) @ k_BNLD.mT
-        weights_BNLL = drop(scores_BNLL.softmax(-1, dtype=torch.float32).to(v_BNLD.dtype), p)
-        outputs.append((weights_BNLL @ v_BNLD).transpose(1, 2).reshape(group.tokens, -1))
-    return torch.cat([*outputs, torch.zeros_like(padding[:, : padding.shape[1] // 3])])
 
 
 def attend_from_first(
@@ -151,8 +119,8 @@ def attend_from_first(
     key_NDH, value_NDH = kv_2HH.view(2, heads, width, -1)
     asked_BNH = torch.matmul(q_BH.view(-1, heads, width).transpose(0, 1), key_NDH).transpose(0, 1)
     row = sum(group.rows for group in groups)
-    if x_TH.device.type == "cpu" and torch.is_grad_enabled():
-        mixed = _mix_in_training(asked_BNH, x_TH, groups, width**-0.5)
+    if torch.is_grad_enabled():
+        mixed = [training.mix(asked_BNH[:row], x_TH, groups, width**-0.5)]
     else:
         mixed = mix_by_group(asked_BNH, x_TH, groups, width**-0.5)
     if row < len(q_BH):
@@ -169,19 +137,6 @@ def mix_by_group(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup],
         asked_B1NH = asked_BNH[row : row + group.rows, None]
         mixed.append(sdpa(asked_B1NH, x_B1LH, x_B1LH, scale=scale)[:, 0])
         row, token = row + group.rows, token + group.tokens
-    return mixed
-
-
-def _mix_in_training(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> list[Tensor]:
-    """Compute `mix_by_group` in plain products, for the reasons of `_attend_in_training`."""
-    tokens, rows = [group.tokens for group in groups], [group.rows for group in groups]
-    *texts, _padding = x_TH.split([*tokens, len(x_TH) - sum(tokens)])
-    *queries, _padding = (asked_BNH * scale).split([*rows, len(asked_BNH) - sum(rows)])
-    mixed = []
-    for group, text, query_BNH in zip(groups, texts, queries, strict=True):
-        x_BLH = text.view(group.rows, group.length, -1)
-        weights_BNL = (query_BNH @ x_BLH.mT).softmax(-1, dtype=torch.float32).to(x_BLH.dtype)
-        mixed.append(weights_BNL @ x_BLH)
     return mixed
 
 

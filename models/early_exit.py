@@ -93,6 +93,20 @@ class EarlyExitModel(nn.Module):
         assert isinstance(found, PooledHead | AttentionHead)
         return found
 
+    def branch_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of all exits below the last."""
+        heads = [p for layer in self.exit_layers[:-1] for p in self.head(layer).parameters()]
+        return heads + ([] if self.lte is None else list(self.lte.parameters()))
+
+    def in_order_of_use(self) -> list[nn.Parameter]:
+        """Return all parameters in the order in which `forward` first uses them; gradients come in the opposite order."""
+        parts: list[nn.Module] = [self.backbone.embeddings]
+        for number, layer in enumerate(self.backbone.layers, start=1):
+            heads = [self.head(number)] if str(number) in self.exits else []
+            lte = [self.lte] if number == self.exit_layers[0] and self.lte is not None else []
+            parts += [layer, *heads, *lte]
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def exit_output(self, layer: int, features_BW: Tensor) -> ExitOutput:
         """Compute the output of the exit after a layer from its head's features."""
         with_lte = self.lte is not None and layer != self.shape.layers

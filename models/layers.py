@@ -1,7 +1,9 @@
-"""Activations by their Hugging Face names, and dropout that is fast on CPUs."""
+"""Activations by their Hugging Face names, dropout that is fast on CPUs, and copies that a GPU makes while the host goes on."""
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,15 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
     found: Callable[[Tensor], Tensor] = ACT2FN[name]
     return found
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Return an array as a tensor on the device; on CPUs it keeps its memory.
+
+    A GPU gets it from pinned memory: a copy from any other waits until all that was asked of the GPU before is done.
+    """
+    tensor = torch.from_numpy(values)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Dropout(nn.Module):

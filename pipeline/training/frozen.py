@@ -1,11 +1,17 @@
-"""A frozen backbone that computes the input of every exit, for training heads: a loaded model, run without re-packing."""
+"""A frozen backbone that computes the input of every exit, for training heads: a loaded model, run without re-packing.
+
+What heads read of a row is small, if they are pooled: the first token after every layer. So it is computed for the rows of many
+training batches in one call, in micro-batches as large as the device likes them, and the heads' steps pick their rows from it.
+`FrozenBackbone.encode` is all of a call that depends on the device.
+"""
 
 import copy
-import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,14 +20,20 @@ from torch import Tensor
 from models.attention import first_tokens
 from models.early_exit import EarlyExitModel
 from models.heads import AttentionHead, PooledHead
+from models.layers import to_device
 from models.length_group import LengthGroup
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import length_groups_of, micro_batches, sort_by_length
-from pipeline.rows import TokenRows
+from pipeline.rows import IntArray, TokenRows, offsets_of, spans
 
+STATE_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
+"""Hidden states of a call, unless one training batch has more: on CPUs some thousand rows of pooled heads, since the steps that
+follow the last call of a chunk have the cores for themselves and leave one idle; on a GPU all rows of a chunk."""
+CALLS_AHEAD = 2
+"""Calls under way beside the one whose batches are trained on: the states of three are in memory."""
 STANDARD_ROWS = 1000
 """Largest number of rows that mean and deviation are computed from."""
 FEWEST_ROWS = 32
@@ -30,14 +42,39 @@ FEWEST_ROWS = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class States:
-    """Inputs of all heads for B rows of T tokens."""
+    """Inputs of all heads for B rows of T tokens, on the device."""
 
     by_layer: dict[int, Tensor]
     """Branch layer -> its first tokens [B, H] for pooled heads, all its tokens [T, H] for attention heads."""
-    groups: tuple[LengthGroup, ...]
-    """Lengths of the rows."""
+    lengths: IntArray
+    """Tokens of the rows: [B]."""
     teacher: Tensor | None
     """[B, C]: logits of the last exit, if the backbone was made `with_last`."""
+
+    @classmethod
+    def join(cls, parts: list[Self]) -> Self:
+        """Put the states of rows one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        teachers = [part.teacher for part in parts if part.teacher is not None]
+        return cls(
+            by_layer={layer: torch.cat([part.by_layer[layer] for part in parts]) for layer in parts[0].by_layer},
+            lengths=np.concatenate([part.lengths for part in parts]),
+            teacher=torch.cat(teachers) if teachers else None,
+        )
+
+    def take(self, rows: IntArray, *, by_token: bool) -> Self:
+        """Return the states of these rows; `by_token` if layers hold all tokens of them."""
+        index = to_device(rows, next(iter(self.by_layer.values())).device)
+        entries = index
+        if by_token:
+            starts = offsets_of(self.lengths)[:-1]
+            entries = to_device(spans(starts[rows], self.lengths[rows]), index.device)
+        return type(self)(
+            by_layer={layer: states.index_select(0, entries) for layer, states in self.by_layer.items()},
+            lengths=self.lengths[rows],
+            teacher=None if self.teacher is None else self.teacher.index_select(0, index),
+        )
 
 
 class FrozenBackbone:
@@ -53,36 +90,38 @@ class FrozenBackbone:
         self.pooled = model.branch_head == "pooled"
 
     def prefetch(self, batches: Iterable[Chunk]) -> Iterator[tuple[Chunk, States]]:
-        """Run batches, whose rows are in order of length, on the workers, some ahead of the one that is yielded."""
-        waiting: deque[tuple[Chunk, Future[States]]] = deque()
-        left = iter(batches)
+        """Yield batches with their states, which are computed for many batches at once, some calls ahead of what is yielded."""
+        waiting: deque[tuple[list[Chunk], IntArray, list[Future[States]]]] = deque()
         with self.loaded.single_threaded():  # the workers have the cores; the heads' steps take turns with them
-            while True:
-                for batch in itertools.islice(left, self.loaded.threads + 1 - len(waiting)):
-                    waiting.append((batch, self.loaded.pool.submit(self._run, batch.rows)))
-                if not waiting:
-                    return
-                batch, states = waiting.popleft()
-                yield batch, states.result()
+            for call in self._calls(batches):
+                waiting.append((call, *self._start(TokenRows.join([batch.rows for batch in call]))))
+                if len(waiting) > CALLS_AHEAD:
+                    yield from self._deal(*waiting.popleft())
+            while waiting:
+                yield from self._deal(*waiting.popleft())
 
     def run(self, rows: TokenRows) -> States:
-        """Run rows, which are in order of length, through all layers that a head reads."""
+        """Compute the states of rows, which are in order of length."""
         with self.loaded.single_threaded():
-            return self._run(rows)
+            return self.encode(rows)
 
     def features(self, head: PooledHead | AttentionHead, states: States, layer: int) -> Tensor:
         """Compute a branch head's features, with gradients: [B, F]."""
         if head.reads_first_token:
             return head.features_of_first(states.by_layer[layer])
-        return head.features(states.by_layer[layer], states.groups)
+        return head.features(states.by_layer[layer], length_groups_of(states.lengths))
 
     @torch.no_grad()  # not inference_mode: what heads read with gradients may not come out of that
-    def _run(self, rows: TokenRows) -> States:
+    def encode(self, rows: TokenRows) -> States:
+        """Compute the states of rows, which are in order of length, in micro-batches of the loaded model's token budget.
+
+        On a GPU these are all rows of a call; on CPUs a worker's part of them.
+        """
         backbone = self.loaded.model.backbone
         by_layer: dict[int, list[Tensor]] = {layer: [] for layer in self.branches}
         teacher = []
         for batch in micro_batches(rows.lengths, self.loaded.token_budget):
-            members = rows.take(np.arange(batch.row_start, batch.row_stop))
+            members = rows.slice(range(batch.row_start, batch.row_stop))
             x_TH = backbone.embeddings(pack(members, batch.groups, batch.padding, self.loaded.device))
             for number in range(1, self.layers):
                 x_TH = backbone.layer(number)(x_TH, batch.groups)
@@ -91,10 +130,44 @@ class FrozenBackbone:
                     by_layer[number].append(read)
             if self.with_last:
                 teacher.append(self._last(x_TH, batch.groups))
-        states = {layer: torch.cat(parts) for layer, parts in by_layer.items()}
         return States(
-            by_layer=states, groups=length_groups_of(rows.lengths), teacher=torch.cat(teacher) if teacher else None
+            by_layer={layer: torch.cat(parts) for layer, parts in by_layer.items()},
+            lengths=rows.lengths,
+            teacher=torch.cat(teacher) if teacher else None,
         )
+
+    def _calls(self, batches: Iterable[Chunk]) -> Iterator[list[Chunk]]:
+        """Put neighbouring batches together while their states take no more than STATE_BYTES, but at least one."""
+        call: list[Chunk] = []
+        size, limit = 0, STATE_BYTES[self.loaded.device.type]
+        for batch in batches:
+            entries = len(batch) if self.pooled else len(batch.rows.token_ids)
+            more = entries * len(self.branches) * self.loaded.model.shape.hidden * self.loaded.dtype.itemsize
+            if call and size + more > limit:
+                yield call
+                call, size = [], 0
+            call.append(batch)
+            size += more
+        if call:
+            yield call
+
+    def _start(self, rows: TokenRows) -> tuple[IntArray, list[Future[States]]]:
+        """Let the workers encode rows, each a part of them; return the order by length in which they do, and the parts."""
+        order = sort_by_length(rows.lengths)
+        rows, threads = rows.take(order), self.loaded.threads
+        cuts = np.searchsorted(rows.offsets, np.arange(threads + 1) * len(rows.token_ids) // threads)
+        parts = [rows.slice(range(start, stop)) for start, stop in pairwise(np.unique(cuts).tolist())]
+        return order, [self.loaded.pool.submit(self.encode, part) for part in parts]
+
+    def _deal(self, call: list[Chunk], order: IntArray, parts: list[Future[States]]) -> Iterator[tuple[Chunk, States]]:
+        """Yield the batches of a call with the states of their rows."""
+        states = States.join([part.result() for part in parts])
+        if len(call) == 1:  # its rows are in order of length already
+            yield call[0], states
+            return
+        positions = np.argsort(order)
+        for batch, end in zip(call, np.cumsum([len(batch) for batch in call]), strict=True):
+            yield batch, states.take(positions[end - len(batch) : end], by_token=not self.pooled)
 
     def _last(self, x_TH: Tensor, groups: tuple[LengthGroup, ...]) -> Tensor:
         """Run the last layer and its head, for first tokens alone if it reads no others: [B, C]."""

@@ -28,12 +28,12 @@ from pipeline.engine.all_exits import all_exits
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.packing import training_batches
 from pipeline.evaluation.metrics import CLASSIFICATION, correlation
-from pipeline.rows import FloatArray
+from pipeline.rows import IntArray
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.config import TrainingConfig
 from pipeline.training.frozen import States
 from pipeline.training.optimizer import new_optimizer, set_learning_rates
-from pipeline.training.process_group import ProcessGroup
+from pipeline.training.process_group import GradientAverage, ProcessGroup
 from pipeline.training.progress import Log, TrainingLog, TrainState
 from pipeline.training.recipes import Recipe
 
@@ -83,7 +83,13 @@ class Trainer:
         self.group, self.branches_only, self.log = group, branches_only, log
         self.parameters = recipe.parameters()
         self.optimizer = new_optimizer(recipe, config)
+        trained = {id(parameter) for parameter in self.parameters}
+        self.gradients = GradientAverage(group, [p for p in recipe.model.in_order_of_use() if id(p) in trained])
+        self.stand_in = dev.take(np.zeros(1, np.int64))
+        """A row for steps in which this worker has none."""
         self.state, self.best = TrainState(), [p.detach().clone() for p in self.parameters]
+        self.loss_sum = self._on_device(0.0)
+        """The state's `loss_sum`, kept on the device, since reading it there waits for all steps before."""
         self.checkpoint = None if folder is None else Checkpoint(folder, self.parameters, self.optimizer)
         self.started = self.saved = time.monotonic()
 
@@ -95,6 +101,7 @@ class Trainer:
         while not self.state.finished:
             self._run_epoch()
             self._end_epoch()
+        self.gradients.close()
         with torch.no_grad():
             for parameter, value in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(value)
@@ -112,20 +119,23 @@ class Trainer:
     def _run_epoch(self) -> None:
         """Train on the chunks of this epoch that are left."""
         state = self.state
+        self.loss_sum = self._on_device(state.loss_sum)
         for chunk in self.source.chunks(state.epoch, frozenset(state.done_chunks)):
             self._train_on(self.recipe.prepare(chunk))
-            state.done_chunks.append(chunk.key)
+            state.done_chunks.extend(chunk.keys)
             state.fraction = min(state.fraction + chunk.fraction, 1.0)
             if time.monotonic() - self.saved > self.config.checkpoint_seconds:
+                state.loss_sum = float(self.loss_sum)
                 self._save()
+        state.loss_sum = float(self.loss_sum)
 
     def _train_on(self, chunk: Chunk) -> None:
         """Take one step for every batch of a chunk."""
         state, config = self.state, self.config
-        steps = math.ceil(chunk.global_rows / config.batch_rows)
+        steps = math.ceil(chunk.most_rows / math.ceil(config.batch_rows / self.group.world_size))
         rows_each = max(1, math.ceil(len(chunk) / max(steps, 1)))
         batches = training_batches(chunk.rows.lengths, rows_each, WINDOW_BATCHES, self._seed())
-        # All workers take the same number of steps; one that has a row less than the others brings nothing to its last step.
+        # All workers take the same number of steps; one that has fewer rows than the others brings nothing to the last of them.
         idle = [(chunk.take(np.zeros(0, np.int64)), None)] * (steps - len(batches))
         prefetched = self.recipe.prefetch(chunk.take(rows) for rows in batches)
         for number, (batch, states) in enumerate(itertools.chain(prefetched, idle)):
@@ -135,23 +145,22 @@ class Trainer:
             set_learning_rates(self.optimizer, fraction)
             torch.manual_seed(self._seed())
             loss = self._step(batch, states)
-            state.loss_sum += loss * len(batch)
+            self.loss_sum += loss * len(batch)
             state.loss_rows += len(batch)
             self.log.end_step(state, loss, fraction, time.monotonic() - self.started)
         state.rows += chunk.global_rows
 
-    def _step(self, batch: Chunk, states: States | None) -> float:
-        """Take one step; return the loss of this worker's rows."""
+    def _step(self, batch: Chunk, states: States | None) -> Tensor:
+        """Take one step; return the loss of this worker's rows, on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        value = 0.0
-        if len(batch):
-            loss = self.recipe.loss(batch, self.state.step, states)
-            loss.backward()
-            value = float(loss.detach())
-        self.group.average_gradients(self.parameters, len(batch))
+        self.gradients.start(len(batch), self.recipe.left_out(self.state.step))
+        # Without rows it is the loss of another row, times 0: the parameters with a gradient must be those of all workers.
+        loss = self.recipe.loss(batch if len(batch) else self.stand_in, self.state.step, states) * (len(batch) > 0)
+        loss.backward()
+        self.gradients.finish()
         nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         self.optimizer.step()
-        return value
+        return loss.detach().double()
 
     def _end_epoch(self) -> None:
         """Score the epoch, keep its weights if it is the best so far, and decide whether to stop."""
@@ -179,6 +188,10 @@ class Trainer:
             self.checkpoint.save(asdict(self.state), self.best)
         self.saved = time.monotonic()
 
+    def _on_device(self, value: float) -> Tensor:
+        """Return a number where the parameters are, in as many digits as Python's."""
+        return torch.full((), value, dtype=torch.float64, device=self.parameters[0].device)
+
     def _seed(self) -> int:
         """Mix the training's seed, the step and the rank into one seed."""
         numbers = (self.config.seed, self.state.step, self.group.rank)
@@ -187,24 +200,25 @@ class Trainer:
 
 def scores_by_exit(model: EarlyExitModel, chunk: Chunk) -> dict[int, float]:
     """Score every exit against the chunk's targets: by accuracy, or by Pearson's correlation for values."""
-    predictions = {layer: np.zeros(len(chunk), np.float32) for layer in model.exit_layers}
+    predictions: dict[int, list[Tensor]] = {layer: [] for layer in model.exit_layers}
+    order: list[IntArray] = []
     was_training = model.training
     model.eval()
     with torch.inference_mode(), autocast(next(model.parameters()).device):
         for rows, outputs in all_exits(model, chunk.rows):
+            order.append(rows)
             for layer, output in outputs.items():
-                predictions[layer][rows] = predicted(output.logits)
+                predictions[layer].append(predicted(output.logits))
     model.train(was_training)
-    targets = chunk.targets()
+    back, targets = np.argsort(np.concatenate(order)), chunk.targets()
     metric = correlation if model.regression else CLASSIFICATION["accuracy"]
-    return {layer: metric(predictions_B, targets) for layer, predictions_B in predictions.items()}
+    return {layer: metric(torch.cat(parts).cpu().numpy()[back], targets) for layer, parts in predictions.items()}
 
 
-def predicted(logits_BC: Tensor) -> FloatArray:
+def predicted(logits_BC: Tensor) -> Tensor:
     """Return class indices, or values where there is one class: [B, C] -> [B]."""
     predictions_B = logits_BC[:, 0] if logits_BC.shape[1] == 1 else logits_BC.argmax(-1)
-    predictions: FloatArray = predictions_B.float().cpu().numpy()
-    return predictions
+    return predictions_B.float()
 
 
 def _drop(_line: str) -> None:

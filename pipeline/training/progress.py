@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from pipeline.training.config import TrainingConfig
 
 TRAINING_LOG = "training.jsonl"
@@ -25,7 +27,7 @@ class TrainState:
 
     epoch: int = 1
     done_chunks: list[str] = field(default_factory=list)
-    """Keys of the chunks of this epoch that have been trained on."""
+    """Keys of the chunks of this epoch that are done, of all workers."""
     fraction: float = 0.0
     """Fraction of this epoch that is done."""
     step: int = 0
@@ -82,16 +84,21 @@ class TrainingLog:
         kept = [line for line in lines if json.loads(line)["step"] <= step]
         self.log_file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def end_step(self, state: TrainState, loss: float, fraction: float, seconds: float) -> None:
-        """Report a step if one is due; `fraction` is that of the whole training, `seconds` what it has taken so far."""
+    def end_step(self, state: TrainState, loss: Tensor, fraction: float, seconds: float) -> None:
+        """Report a step if one is due; `fraction` is that of the whole training, `seconds` what it has taken so far.
+
+        `loss`, a scalar on the device, is read only then: that waits until the device has done the step.
+        """
         if state.step % LOG_STEPS == 0:
-            self._write(state, loss)
+            self._write(state, float(loss))
         if time.monotonic() - self.last_line <= LOG_SECONDS:
             return
         self.last_line = time.monotonic()
         left = seconds * (1 - fraction) / fraction if fraction else float("nan")
         rate = state.step * self.config.batch_rows / seconds
-        self.log(f"{fraction:4.0%}  step {state.step:,}  loss {loss:.4f}  {rate:,.0f} rows/s  about {left:.0f} s left")
+        self.log(
+            f"{fraction:4.0%}  step {state.step:,}  loss {float(loss):.4f}  {rate:,.0f} rows/s  about {left:.0f} s left"
+        )
 
     def end_epoch(self, state: TrainState, score: float) -> None:
         """Report an epoch, whose loss and dev scores are the last of the state's; `score` is the one it is judged by."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.early_exit import EarlyExitModel, ExitOutput
 from models.exits.losses import label_losses, lte_loss, soft_label_losses
+from models.layers import to_device
 from models.precision import autocast
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
@@ -63,6 +64,10 @@ class Recipe(Protocol):
         """Return the parameters that are trained."""
         ...
 
+    def left_out(self, step: int) -> list[nn.Parameter]:
+        """Return the parameters of which the loss of this step, counted from 1, does not depend."""
+        ...
+
     def prepare(self, chunk: Chunk) -> Chunk:
         """Add the teacher's logits to a chunk if they are needed, missing, and not a by-product of the loss."""
         ...
@@ -104,6 +109,9 @@ class WholeModel:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.model.parameters())
 
+    def left_out(self, step: int) -> list[nn.Parameter]:
+        return self.model.branch_parameters() if self._is_last_alone(step) else []
+
     def prepare(self, chunk: Chunk) -> Chunk:
         return add_teacher_logits(self.engine, chunk) if self.objective.soft and chunk.logits is None else chunk
 
@@ -116,12 +124,14 @@ class WholeModel:
         packed = pack(batch.rows, length_groups_of(batch.rows.lengths), padding, self.device)
         last = self.model.shape.layers
         with autocast(self.device):
-            if self.strategy == "alternating" and step % 2 == 1:
-                outputs = {last: self.model.last_output(packed)}
-            else:
-                outputs = self.model(packed)
+            outputs = {last: self.model.last_output(packed)} if self._is_last_alone(step) else self.model(packed)
         weights = dict(zip(self.model.exit_layers, self.weights, strict=True))
-        return loss_of(outputs, {layer: weights[layer] for layer in outputs}, batch, self.objective, self.device)
+        teacher_BC = logits_of(batch, self.device)
+        return loss_of(outputs, {layer: weights[layer] for layer in outputs}, batch, teacher_BC, self.objective)
+
+    def _is_last_alone(self, step: int) -> bool:
+        """Return whether the last exit is the only one of this step."""
+        return self.strategy == "alternating" and step % 2 == 1
 
 
 class FrozenHeads:
@@ -137,8 +147,10 @@ class FrozenHeads:
         self.backbone = FrozenBackbone(model, with_last=objective.soft and not teacher_known)
 
     def parameters(self) -> list[nn.Parameter]:
-        heads = [p for layer in self.branches for p in self.model.head(layer).parameters()]
-        return heads + ([] if self.model.lte is None else list(self.model.lte.parameters()))
+        return self.model.branch_parameters()
+
+    def left_out(self, step: int) -> list[nn.Parameter]:
+        return []
 
     def prepare(self, chunk: Chunk) -> Chunk:
         return chunk
@@ -154,24 +166,40 @@ class FrozenHeads:
                 layer: self.model.exit_output(layer, self.backbone.features(self.model.head(layer), states, layer))
                 for layer in self.branches
             }
-        if batch.logits is None and states.teacher is not None:
-            batch = replace(batch, logits=states.teacher.float().cpu().numpy())
-        return loss_of(outputs, dict.fromkeys(outputs, 1.0), batch, self.objective, self.device)
+        teacher_BC = states.teacher.float() if states.teacher is not None else logits_of(batch, self.device)
+        return loss_of(outputs, dict.fromkeys(outputs, 1.0), batch, teacher_BC, self.objective)
 
 
 def loss_of(
-    outputs: dict[int, ExitOutput], weights: dict[int, float], batch: Chunk, objective: Objective, device: torch.device
+    outputs: dict[int, ExitOutput],
+    weights: dict[int, float],
+    batch: Chunk,
+    teacher_BC: Tensor | None,
+    objective: Objective,
 ) -> Tensor:
-    """Return the weighted sum of the exits' losses, plus the losses of the learning-to-exit (LTE) scores."""
-    labels_B = torch.from_numpy(batch.labels).to(device)
-    teacher_BC = None if batch.logits is None else torch.from_numpy(batch.logits).to(device)
-    targets_B = torch.from_numpy(batch.targets()).to(device) if objective.soft else labels_B
+    """Return the weighted sum of the exits' losses, plus the losses of the learning-to-exit (LTE) scores.
+
+    Nothing of it is read back from the device, which would wait for all of the step before.
+    """
+    labels_B = to_device(batch.labels, next(iter(outputs.values())).logits.device)
+    targets_B = targets_of(labels_B, teacher_BC) if objective.soft and teacher_BC is not None else labels_B
     losses = []
     for layer, output in outputs.items():
         losses.append(weights[layer] * objective.loss(output.logits, labels_B, teacher_BC))
         if output.lte is not None:
             losses.append(lte_loss(output.lte, output.logits, targets_B))
     return torch.stack(losses).sum()
+
+
+def logits_of(batch: Chunk, device: torch.device) -> Tensor | None:
+    """Return the teacher's logits that a batch brings along, on the device: [B, C]."""
+    return None if batch.logits is None else to_device(batch.logits, device)
+
+
+def targets_of(labels_B: Tensor, teacher_BC: Tensor) -> Tensor:
+    """Compute `Chunk.targets` on the device: the label of every row, else the teacher's class or value: [B]."""
+    teacher_B = teacher_BC[:, 0] if teacher_BC.shape[1] == 1 else teacher_BC.argmax(1).float()
+    return torch.where(labels_B.isnan(), teacher_B, labels_B)
 
 
 def add_teacher_logits(engine: Engine | None, chunk: Chunk) -> Chunk:

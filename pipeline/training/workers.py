@@ -44,7 +44,7 @@ def run_workers(work: Work, workers: int, log: Log = print) -> None:
         TorchTrainer(
             _worker,
             train_loop_config={"work": work, "threads": plan.threads, "device": plan.device, "queue": queue},
-            torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if plan.gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=bool(plan.gpus), resources_per_worker={"CPU": plan.cpus, **plan.resources}
             ),

@@ -36,7 +36,8 @@ def test_no_row_sees_another(padding: int, learning: bool) -> None:
 def test_the_kernel_for_ragged_rows_gives_the_same() -> None:
     torch.manual_seed(0)
     qkv = torch.randn(TOKENS + 7, 3 * HIDDEN)
-    got = attend(qkv.to("cuda", torch.bfloat16), RUNS, HEADS).float().cpu()
+    with torch.no_grad():
+        got = attend(qkv.to("cuda", torch.bfloat16), RUNS, HEADS).float().cpu()
     torch.testing.assert_close(got[:TOKENS], one_by_one(qkv), atol=3e-2, rtol=3e-2)
 
 

@@ -5,7 +5,7 @@ import re
 import torch
 import torch.nn.functional as F
 
-from models.attention import sdpa, without_cudnn
+from models.sdpa import sdpa, without_cudnn
 from tests.support.jobs import REPOSITORY
 
 
@@ -33,4 +33,4 @@ def test_it_is_torch_s_attention() -> None:
 def test_no_other_file_calls_it() -> None:
     files = [path for top in ("jobs", "models", "pipeline") for path in (REPOSITORY / top).rglob("*.py")]
     calls = re.compile(r"scaled_dot_product_attention\(|nn\.MultiheadAttention|nn\.Transformer")
-    assert [path.name for path in files if calls.search(path.read_text())] == ["attention.py"]
+    assert [path.name for path in files if calls.search(path.read_text())] == ["sdpa.py"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 from tests.support.jobs import REPOSITORY
 
@@ -142,6 +143,16 @@ PRIVATE = [
         "__serve_build_asgi_app__",
         lambda: module("ray.serve._private.replica").SERVE_BUILD_ASGI_APP_METHOD == "__serve_build_asgi_app__",
         "Serve does not ask serving.deployment.Replica for its application",
+    ),
+    Private(
+        "torch",
+        "torch.ops.aten._flash_attention_forward",
+        lambda: (
+            {"cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p"}
+            <= {argument.name for argument in torch.ops.aten._flash_attention_forward.default._schema.arguments}
+            and torch._C._dispatch_has_kernel_for_dispatch_key("aten::_flash_attention_forward", "Autograd")
+        ),
+        "training on GPUs cannot run ragged rows with dropout and gradients",
     ),
 ]
 HOMES = {"pipeline/cluster/address.py", "pipeline/cluster/connect.py", "pipeline/serving/deployment.py"}

@@ -1,0 +1,84 @@
+"""States of a frozen backbone: computed for many batches at once, they are those of each batch alone."""
+
+import copy
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from models.early_exit import EarlyExitModel
+from pipeline.corpus.chunks import Chunk
+from pipeline.engine.packing import training_batches
+from pipeline.rows import TokenRows
+from pipeline.training.frozen import CALLS_AHEAD, STATE_BYTES, FrozenBackbone, States
+from tests.support.models import random_rows
+
+
+def batches_of(rows: TokenRows, size: int) -> list[Chunk]:
+    """Cut rows into batches as training does, in whose order of length each of them is."""
+    chunk = Chunk(rows=rows, labels=np.zeros(len(rows), np.float32), global_rows=len(rows))
+    return [chunk.take(members) for members in training_batches(rows.lengths, size, 3, seed=0)]
+
+
+def same(got: States, expected: States) -> None:
+    assert got.by_layer.keys() == expected.by_layer.keys()
+    for layer, states in expected.by_layer.items():
+        torch.testing.assert_close(got.by_layer[layer], states, atol=2e-2, rtol=2e-2)
+    assert got.lengths.tolist() == expected.lengths.tolist()
+    if expected.teacher is not None:
+        torch.testing.assert_close(got.teacher, expected.teacher, atol=2e-2, rtol=2e-2)
+
+
+@pytest.fixture(params=[1, 3])
+def backbone(request: pytest.FixtureRequest, exit_model: EarlyExitModel) -> Iterator[FrozenBackbone]:
+    torch.set_num_threads(request.param)
+    found = FrozenBackbone(copy.deepcopy(exit_model), with_last=request.param == 3)
+    torch.set_num_threads(1)
+    assert found.loaded.threads == request.param
+    yield found
+    found.loaded.close()
+
+
+@pytest.mark.parametrize("limit", [1, 40_000, 1 << 24])
+def test_every_batch_gets_the_states_of_its_own_rows(
+    limit: int, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STATE_BYTES, "cpu", limit)
+    batches = batches_of(random_rows(90, 30, seed=2), 8)
+    got = list(backbone.prefetch(batches))
+    assert [batch for batch, _ in got] == batches
+    for batch, states in got:
+        same(states, backbone.run(batch.rows))
+
+
+@pytest.mark.parametrize("limit", [1, 5_000, 40_000, 1 << 24])
+def test_a_call_takes_as_many_batches_as_fit_into_its_bound(
+    limit: int, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def size(call: list[Chunk]) -> int:
+        states = backbone.run(TokenRows.join([batch.rows for batch in call]))
+        return sum(layer.nbytes for layer in states.by_layer.values())
+
+    monkeypatch.setitem(STATE_BYTES, "cpu", limit)
+    batches = batches_of(random_rows(60, 30, seed=3), 8)
+    calls = list(backbone._calls(iter(batches)))
+    assert [batch for call in calls for batch in call] == batches
+    assert all(len(call) == 1 or size(call) <= limit for call in calls)
+    assert all(size([*call, following[0]]) > limit for call, following in pairwise(calls))
+
+
+def test_calls_are_under_way_before_their_batches_are_asked_for(
+    backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STATE_BYTES, "cpu", 1)
+    taken: list[Chunk] = []
+
+    def source() -> Iterator[Chunk]:
+        for batch in batches_of(random_rows(40, 9, seed=1), 4):
+            taken.append(batch)
+            yield batch
+
+    next(iter(backbone.prefetch(source())))
+    assert len(taken) == CALLS_AHEAD + 2  # the one that would not fit into the last call as well
