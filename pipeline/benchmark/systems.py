@@ -1,34 +1,26 @@
-"""The systems that a benchmark compares: the engine at full depth and with early exit, variants of it, and its peers."""
+"""The engine as a benchmark compares it: at full depth, with early exit, and variants of both."""
 
 import copy
 import itertools
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from models.hugging_face import quiet_transformers
 from pipeline.benchmark.measure import System
-from pipeline.benchmark.peers import PEERS, SLOW, PeerInputs
 from pipeline.benchmark.shapes import exits_every
 from pipeline.benchmark.workload import Workload
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.errors import MissingPackageError
 from pipeline.rows import TokenRows
 
 FULL, EARLY = "full-depth", "early-exit"
 """The names of the two systems whose ratio is the result."""
-QUANTIZATION_ROWS = 256
-"""Peers that need sample rows before they start get about this many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,32 +98,3 @@ def _run_calls(engine: Engine, calls: Sequence[Workload], _whole: Workload) -> N
     """Classify the rows in calls, one after the other."""
     for call in calls:
         engine.run(call.rows, call.rule)
-
-
-def peer_systems(
-    names: Sequence[str], model: EarlyExitModel, stored: str | None, work: Workload, device: str
-) -> tuple[dict[str, System], list[str]]:
-    """Return the peers whose packages are installed, and for each of the others a note how to install it.
-
-    Peers run transformers' own model with the weights in the directory `stored`, or with random ones of the same shape.
-    """
-    with quiet_transformers():
-        if stored is not None:
-            theirs = AutoModelForSequenceClassification.from_pretrained(stored, dtype=torch.float32)
-        else:
-            theirs = AutoModelForSequenceClassification.from_config(model.config)
-    inputs = PeerInputs(
-        theirs=theirs.eval().to(device),
-        ours=model,
-        threads=torch.get_num_threads(),
-        calibration=work.every(max(len(work.rows) // QUANTIZATION_ROWS, 1)),
-    )
-    systems, missing = {}, []
-    for name in names:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # exporters warn about models that are not ours to change
-                systems[name] = System(run=PEERS[name](inputs), work=work.every(SLOW.get(name, 1)))
-        except MissingPackageError as error:
-            missing.append(f"{name} (pip install {error.package})")
-    return systems, missing
