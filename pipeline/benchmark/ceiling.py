@@ -18,7 +18,7 @@ from models.families import Shape
 CPU_TOKENS = (512, 1024, 2048)
 """The numbers of tokens that are tried in one matrix product on a CPU."""
 GPU_TOKENS = (8_192, 32_768, 131_072, 262_144)
-"""The same on a GPU, where small products leave a part of the multiprocessors without work."""
+"""The numbers of tokens that are tried on a GPU, where small products leave a part of the multiprocessors without work."""
 CEILING_PASSES = 5
 """Passes over the model's matrices for every way to run them."""
 Product = Callable[[Tensor], Tensor]

@@ -32,6 +32,7 @@ CHOICE_ROWS = 16_384
 """Rows, at most, on which batch sizes are compared: sixteen of the largest batches."""
 NOTE_LENGTH = 200
 SLOW_ROWS = {"hf-fp32-arrival": 400, "papers-batch-1": 400, "onnx-fp32": 800}
+SLOW_ROWS |= {"hf-fp32-sorted": CHOICE_ROWS, "hf-fp32-compiled": CHOICE_ROWS}
 """Slow peers, which run about this many rows of the workload; all results are rows a second, so they stay comparable."""
 
 
