@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -57,23 +57,34 @@ def plan_exits(engine: Engine, rows: TokenRows) -> Workload:
 
 
 def engine_systems(engine: Engine, model: EarlyExitModel, work: Workload, variants: Variants) -> dict[str, System]:
-    """Return full depth and early exit, both also for all tokens in place of first-token-first, and the variants."""
-    config, device = engine.config, engine.loaded.device.type
-    all_tokens = replace(config, first_token_first=False)
+    """Return full depth and early exit, both also for all tokens in place of first-token-first, and the variants.
+
+    Engines of the same precision and token budget share a loaded model, and so the memory for hidden states, of which a GPU
+    would hold one for each system otherwise.
+    """
+    config = engine.config
+    loaded = {(config.dtype, config.token_budget): engine.loaded}
+
+    def variant(changes: Mapping[str, Any]) -> Engine:
+        changed = replace(config, **changes)
+        key = (changed.dtype, changed.token_budget)
+        if key not in loaded:
+            loaded[key] = make_engine(model, changed, engine.loaded.device.type).loaded
+        return Engine(loaded[key], changed)
 
     def early(**changes: Any) -> System:
-        return _planned(make_engine(model, replace(config, **changes), device), work)
+        return _planned(variant(changes), work)
 
-    def full(config: EngineConfig) -> System:
-        return _at_full_depth(make_engine(model, replace(config, criterion=Criterion()), device), work)
+    def full(**changes: Any) -> System:
+        return _at_full_depth(variant({"criterion": Criterion(), **changes}), work)
 
-    systems = {FULL: full(config), EARLY: _planned(engine, work)}
+    systems = {FULL: full(), EARLY: _planned(engine, work)}
     if model.branch_head == "pooled":
         systems[f"{EARLY}, all tokens"] = early(first_token_first=False)
     if model.last_head == "classifier":
-        systems[f"{FULL}, all tokens"] = full(all_tokens)
+        systems[f"{FULL}, all tokens"] = full(first_token_first=False)
     for dtype in variants.dtypes[1:]:
-        systems[f"{FULL}, {dtype}"] = full(replace(config, dtype=dtype))
+        systems[f"{FULL}, {dtype}"] = full(dtype=dtype)
         systems[f"{EARLY}, {dtype}"] = early(dtype=dtype)
     for budget, block in list(itertools.product(variants.token_budgets, variants.exit_blocks))[1:]:
         name = f"{EARLY}, token budget {budget or engine.loaded.token_budget}, exit every {block}"
