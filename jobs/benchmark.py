@@ -14,11 +14,16 @@ and the ratios say
   wall_over_flops   the second over the first: 1 if the engine turns every saved layer into saved time
   ceiling_fraction  the FLOPs a second of full-depth over those of the model's matrix products alone on this machine
 
+On a GPU, Hugging Face and TensorRT run in batches of 32, 256 or 1,024 rows, whichever is fastest, and the table names it; for
+the engine it also has the fraction of the time in which kernels are at work, and their number. A peer that cannot run here is
+left out, with the reason.
+
 Without a stored model, weights are random and every row has a planned exit; with a model and texts, lengths and exits are
 real. An option with several values measures each of them. The last line of the output is one JSON document.
 
   python jobs/benchmark.py --shape bert-base --mean-tokens 50 --mean-exit 4
   python jobs/benchmark.py --shape 6x384 --peers hf-bf16-sorted --token-budget 1024 512 2048
+  python jobs/benchmark.py --peers hf-bf16-sorted hf-bf16-compiled tensorrt-fp16 --rows-per-call 1000 16384 65536
   python jobs/benchmark.py --model my-model --input corpus/ --speed 0.3
 """
 
@@ -33,7 +38,7 @@ import argparse
 from jobs.cli import command, options
 from jobs.cli.parser import JobParser
 from models.exits.kinds import HEAD_KINDS
-from pipeline.benchmark.peer_names import PEER_NAMES
+from pipeline.benchmark.peers.names import PEER_NAMES
 from pipeline.engine.config import DTYPE_NAMES
 
 PEERS_RUN = ["hf-bf16-sorted", "hf-fp32-arrival", "papers-batch-1"]
@@ -56,7 +61,7 @@ def build_parser() -> JobParser:
     add("--input", metavar="PATH", help="real texts, with --model: file, folder or glob")
     options.add_text_options(parser)
     add("--speed", type=float, default=0.5, metavar="S", help="threshold that decides the exits, with --input")
-    add("--rows", type=positive, default=3000, metavar="N", help="rows of the workload")
+    add("--rows", type=positive, metavar="N", help="rows of the workload (default: 3,000; on a GPU 65,536)")
     add("--mean-tokens", type=float, default=50, metavar="X", help="mean length of a row")
     add("--sigma", type=float, default=0.6, metavar="X", help="sigma of the logarithm of the length")
     add("--mean-exit", type=float, default=4, metavar="X", help="mean exit layer of the plan")

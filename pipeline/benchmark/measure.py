@@ -4,6 +4,7 @@ timings = measure({"ours": System(run=ours, work=work), "theirs": System(run=the
 timings["ours"].speedup_over(timings["theirs"])  # 3.1
 """
 
+import contextlib
 import platform
 import re
 import statistics
@@ -23,6 +24,9 @@ from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import TokenRows
+
+Log = Callable[[str], None]
+"""Takes a line on how a measurement goes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +63,7 @@ class System:
 
 
 def measure(
-    systems: Mapping[str, System], repetitions: int, synchronize: Callable[[], None], log: Callable[[str], None]
+    systems: Mapping[str, System], repetitions: int, synchronize: Callable[[], None], log: Log
 ) -> dict[str, Timing]:
     """Time every system on its workload, `repetitions` times, in turns, so that what slows the machine slows them all.
 
@@ -69,15 +73,39 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for repetition in range(repetitions + 1):
         for name, system in systems.items():
-            synchronize()
-            started = time.perf_counter()
-            system.run(system.work)
-            synchronize()
-            took = time.perf_counter() - started
+            took = seconds_of(system.run, system.work, synchronize)
             if repetition:
                 seconds[name].append(took)
             log(f"round {repetition}/{repetitions}  {name}: {len(system.work.rows) / took:,.1f} rows/s")
     return {name: Timing(seconds=values) for name, values in seconds.items()}
+
+
+def seconds_of(run: Callable[[Workload], object], work: Workload, synchronize: Callable[[], None]) -> float:
+    """Return the seconds from the start of a run until the device has done all of it."""
+    synchronize()
+    started = time.perf_counter()
+    run(work)
+    synchronize()
+    return time.perf_counter() - started
+
+
+def fastest(
+    runners: Mapping[int, Callable[[Workload], object]], work: Workload, synchronize: Callable[[], None], log: Log
+) -> int:
+    """Return the batch size, of those that `runners` are for, that is fastest: after a warm-up, in one round of turns.
+
+    Sizes that do not fit into the device's memory are no choice; raises torch.OutOfMemoryError if none fits.
+    """
+    seconds: dict[int, float] = {}
+    for _round in range(2):
+        for batch_rows, run in runners.items():
+            with contextlib.suppress(torch.OutOfMemoryError):
+                seconds[batch_rows] = seconds_of(run, work, synchronize)
+    if not seconds:
+        raise torch.OutOfMemoryError("no batch size fits into the device's memory")
+    for batch_rows, took in seconds.items():
+        log(f"batches of {batch_rows:,}: {len(work.rows) / took:,.1f} rows/s")
+    return min(seconds, key=seconds.__getitem__)
 
 
 def time_criteria(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from models.early_exit import EarlyExitModel
+from pipeline.benchmark.device_use import DeviceUse
 from pipeline.benchmark.measure import System, Timing
 from pipeline.benchmark.systems import EARLY, FULL
 from pipeline.benchmark.workload import Workload
@@ -52,8 +53,16 @@ def summarize(
     return result
 
 
-def card(name: str, engine: Engine, work: Workload, ceiling: float, missing: Sequence[str]) -> str:
-    """Return what is about to be measured, in a few lines: model, rows, machine and settings, and the machine's ceiling."""
+def summarize_use(timings: Mapping[str, Timing], use: Mapping[str, DeviceUse]) -> dict[str, Any]:
+    """Return what systems kept a GPU busy with, by name: the fraction of their median time, and the number of kernels."""
+    return {name: {"busy": round(of.busy(timings[name].median), 3), "kernels": of.kernels} for name, of in use.items()}
+
+
+def card(name: str, engine: Engine, work: Workload, ceiling: float, notes: Sequence[str]) -> str:
+    """Return what is about to be measured, in a few lines: model, rows, machine and settings, and the machine's ceiling.
+
+    `notes` are on the peers that are left out.
+    """
     lengths, shape, loaded = work.rows.lengths, engine.model.shape, engine.loaded
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     if engine.loaded.device.type == "cuda":
@@ -63,16 +72,24 @@ def card(name: str, engine: Engine, work: Workload, ceiling: float, missing: Seq
         f"{len(lengths):,} rows of {lengths.mean():.1f} tokens; mean exit {work.mean_exit:.2f} of {shape.layers}",
         f"{machine}; {loaded.precision}, {loaded.threads} threads, {loaded.token_budget} tokens in a micro-batch",
         f"matrix products of this model alone reach {ceiling / 1e12:.2f} TFLOP/s",
+        *(f"left out: {note}" for note in notes),
     ]
-    if missing:
-        lines.append(f"missing: {', '.join(missing)}; or all of them: pip install 'offramp[bench]'")
     return "\n".join(lines)
 
 
 def table(timings: Mapping[str, Timing], result: Mapping[str, Any]) -> str:
-    """Return a Markdown table of the systems' rates, and below it the figures of the document that are single numbers."""
-    rates = result["rows_per_s"]
-    lines = ["| system | rows/s | against full depth | slowest / fastest round |", "| --- | --- | --- | --- |"]
+    """Return a Markdown table of the systems' rates, and below it the figures of the document that are single numbers.
+
+    Where the document has the use of a GPU, the table has columns for it.
+    """
+    rates, use = result["rows_per_s"], result.get("device_use")
+    header = ["system", "rows/s", "against full depth", "slowest / fastest round"]
+    lines = [header + ["GPU busy", "kernels"] * bool(use)]
+    lines.append(["---"] * len(lines[0]))
     for name, rate in rates.items():
-        lines.append(f"| {name} | {rate:,.1f} | {rate / rates[FULL]:.2f} | {timings[name].spread:.2f} |")
-    return "\n".join([*lines, "", *(f"{key}: {value}" for key, value in result.items() if isinstance(value, float))])
+        cells = [name, f"{rate:,.1f}", f"{rate / rates[FULL]:.2f}", f"{timings[name].spread:.2f}"]
+        if use:
+            cells += [f"{use[name]['busy']:.2f}", f"{use[name]['kernels']:,}"] if name in use else ["", ""]
+        lines.append(cells)
+    rows = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([*rows, "", *(f"{key}: {value}" for key, value in result.items() if isinstance(value, float))])

@@ -1,34 +1,26 @@
-"""The systems that a benchmark compares: the engine at full depth and with early exit, variants of it, and its peers."""
+"""The engine as a benchmark compares it: at full depth, with early exit, and variants of both."""
 
 import copy
 import itertools
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForSequenceClassification
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from models.hugging_face import quiet_transformers
 from pipeline.benchmark.measure import System
-from pipeline.benchmark.peers import PEERS, SLOW, PeerInputs
 from pipeline.benchmark.shapes import exits_every
 from pipeline.benchmark.workload import Workload
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.errors import MissingPackageError
 from pipeline.rows import TokenRows
 
 FULL, EARLY = "full-depth", "early-exit"
 """The names of the two systems whose ratio is the result."""
-QUANTIZATION_ROWS = 256
-"""Peers that need sample rows before they start get about this many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,23 +57,34 @@ def plan_exits(engine: Engine, rows: TokenRows) -> Workload:
 
 
 def engine_systems(engine: Engine, model: EarlyExitModel, work: Workload, variants: Variants) -> dict[str, System]:
-    """Return full depth and early exit, both also for all tokens in place of first-token-first, and the variants."""
-    config, device = engine.config, engine.loaded.device.type
-    all_tokens = replace(config, first_token_first=False)
+    """Return full depth and early exit, both also for all tokens in place of first-token-first, and the variants.
+
+    Engines of the same precision and token budget share a loaded model, and so the memory for hidden states, of which a GPU
+    would hold one for each system otherwise.
+    """
+    config = engine.config
+    loaded = {(config.dtype, config.token_budget): engine.loaded}
+
+    def variant(changes: Mapping[str, Any]) -> Engine:
+        changed = replace(config, **changes)
+        key = (changed.dtype, changed.token_budget)
+        if key not in loaded:
+            loaded[key] = make_engine(model, changed, engine.loaded.device.type).loaded
+        return Engine(loaded[key], changed)
 
     def early(**changes: Any) -> System:
-        return _planned(make_engine(model, replace(config, **changes), device), work)
+        return _planned(variant(changes), work)
 
-    def full(config: EngineConfig) -> System:
-        return _at_full_depth(make_engine(model, replace(config, criterion=Criterion()), device), work)
+    def full(**changes: Any) -> System:
+        return _at_full_depth(variant({"criterion": Criterion(), **changes}), work)
 
-    systems = {FULL: full(config), EARLY: _planned(engine, work)}
+    systems = {FULL: full(), EARLY: _planned(engine, work)}
     if model.branch_head == "pooled":
         systems[f"{EARLY}, all tokens"] = early(first_token_first=False)
     if model.last_head == "classifier":
-        systems[f"{FULL}, all tokens"] = full(all_tokens)
+        systems[f"{FULL}, all tokens"] = full(first_token_first=False)
     for dtype in variants.dtypes[1:]:
-        systems[f"{FULL}, {dtype}"] = full(replace(config, dtype=dtype))
+        systems[f"{FULL}, {dtype}"] = full(dtype=dtype)
         systems[f"{EARLY}, {dtype}"] = early(dtype=dtype)
     for budget, block in list(itertools.product(variants.token_budgets, variants.exit_blocks))[1:]:
         name = f"{EARLY}, token budget {budget or engine.loaded.token_budget}, exit every {block}"
@@ -106,32 +109,3 @@ def _run_calls(engine: Engine, calls: Sequence[Workload], _whole: Workload) -> N
     """Classify the rows in calls, one after the other."""
     for call in calls:
         engine.run(call.rows, call.rule)
-
-
-def peer_systems(
-    names: Sequence[str], model: EarlyExitModel, stored: str | None, work: Workload, device: str
-) -> tuple[dict[str, System], list[str]]:
-    """Return the peers whose packages are installed, and for each of the others a note how to install it.
-
-    Peers run transformers' own model with the weights in the directory `stored`, or with random ones of the same shape.
-    """
-    with quiet_transformers():
-        if stored is not None:
-            theirs = AutoModelForSequenceClassification.from_pretrained(stored, dtype=torch.float32)
-        else:
-            theirs = AutoModelForSequenceClassification.from_config(model.config)
-    inputs = PeerInputs(
-        theirs=theirs.eval().to(device),
-        ours=model,
-        threads=torch.get_num_threads(),
-        calibration=work.every(max(len(work.rows) // QUANTIZATION_ROWS, 1)),
-    )
-    systems, missing = {}, []
-    for name in names:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # exporters warn about models that are not ours to change
-                systems[name] = System(run=PEERS[name](inputs), work=work.every(SLOW.get(name, 1)))
-        except MissingPackageError as error:
-            missing.append(f"{name} (pip install {error.package})")
-    return systems, missing

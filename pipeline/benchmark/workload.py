@@ -47,9 +47,9 @@ class Workload:
         """Mean of the exit layers."""
         return float(self.exit_plan.mean())
 
-    def every(self, step: int) -> "Workload":
-        """Return every step-th row."""
-        rows = np.arange(0, len(self.rows), step)
+    def about(self, count: int) -> "Workload":
+        """Return rows at equal distances: at least this many and at most twice as many, or all if there are fewer."""
+        rows = np.arange(0, len(self.rows), max(len(self.rows) // count, 1))
         return Workload(rows=self.rows.take(rows), exit_plan=self.exit_plan[rows])
 
     def in_calls_of(self, count: int) -> list["Workload"]:

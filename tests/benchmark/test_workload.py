@@ -1,4 +1,4 @@
-"""Benchmark workloads have the wanted lengths and exits, planned exits are obeyed, and peers see every row once."""
+"""Benchmark workloads have the wanted lengths and exits, and planned exits are obeyed."""
 
 from functools import partial
 
@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.benchmark.peers import BATCH_ROWS, padded_batches
 from pipeline.benchmark.workload import ForcedPlan, exit_fractions, make_workload
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.errors import MissingPackageError, require
 from tests.support.models import random_rows
 
 
@@ -82,30 +80,13 @@ def test_the_number_of_runners_changes_no_prediction(exit_model: EarlyExitModel,
     np.testing.assert_allclose(got.probabilities, wanted.probabilities, atol=1e-5)
 
 
-def test_packages_that_are_not_installed_are_named_with_their_extra() -> None:
-    with pytest.raises(
-        MissingPackageError, match=r"^no_such_runtime is not installed: pip install 'offramp\[bench\]'$"
-    ):
-        require("json", "no_such_runtime", extra="bench")
-
-
-def test_every_takes_rows_with_their_exits() -> None:
+def test_about_takes_rows_at_equal_distances_with_their_exits() -> None:
     work = make_workload(100, mean_tokens=9, sigma=0.6, longest=50, layers=4, mean_exit=2, vocabulary=300, seed=0)
-    fewer = work.every(8)
+    fewer = work.about(12)
     assert len(fewer.rows) == len(fewer.exit_plan) == 13
     assert np.array_equal(fewer.rows.take(np.array([1])).token_ids, work.rows.take(np.array([8])).token_ids)
     assert fewer.exit_plan[1] == work.exit_plan[8]
-
-
-def test_a_peer_sees_every_row_once() -> None:
-    rows = random_rows(70, 20, seed=2)
-    order = np.argsort(rows.lengths, kind="stable")
-    seen = []
-    for ids, mask in padded_batches(rows, order):
-        assert len(ids) <= BATCH_ROWS
-        seen += [ids[row][mask[row] == 1].tolist() for row in range(len(ids))]
-    wanted = [rows.token_ids[rows.offsets[row] : rows.offsets[row + 1]].tolist() for row in order]
-    assert seen == wanted
+    assert len(work.about(51).rows) == len(work.about(1000).rows) == 100
 
 
 def test_calls_hold_every_row_once_in_order() -> None:
