@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.cli import command
 from jobs.work import loading
-from models.digest import weights_digest
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.bulk.progress import duration
 from pipeline.bulk.run import BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk

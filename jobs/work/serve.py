@@ -9,6 +9,8 @@ from ray.serve import Application
 from jobs.cli import command
 from jobs.work import loading
 from models.checkpoint import check_weights
+from models.directory.config import plain_config
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.precision import check_precision
 from pipeline.cluster.connect import join_or_start, running_cluster
@@ -16,9 +18,10 @@ from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import check_exits
 from pipeline.errors import UserError, one_line
+from pipeline.identity import ModelIdentity
 from pipeline.serving import deployment
 from pipeline.serving.limits import Limits
-from pipeline.serving.spec import ServingSpec, calibrated_curve
+from pipeline.serving.spec import ServingSpec, usable_calibration
 from pipeline.serving.token import TOKEN_VARIABLE, load_token_hash
 from pipeline.storage.model_cache import local_model
 
@@ -55,20 +58,24 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
     if running_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
         check_precision(engine.dtype, model.shape)
     tokenizer = loading.load_tokenizer_spec(directory, model, args.max_tokens)
+    identity = ModelIdentity.of(model, weights_digest(directory), tokenizer)
     try:
-        curve = calibrated_curve(directory, engine, tokenizer.max_tokens)
+        calibration = usable_calibration(directory, engine, identity)
     except UserError as problem:  # most requests do without
         print(f"{directory}: requests cannot ask for a speed-up or a limit: {problem}", file=sys.stderr)
-        curve = None
+        calibration = None
     return ServingSpec(
         model=loading.absolute_model(args.model),
         tokenizer=tokenizer,
+        config=plain_config(model.config),
+        identity=identity,
+        precision=None if calibration is None else calibration.computed_in,
         engine=engine,
         limits=Limits(rows=args.max_rows, answer_seconds=args.timeout),
         batch_tokens=args.batch_tokens,
         queue_tokens=args.queue_tokens,
         token_hash=load_token_hash(args.token_file),
-        curve=curve,
+        curve=None if calibration is None else calibration.curve,
     )
 
 

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from models.digest import weights_digest
+from models.directory.digest import weights_digest
 from pipeline.errors import InputError, StorageError
 from pipeline.storage.base import Entry, absolute, buffered, is_remote, translate_errors
 from pipeline.storage.locate import storage_of
@@ -36,13 +36,17 @@ def local_model(name: str) -> str:
     return str(folder)
 
 
-def checked_model(name: str, weights: str) -> str:
-    """Return what `local_model` does; raise StorageError if the digest of its weights is not `weights`, the run's own."""
-    model = local_model(name)
+def checked_model(name: str, weights: str, *, precision: tuple[str, str]) -> str:
+    """Return what `local_model` does, for one of many machines that work on the same.
+
+    Raises StorageError if the digest of its weights is not `weights`, or if this machine's precision, the first of two, is not
+    the one that the work was begun in.
+    """
+    model, machine, (here, begun) = local_model(name), platform.node(), precision
     if weights_digest(model) != weights:
-        raise StorageError(
-            f"{name}: other weights on {platform.node()} than the run began with; bring the same to every node"
-        )
+        raise StorageError(f"{name}: other weights on {machine} than the run began with; bring the same to every node")
+    if here != begun:
+        raise StorageError(f"{name}: {machine} computes in {here}, and the run began in {begun}; ask for another dtype")
     return model
 
 
