@@ -31,11 +31,15 @@ OTHER_CODE = ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification")
 REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "is_decoder": (bool, "makes the model a decoder, whose tokens see only those before them"),
     "add_cross_attention": (bool, "makes the model a decoder, which attends to another model's states"),
+    "is_causal": (bool, "makes tokens see only those before them"),
     "position_embedding_type": (
         lambda kind: kind not in (None, "absolute"),
         "asks for position embeddings that are not absolute",
     ),
-    "quantization_config": (bool, "says that the weights are quantized; offramp reads those of fp32, fp16 and bf16"),
+    "quantization_config": (
+        lambda value: value is not None,
+        "says that the weights are quantized; offramp reads those of fp32, fp16 and bf16",
+    ),
     "per_layer_config": (bool, "gives layers different settings"),
     "pruned_heads": (bool, "takes attention heads out of layers"),
     "fusion_config": (bool, "replaces parts of the model"),
