@@ -12,9 +12,10 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,7 +40,7 @@ FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """Types of weights as safetensors names them; others are those of quantized checkpoints."""
 
 REASON_CHARACTERS = 160
-"""Most of what a library says of weights that it cannot read; torch recommends ways around its own safety."""
+"""Characters that are passed on of what a library says of weights that it cannot read."""
 
 
 class Model(Protocol):
@@ -67,11 +68,12 @@ def read_weights(name: Name, model: Model, *, new_last_head: bool = False) -> di
         files = _safetensors_of(name)
         if not new_last_head and _has_all(files, model):
             names = _stored_shapes(model)
-            stored = _tensors_of(files, names)
+            stored = dict(_finite(name, _tensors_of(files, names)))
             return _state_as_stored(model, {key: value.float() for key, value in stored.items()})
         theirs, info = _through_transformers(name, model)
-        branches = {} if new_last_head else _tensors_of(files, _branch_keys(model))
-        return _state_of(name, model, theirs, info, branches, new_last_head)
+        branches = {} if new_last_head else dict(_tensors_of(files, _branch_keys(model)))
+        state = _state_of(name, model, theirs, info, branches, new_last_head)
+        return dict(_finite(name, state.items()))
 
 
 def _through_transformers(name: Name, model: Model) -> "tuple[PreTrainedModel, dict[str, Any]]":
@@ -124,6 +126,26 @@ def check_weights(name: Name, model: Model) -> None:
         _state_of(name, model, theirs.to("meta"), info, branches, new_last_head=False)
 
 
+def check_finite(name: Name, model: Model) -> None:
+    """Raise UnsupportedModelError if a weight is a NaN or an infinity, as training that diverged leaves them.
+
+    Reads every tensor, which `check_weights` does not; weights that transformers has to read are left to `read_weights`.
+    """
+    with _naming(name):
+        files = _safetensors_of(name)
+        if files and _has_all(files, model):
+            for _ in _finite(name, _tensors_of(files, _stored_shapes(model))):
+                pass  # one at a time, so that memory never holds them all
+
+
+def _finite(name: Name, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Pass tensors on; raise UnsupportedModelError for the first that holds a NaN or an infinity."""
+    for key, value in tensors:
+        if not value.isfinite().all():
+            raise UnsupportedModelError(f"{name}: '{key}' holds a NaN or an infinity; no text could be classified")
+        yield key, value
+
+
 @contextlib.contextmanager
 def _naming(name: Name) -> Iterator[None]:
     """Turn whatever a library raises for a file that it cannot read into one line that names the model.
@@ -137,8 +159,10 @@ def _naming(name: Name) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and (error.errno or isinstance(error, FileNotFoundError)):
             raise
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UnsupportedModelError(f"{name}: its weights cannot be read: {why[:REASON_CHARACTERS]}") from error
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"[:REASON_CHARACTERS]
+        if isinstance(error, UnpicklingError):  # torch would have the user trust the file
+            why = "a file is damaged, or holds Python objects that are no tensors; save them as safetensors"
+        raise UnsupportedModelError(f"{name}: its weights cannot be read: {why}") from error
 
 
 def _has_all(files: Sequence[Path], model: Model) -> bool:
@@ -232,13 +256,11 @@ def _safetensors_of(name: Name) -> list[Path]:
     return [file for file in weight_files(name) if file.suffix == ".safetensors"]
 
 
-def _tensors_of(files: Sequence[Path], names: Container[str]) -> dict[str, Tensor]:
-    """Read the tensors of these names from safetensors files."""
-    found: dict[str, Tensor] = {}
+def _tensors_of(files: Sequence[Path], names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """Read the tensors of these names from safetensors files, one at a time."""
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            found |= {key: tensors.get_tensor(key) for key in tensors.keys() if key in names}  # noqa: SIM118
-    return found
+            yield from ((key, tensors.get_tensor(key)) for key in tensors.keys() if key in names)  # noqa: SIM118
 
 
 def save(directory: Name, model: Model) -> None:

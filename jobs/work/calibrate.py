@@ -25,6 +25,7 @@ from pipeline.reports.plots import disagreement_curve
 
 def run(args: argparse.Namespace) -> None:
     """Draw the sample, record all exits, fit the curve, and write the calibration."""
+    loading.writable_model(args.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = EarlyExitModel.from_pretrained(args.model)
     criterion = fit.criterion_for(model, args.criterion, args.tolerance)

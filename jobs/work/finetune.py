@@ -11,6 +11,7 @@ from pipeline.training.finetune import FinetuneSpec, finetune, read_labelled, sp
 
 def run(args: argparse.Namespace) -> int:
     """Read the labelled text, and fine-tune; return the exit code."""
+    loading.find_model(args.backbone)
     columns, regression = loading.text_columns(args, args.label_column), args.task == "regression"
     texts, classes = read_labelled(args.train, columns, args.limit, regression=regression, class_names=args.class_names)
     model = EarlyExitModel.from_pretrained(args.backbone, new_labels=classes)

@@ -8,11 +8,12 @@ from ray.serve import Application
 
 from jobs.cli import command
 from jobs.work import loading
-from models.checkpoint import check_weights
+from models.checkpoint import check_finite, check_weights
 from models.directory.config import plain_config
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.precision import check_precision
+from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.cluster.connect import join_or_start, running_cluster
 from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_when_nodes_come
 from pipeline.engine.config import EngineConfig
@@ -23,7 +24,6 @@ from pipeline.serving import deployment
 from pipeline.serving.limits import Limits
 from pipeline.serving.spec import ServingSpec, usable_calibration
 from pipeline.serving.token import TOKEN_VARIABLE, load_token_hash
-from pipeline.storage.model_cache import local_model
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,14 +50,15 @@ def application(args: argparse.Namespace) -> Application:
 
 def serving_spec(args: argparse.Namespace) -> ServingSpec:
     """Check the options against the model, and return what a replica needs."""
-    directory = local_model(args.model)
+    directory = loading.find_model(args.model)
     model = EarlyExitModel.from_config(directory)
     check_weights(directory, model)  # here a fault is reported once, not by every replica
+    check_finite(directory, model)
     engine = EngineConfig(criterion=loading.criterion(args, model), dtype=args.dtype)
     check_exits(model, engine)
     if running_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
         check_precision(engine.dtype, model.shape)
-    tokenizer = loading.load_tokenizer_spec(directory, model, args.max_tokens)
+    tokenizer = load_tokenizer_spec(directory, model, args.max_tokens)
     identity = ModelIdentity.of(model, weights_digest(directory), tokenizer)
     try:
         calibration = usable_calibration(directory, engine, identity)

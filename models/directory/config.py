@@ -197,11 +197,10 @@ def is_on_hub(name: Name) -> bool:
 
 def _check_values(name: Name, values: Mapping[str, Any]) -> None:
     """Raise UnsupportedModelError for another family, and for fields that ask for what offramp does not compute."""
-    if values.get("model_type") not in FAMILIES:
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
-        raise UnsupportedModelError(
-            f"{name}: model type '{values.get('model_type')}' is not supported; supported are: {supported}"
-        )
+        raise UnsupportedModelError(f"{name}: model type '{kind}' is not supported; supported are: {supported}")
     for field, (asks, what) in REFUSED.items():
         if field in values and asks(values[field]):
             raise UnsupportedModelError(f"{name}: {field} in {CONFIG_FILE} {what}")
@@ -237,7 +236,7 @@ def _check_sizes(config: "PretrainedConfig") -> None:
         "the number of attention heads": shape.attention_heads,
         "the embedding size": shape.embedding,
         "the vocabulary": shape.vocabulary,
-        "max_position_embeddings, less the padding's": shape.max_tokens,
+        "max_position_embeddings": shape.max_tokens,
         "the number of labels": shape.classes,
         "type_vocab_size": shape.token_types if family_of(config).token_types else 1,
         "task_type_vocab_size": shape.task_types if config.model_type == "ernie" and config.use_task_id else 1,
@@ -278,7 +277,8 @@ def _check_task(config: "PretrainedConfig") -> None:
         raise UnsupportedModelError(
             f"id2label in {CONFIG_FILE} has the numbers {indices}, and not 0 to {len(indices) - 1}"
         )
-    labels = [str(config.id2label[index]) for index in indices]
+    names = [config.id2label[index] for index in indices]
+    labels = [str(name) if isinstance(name, str | int) else "" for name in names]
     blank = [index for index, label in enumerate(labels) if not label.strip()]
     if blank:
         raise UnsupportedModelError(f"id2label in {CONFIG_FILE} gives class {blank[0]} no name")

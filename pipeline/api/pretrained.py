@@ -1,5 +1,6 @@
 """Load the tokenizer of a model directory or hub id, and see that it is the model's."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from models.hugging_face import quiet_transformers
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.errors import InputError, UserError, one_line
 
-TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 """Files that transformers reads by sentencepiece where there is no tokenizer.json, and by tiktoken, in vain, without it."""
+VOCABULARY_FILES = (TOKENIZER_FILE, "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)
+"""Files of which a tokenizer has at least one."""
+REASON_CHARACTERS = 160
+"""Characters that are passed on of what a library says of a tokenizer that it cannot load."""
 FEWEST_TOKENS = 0.5
 """Least number of a tokenizer's tokens, as a fraction of the model's. Tables are padded by some percent at most; what
 transformers makes up where files are missing has some five tokens."""
@@ -47,18 +52,18 @@ def load_tokenizer(name: str) -> Any:
     if Path(name).is_dir() and not _has_any(name, files):
         looked_for = ", ".join(dict.fromkeys(files))
         raise _no_tokenizer(name, f"there are no files of one, such as {looked_for}; save it there beside the model")
-    if _has_any(name, ["tokenizer_config.json"]) and _own_code(name):
+    if _has_any(name, [TOKENIZER_CONFIG]) and _own_code(name):
         raise _no_tokenizer(name, "it is code of its own (auto_map), which offramp does not run")
     return tokenizer
 
 
 def _own_code(name: str) -> bool:
     """Return whether tokenizer_config.json names code that makes the tokenizer, which transformers passes over in silence."""
-    named = read_json(name, "tokenizer_config.json").get("auto_map")
+    named = read_json(name, TOKENIZER_CONFIG).get("auto_map")
     return bool(named) and (not isinstance(named, dict) or "AutoTokenizer" in named)
 
 
-def _has_any(name: str, files: list[str]) -> bool:
+def _has_any(name: str, files: Sequence[str]) -> bool:
     """Return whether any of these files is there; raise InputError if one is empty, or a pointer of git-lfs."""
     found = []
     for file in files:
@@ -87,12 +92,21 @@ def _check_vocabulary(name: str, tokenizer: Any, rows: int) -> None:
 
 
 def _cause(name: str, error: Exception) -> str:
-    """Say on one line why a tokenizer cannot be loaded, by its files first."""
-    if not _has_any(name, [TOKENIZER_FILE]) and find_spec("sentencepiece") is None:
+    """Say on one line why a tokenizer cannot be loaded; raise InputError for a file of it that is damaged."""
+    if Path(name).is_dir() and not _has_any(name, VOCABULARY_FILES):
+        return f"there are no files of one, such as {', '.join(VOCABULARY_FILES[:2])}; save it there beside the model"
+    for file in (TOKENIZER_FILE, TOKENIZER_CONFIG):
+        try:
+            read_json(name, file)
+        except OSError:
+            continue
+        except UserError as damage:
+            raise InputError("model", str(damage)) from error
+    if find_spec("sentencepiece") is None and not _has_any(name, [TOKENIZER_FILE]):
         for file in SENTENCEPIECE_FILES:
             if _has_any(name, [file]):
                 return f"{file} needs the package sentencepiece, which is not installed; or save it as {TOKENIZER_FILE}"
-    return one_line(error, with_type=not isinstance(error, OSError | ValueError | ImportError))
+    return one_line(error, with_type=not isinstance(error, OSError | ValueError | ImportError), limit=REASON_CHARACTERS)
 
 
 def _no_tokenizer(name: str, why: str) -> InputError:

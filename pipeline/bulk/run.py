@@ -16,7 +16,7 @@ import torch
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from models.checkpoint import check_weights
+from models.checkpoint import check_finite, check_weights
 from models.directory.config import plain_config
 from models.early_exit import EarlyExitModel
 from models.precision import DTYPES, check_precision, precision_on
@@ -159,6 +159,7 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
             return None
         spec = _spec_of(request, corpus, ledger, precision)
         check_weights(request.model.directory, request.model.meta)  # here a fault is reported once, not by every actor
+        check_finite(request.model.directory, request.model.meta)
         with _kept_if_unfinished(request, spec, ledger):
             return _classify(request, corpus, left, spec, ledger)
 

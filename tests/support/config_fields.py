@@ -37,7 +37,15 @@ class Field(NamedTuple):
         return self.effect if isinstance(self.effect, str) else self.effect.get(family, self.effect[""])
 
 
-ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_10", "gelu_python", "gelu_accurate", "gelu_pytorch_tanh", "quick_gelu")
+ACTIVATIONS: tuple[str, ...] = (
+    "gelu_new",
+    "gelu_fast",
+    "gelu_10",
+    "gelu_python",
+    "gelu_accurate",
+    "gelu_pytorch_tanh",
+    "quick_gelu",
+)
 ACTIVATIONS += ("relu", "relu2", "relu6", "silu", "swish", "mish", "tanh", "sigmoid", "linear", "leaky_relu", "laplace")
 ACTIVATIONS += ("hardswish", "gelu_python_tanh", "sqrtsoftplus")
 

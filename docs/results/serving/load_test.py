@@ -34,6 +34,7 @@ from models.directory.config import plain_config
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.benchmark.synthetic import reviews
 from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import ActorPlan
@@ -133,7 +134,7 @@ def main() -> None:
     model = EarlyExitModel.from_pretrained(args.model)
     criterion = Criterion(speed=args.speed)
     engine = EngineConfig(criterion=criterion, dtype=args.dtype)
-    tokenizer = loading.load_tokenizer_spec(args.model, model, None)
+    tokenizer = load_tokenizer_spec(args.model, model, None)
     spec = ServingSpec(
         model=loading.absolute_model(args.model),
         config=plain_config(model.config),
