@@ -11,10 +11,11 @@ from pipeline.corpus.columns import resolve_columns
 from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
+from pipeline.errors import InputError
 from pipeline.output.results import results_as_corpus
 from pipeline.schema import LOGITS
-from pipeline.training.distill import DistillSpec, distill
-from pipeline.training.stream import StreamSpec
+from pipeline.training.distill import DistillSpec, check_stream, distill
+from pipeline.training.stream import StreamSpec, held_out
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,8 +23,11 @@ def run(args: argparse.Namespace) -> int:
     directory = loading.find_model(args.model)
     model = EarlyExitModel.from_pretrained(directory)
     tokenizer = load_tokenizer_spec(directory, model, args.max_tokens)
+    if model.shape.layers == 1:
+        raise InputError("model", f"{args.model}: has one layer, so that there are no exits to train")
     dev = read_texts(args.dev, loading.text_columns(args, None)) if args.dev else None
     stream = stream_of(args, model, tokenizer)
+    check_stream(stream, () if dev is not None else held_out(stream)[1])
     spec = DistillSpec(
         model=loading.absolute_model(args.model),
         head=args.head,

@@ -64,7 +64,8 @@ def evaluate(name: str, args: argparse.Namespace, device: str) -> tuple[Evaluati
     model = EarlyExitModel.from_pretrained(name)
     tokenizer = loading.load_tokenizer(name, model, args.max_tokens)
     texts = read_texts(args.data, loading.text_columns(args, args.label_column))
-    examples = tokenize_texts(texts, tokenizer, model.labels)
+    examples = tokenize_texts(texts, tokenizer, model.labels, args.data)
+    print(f"{name}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
     with LoadedModel(model, EngineConfig(dtype=args.dtype), device):
         return Evaluation(model, examples, args.metric), examples, model
 
