@@ -57,7 +57,12 @@ def build_parser() -> JobParser:
     add, positive = parser.add_argument, options.positive
     add("--shape", default="bert-base", metavar="S", help="bert-base, bert-large or <layers>x<hidden>")
     add("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads, with --shape")
-    add("--model", metavar="MODEL", help="a real model in place of a shape: hub id or directory")
+    add(
+        "--model",
+        type=options.local_path,
+        metavar="MODEL",
+        help="a real model in place of a shape: hub id or directory",
+    )
     add("--input", metavar="PATH", help="real texts, with --model: file, folder or glob")
     options.add_text_options(parser)
     add("--speed", type=float, default=0.5, metavar="S", help="threshold that decides the exits, with --input")
@@ -80,7 +85,7 @@ def build_parser() -> JobParser:
     add("--rows-per-call", type=positive, nargs="+", default=[], metavar="N", help="rows in a call; or several")
     add("--dtype", choices=DTYPE_NAMES, nargs="+", default=["auto"], help="precision of the matrices; or several")
     add("--seed", type=int, default=0, metavar="N", help="seed of lengths and plan")
-    add("--output", metavar="FILE", help="write the JSON document to this file too")
+    add("--output", type=options.local_path, metavar="FILE", help="write the JSON document to this file too")
     return parser
 
 

@@ -40,7 +40,13 @@ def build_parser() -> JobParser:
     """Make the parser of this job's options."""
     parser = JobParser(__doc__, kept="no calibration is written")
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="early-exit model; the calibration is written there")
+    add(
+        "--model",
+        required=True,
+        type=options.local_path,
+        metavar="DIR",
+        help="early-exit model; the calibration is written there",
+    )
     add("--data", required=True, metavar="PATH", help="sample of the texts to come: file, folder or glob")
     add("--rows", type=options.positive, default=20_000, metavar="N", help="rows to use at most, drawn at random")
     add("--criterion", choices=THRESHOLD_CRITERIA, help="uncertainty that decides (default: the model's, else entropy)")

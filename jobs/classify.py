@@ -48,7 +48,11 @@ def build_parser() -> JobParser:
     """Make the parser of this job's options."""
     parser = JobParser(__doc__, kept="the same command goes on with what is left")
     parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"
+        "--model",
+        required=True,
+        type=options.local_path,
+        metavar="MODEL",
+        help="early-exit model or any classifier: hub id, directory or s3://",
     )
     bulk.add_options(parser)
     options.add_criterion_options(parser)

@@ -43,7 +43,13 @@ def main(args: argparse.Namespace) -> int:
 def build_parser() -> JobParser:
     """Make the job's parser."""
     parser = JobParser(__doc__, kept="the same command goes on from the last checkpoint")
-    parser.add_argument("--model", required=True, metavar="MODEL", help="classifier: hub id, directory or s3://")
+    parser.add_argument(
+        "--model",
+        required=True,
+        type=options.local_path,
+        metavar="MODEL",
+        help="classifier: hub id, directory or s3://",
+    )
     parser.add_argument("--input", metavar="PATH", help="text of the domain: file, folder or glob")
     parser.add_argument("--labels", metavar="DIR", help="output folder of jobs/label.py")
     parser.add_argument(

@@ -29,7 +29,8 @@ from pipeline.errors import require
 
 def main(args: argparse.Namespace) -> None:
     """Do the work, whose modules are loaded here: by now the options are known to be right."""
-    require("sklearn", *(["matplotlib"] if args.output else []), extra="report")
+    if args.output:
+        require("matplotlib", extra="report")
     from jobs.work.evaluate import run
 
     run(args)
@@ -39,9 +40,11 @@ def build_parser() -> JobParser:
     """Make the parser of this job's options."""
     parser = JobParser(__doc__)
     add = parser.add_argument
-    add("--model", required=True, metavar="MODEL", help="early-exit model: hub id or directory")
+    add(
+        "--model", required=True, type=options.local_path, metavar="MODEL", help="early-exit model: hub id or directory"
+    )
     add("--data", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
-    add("--output", metavar="DIR", help="folder for report.html and the figures")
+    add("--output", type=options.local_path, metavar="DIR", help="folder for report.html and the figures")
     add("--label-column", default="label", metavar="NAME", help="column of the label: a name or an index")
     add("--metric", metavar="NAME", help="accuracy, f1 or mcc; pearson or spearman (default: the first)")
     add("--criterion", choices=CRITERIA, help="criterion of the tables and figures (default: the first)")

@@ -39,7 +39,13 @@ def main(args: argparse.Namespace) -> int:
 def build_parser() -> JobParser:
     """Make the job's parser."""
     parser = JobParser(__doc__, kept="the same command goes on from the last checkpoint")
-    parser.add_argument("--backbone", required=True, metavar="MODEL", help="pretrained encoder: hub id or directory")
+    parser.add_argument(
+        "--backbone",
+        required=True,
+        type=options.local_path,
+        metavar="MODEL",
+        help="pretrained encoder: hub id or directory",
+    )
     parser.add_argument("--train", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
     parser.add_argument(
         "--dev", metavar="PATH", help="labelled rows to choose the epoch by (default: a tenth of --train)"
@@ -51,7 +57,12 @@ def build_parser() -> JobParser:
     parser.add_argument(
         "--task", choices=["classification", "regression"], default="classification", help="kind of label"
     )
-    parser.add_argument("--class-names", metavar="A,B,...|FILE", help="names by index, or a JSON file that lists them")
+    parser.add_argument(
+        "--class-names",
+        type=options.local_path,
+        metavar="A,B,...|FILE",
+        help="names by index, or a JSON file that lists them",
+    )
     parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the heads")
     parser.add_argument("--strategy", choices=FINETUNE_STRATEGIES, help="train all exits, in this way")
     parser.add_argument(

@@ -19,7 +19,7 @@ if not __package__:  # run as a file: the packages are beside its folder
 import argparse
 from typing import TYPE_CHECKING
 
-from jobs.cli import bulk, command
+from jobs.cli import bulk, command, options
 from jobs.cli.parser import JobParser
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ def build_parser() -> JobParser:
     """Make the parser of this job's options."""
     parser = JobParser(__doc__, kept="the same command goes on with what is left")
     parser.add_argument(
-        "--model", required=True, metavar="MODEL", help="fine-tuned classifier: hub id, directory or s3://"
+        "--model",
+        required=True,
+        type=options.local_path,
+        metavar="MODEL",
+        help="fine-tuned classifier: hub id, directory or s3://",
     )
     bulk.add_options(parser)
     parser.add_argument("--no-text", action="store_true", help="leave the texts out")

@@ -55,7 +55,11 @@ def build_parser() -> JobParser:
     parser = JobParser(__doc__, kept="what was accepted is answered", stop_seconds=math.inf)
     add = parser.add_argument
     add(
-        "--model", required=True, metavar="MODEL", help="early-exit model or any classifier: hub id, directory or s3://"
+        "--model",
+        required=True,
+        type=options.local_path,
+        metavar="MODEL",
+        help="early-exit model or any classifier: hub id, directory or s3://",
     )
     add("--host", default="127.0.0.1", metavar="IP", help="address to listen on; 0.0.0.0 is all of them")
     add("--port", type=options.positive, default=8000, metavar="N", help="port to listen on")
@@ -69,7 +73,12 @@ def build_parser() -> JobParser:
     add("--batch-tokens", type=options.positive, metavar="N", help="tokens in a batch (default: by device)")
     add("--queue-tokens", type=options.positive, metavar="N", help="tokens that may wait; more get 429")
     add("--open", action="store_true", help="answer without a token on addresses that other machines reach")
-    add("--token-file", metavar="FILE", help=f"file with the bearer token (default: ${TOKEN_VARIABLE})")
+    add(
+        "--token-file",
+        type=options.local_path,
+        metavar="FILE",
+        help=f"file with the bearer token (default: ${TOKEN_VARIABLE})",
+    )
     return parser
 
 

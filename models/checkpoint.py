@@ -8,24 +8,27 @@ a directory of ours without branch heads. Weights that have the names and shapes
 (names of old checkpoints, files of other kinds, weights that are missing) through transformers, which knows every layout.
 """
 
+import contextlib
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.digest import weight_files
-from models.errors import UnsupportedModelError
+from models.directory.config import ExitsBlock, read_config
+from models.directory.files import CONFIG_FILE, Name, weight_files
+from models.errors import UnsupportedModelError, UserError
 from models.exits.criterion import Criterion
-from models.families import Family, Shape, family_of, from_hugging_face, to_hugging_face
+from models.families import Family, Shape, from_hugging_face, to_hugging_face
 from models.hugging_face import classifier_class, quiet_transformers
 
 if TYPE_CHECKING:
@@ -36,42 +39,8 @@ BRANCH_PREFIXES = ("exits.", "lte.")
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 """Types of weights as safetensors names them; others are those of quantized checkpoints."""
 
-Name = str | os.PathLike[str]
-"""A directory or a hub id."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExitsBlock:
-    """The `early_exit` block of config.json.
-
-    Example: `{"version": 1, "last_head": "classifier", "branch_head": "pooled", "lte": true}`, and after a threshold was chosen
-    `"criterion": {"name": "entropy", "speed": 0.3, ...}`.
-    """
-
-    last_head: str = "classifier"
-    branch_head: str | None = None
-    lte: bool = False
-    criterion: Criterion | None = None
-
-    @classmethod
-    def of(cls, config: "PretrainedConfig") -> Self:
-        """Read the block of a config; one without it is a plain classifier."""
-        block = getattr(config, "early_exit", None) or {}
-        return cls(
-            last_head=block.get("last_head", "classifier"),
-            branch_head=block.get("branch_head"),
-            lte=bool(block.get("lte")),
-            criterion=Criterion(**block["criterion"]) if "criterion" in block else None,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Lay the block out as config.json has it."""
-        block: dict[str, Any] = {"version": 1, "last_head": self.last_head}
-        if self.branch_head is not None:
-            block |= {"branch_head": self.branch_head, "lte": self.lte}
-        if self.criterion is not None:
-            block["criterion"] = asdict(self.criterion)
-        return block
+REASON_CHARACTERS = 160
+"""Characters that are passed on of what a library says of weights that it cannot read."""
 
 
 class Model(Protocol):
@@ -89,80 +58,41 @@ class Model(Protocol):
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
 
 
-def read_config(
-    name: Name, *, new_labels: Sequence[str] | None = None, new_last_head: str | None = None
-) -> "PretrainedConfig":
-    """Read config.json; with `new_labels`, change it into that of a new classifier over these classes, without branch heads.
-
-    Raises FileNotFoundError if there is no model, UnsupportedModelError for one that offramp cannot run.
-    """
-    config = _read_config(name)
-    family_of(config)
-    if new_labels is not None:
-        config.early_exit = ExitsBlock(last_head=new_last_head or "classifier").to_json()
-        config.num_labels = len(new_labels)
-        config.problem_type = "regression" if len(new_labels) == 1 else "single_label_classification"
-        config.id2label = dict(enumerate(new_labels))
-        config.label2id = {label: index for index, label in enumerate(new_labels)}
-    elif config.problem_type == "multi_label_classification":
-        raise UnsupportedModelError(f"{name}: gives a row any number of labels (multi-label); offramp gives it one")
-    return config
-
-
-def plain_config(config: "PretrainedConfig") -> SimpleNamespace:
-    """Return all that a config says as plain values, for processes that do without transformers, and some without torch.
-
-    A value of another kind, such as a dtype, becomes its text. `EarlyExitModel.from_pretrained` takes such a config.
-    """
-    names = {*vars(config), *type(config).attribute_map, "model_type", "num_labels"}
-    values = {name: getattr(config, name) for name in sorted(names) if not name.startswith("_")}
-    plain = (str, int, float, list, tuple, dict, type(None))
-    return SimpleNamespace(
-        **{name: value if isinstance(value, plain) else str(value) for name, value in values.items()}
-    )
-
-
-def _read_config(name: Name) -> "PretrainedConfig":
-    looks_local = os.path.exists(name) or str(name).startswith((".", "/", "~"))
-    if looks_local and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f"{name}: no model there (no config.json in that directory)")
-    from transformers import AutoConfig
-
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(name)
-    except ValueError as error:
-        raise UnsupportedModelError(f"{name}: config.json is not one of a model that transformers knows") from error
-    except OSError as error:
-        raise FileNotFoundError(f"{name}: neither a directory here nor a model that the hub gives") from error
-    return config
-
-
 def read_weights(name: Name, model: Model, *, new_last_head: bool = False) -> dict[str, Tensor]:
     """Read the state dict of a model of this config; with `new_last_head` the last head may be missing or of another shape.
 
-    Raises UnsupportedModelError naming the first weight that is missing or has another shape than config.json says.
+    Raises UnsupportedModelError naming the first weight that is missing or has another shape than config.json says, or a file
+    that is damaged; FileNotFoundError if there are no weights.
     """
-    if not new_last_head and _has_all(name, model):
-        names = _stored_shapes(model)
-        stored: dict[str, Tensor] = {}
-        for file in _safetensors_of(name):
-            with safe_open(file, framework="pt") as tensors:
-                stored |= {key: tensors.get_tensor(key).float() for key in tensors.keys() if key in names}  # noqa: SIM118
-        return _state_as_stored(model, stored)
+    with _naming(name):
+        files = _safetensors_of(name)
+        if not new_last_head and _has_all(files, model):
+            names = _stored_shapes(model)
+            stored = dict(_finite(name, _tensors_of(files, names)))
+            return _state_as_stored(model, {key: value.float() for key, value in stored.items()})
+        theirs, info = _through_transformers(name, model)
+        branches = {} if new_last_head else dict(_tensors_of(files, _branch_keys(model)))
+        state = _state_of(name, model, theirs, info, branches, new_last_head)
+        return dict(_finite(name, state.items()))
+
+
+def _through_transformers(name: Name, model: Model) -> "tuple[PreTrainedModel, dict[str, Any]]":
+    """Have transformers load a checkpoint, whatever its layout; return its model and what it says of the loading."""
     from transformers import AutoModelForSequenceClassification  # takes seconds to import
 
-    config = _read_config(name) if isinstance(model.config, SimpleNamespace) else model.config
+    given = model.config
+    config = read_config(name) if isinstance(given, SimpleNamespace) else copy.deepcopy(given)
     with quiet_transformers():
         theirs, info = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            name,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",  # config.json may ask for one that is not installed
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
         )
-    branches: dict[str, Tensor] = {}
-    if not new_last_head:
-        wanted = _branch_keys(model)
-        for file in _safetensors_of(name):
-            with safe_open(file, framework="pt") as tensors:
-                branches |= {key: tensors.get_tensor(key) for key in tensors.keys() if key in wanted}  # noqa: SIM118
-    return _state_of(name, model, theirs, info, branches, new_last_head)
+    return theirs, info
 
 
 def check_weights(name: Name, model: Model) -> None:
@@ -170,38 +100,75 @@ def check_weights(name: Name, model: Model) -> None:
 
     `model` may be on the meta device (`EarlyExitModel.from_config`). Weights in other files than safetensors are loaded.
     """
-    if _has_all(name, model):
-        return
-    files = _safetensors_of(name)
-    if not files:
-        read_weights(name, model)
-        return
-    stand_ins: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118
-                stand_ins[key] = torch.zeros(()).expand(tensors.get_slice(key).get_shape())  # one zero, seen many times
-    branches = {key: stand_ins[key] for key in _branch_keys(model) if key in stand_ins}
-    with quiet_transformers():
-        theirs, info = classifier_class(model.config).from_pretrained(
-            None,
-            config=copy.deepcopy(model.config),
-            dtype=torch.float32,
-            state_dict=stand_ins,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    _state_of(name, model, theirs.to("meta"), info, branches, new_last_head=False)
+    with _naming(name):
+        files = _safetensors_of(name)
+        if _has_all(files, model):
+            return
+        if not files:
+            read_weights(name, model)
+            return
+        stand_ins: dict[str, Tensor] = {}
+        for file in files:
+            with safe_open(file, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118
+                    stand_ins[key] = torch.zeros(()).expand(tensors.get_slice(key).get_shape())  # one, seen many times
+        branches = {key: stand_ins[key] for key in _branch_keys(model) if key in stand_ins}
+        with quiet_transformers():
+            theirs, info = classifier_class(model.config).from_pretrained(
+                None,
+                config=copy.deepcopy(model.config),
+                dtype=torch.float32,
+                attn_implementation="eager",
+                state_dict=stand_ins,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        _state_of(name, model, theirs.to("meta"), info, branches, new_last_head=False)
 
 
-def _has_all(name: Name, model: Model) -> bool:
+def check_finite(name: Name, model: Model) -> None:
+    """Raise UnsupportedModelError if a weight is a NaN or an infinity, as training that diverged leaves them.
+
+    Reads every tensor, which `check_weights` does not; weights that transformers has to read are left to `read_weights`.
+    """
+    with _naming(name):
+        files = _safetensors_of(name)
+        if files and _has_all(files, model):
+            for _ in _finite(name, _tensors_of(files, _stored_shapes(model))):
+                pass  # one at a time, so that memory never holds them all
+
+
+def _finite(name: Name, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Pass tensors on; raise UnsupportedModelError for the first that holds a NaN or an infinity."""
+    for key, value in tensors:
+        if not value.isfinite().all():
+            raise UnsupportedModelError(f"{name}: '{key}' holds a NaN or an infinity; no text could be classified")
+        yield key, value
+
+
+@contextlib.contextmanager
+def _naming(name: Name) -> Iterator[None]:
+    """Turn whatever a library raises for a file that it cannot read into one line that names the model.
+
+    Files fail in as many ways as there are libraries; what the disk itself fails at, and too little memory, is passed on.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and (error.errno or isinstance(error, FileNotFoundError)):
+            raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"[:REASON_CHARACTERS]
+        if isinstance(error, UnpicklingError):  # torch would have the user trust the file
+            why = "a file is damaged, or holds Python objects that are no tensors; save them as safetensors"
+        raise UnsupportedModelError(f"{name}: its weights cannot be read: {why}") from error
+
+
+def _has_all(files: Sequence[Path], model: Model) -> bool:
     """Whether the headers of a checkpoint's safetensors files show that it can be read as it is."""
-    if any(getattr(model.config, field, None) is not None for field in ("quantization_config", "transformers_weights")):
-        return False
-    if (Path(name) / "adapter_config.json").is_file():  # which transformers applies, or asks for peft
-        return False
     wanted, optional = _stored_shapes(model), {key for key, _ in model.named_buffers()}
-    for file in _safetensors_of(name):
+    for file in files:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118
                 if key not in wanted:
@@ -286,10 +253,14 @@ def _branch_keys(model: Model) -> set[str]:
 
 def _safetensors_of(name: Name) -> list[Path]:
     """List the safetensors files of a checkpoint; empty if its weights are in files of another kind."""
-    try:
-        return [file for file in weight_files(name) if file.suffix == ".safetensors"]
-    except FileNotFoundError:
-        return []
+    return [file for file in weight_files(name) if file.suffix == ".safetensors"]
+
+
+def _tensors_of(files: Sequence[Path], names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """Read the tensors of these names from safetensors files, one at a time."""
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            yield from ((key, tensors.get_tensor(key)) for key in tensors.keys() if key in names)  # noqa: SIM118
 
 
 def save(directory: Name, model: Model) -> None:
@@ -299,6 +270,7 @@ def save(directory: Name, model: Model) -> None:
     model.config.early_exit = model.exits_block.to_json()
     model.config.architectures = [classifier_class(model.config).__name__]
     model.config.dtype = "float32"
+    model.config.transformers_weights = None  # the backbone's may have had another name
     save_weights(path, model)
     model.config.save_pretrained(path)
 
@@ -315,7 +287,7 @@ def save_weights(directory: Name, model: Model) -> None:
 
 def save_criterion(directory: Name, criterion: Criterion | None) -> None:
     """Store a criterion, or that there is none, in the config.json of a directory that `save` wrote."""
-    path = Path(directory) / "config.json"
+    path = Path(directory) / CONFIG_FILE
     config = json.loads(path.read_text(encoding="utf-8"))
     config["early_exit"].pop("criterion", None)
     if criterion is not None:

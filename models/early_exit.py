@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from models import checkpoint
 from models.backbone import Backbone, PackedTokens
-from models.checkpoint import ExitsBlock
-from models.errors import UnsupportedModelError
+from models.directory.config import ExitsBlock, config_document, read_config
+from models.directory.digest import document_hash
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from models.exits.kinds import HEAD_KINDS
@@ -131,6 +131,11 @@ class EarlyExitModel(nn.Module):
         return self.exit_output(self.shape.layers, self.head(self.shape.layers).features(x_TH, packed.groups))
 
     @property
+    def config_digest(self) -> str:
+        """Digest of what its config says that decides predictions, but the criterion, which each run chooses."""
+        return document_hash(config_document(self.config, self.exits_block))
+
+    @property
     def exits_block(self) -> ExitsBlock:
         """The block of config.json that describes this model's heads and criterion."""
         return ExitsBlock(
@@ -153,11 +158,12 @@ class EarlyExitModel(nn.Module):
 
         `new_labels` starts a new classifier over these classes on the backbone (fine-tuning); without it a checkpoint whose
         last head was never trained is refused. `new_last_head` chooses that classifier's kind. A `config` that was read before,
-        by `models.checkpoint.plain_config`, saves the time to import transformers; such a model cannot be saved.
+        by `models.directory.config.plain_config`, saves the time to import transformers; such a model cannot be saved.
 
-        Raises FileNotFoundError if a local path holds no model, UnsupportedModelError for other architectures.
+        Raises FileNotFoundError if a local path holds no model, UnsupportedModelError for a checkpoint that is damaged or of
+        another architecture.
         """
-        read = config or checkpoint.read_config(name, new_labels=new_labels, new_last_head=new_last_head)
+        read = config or read_config(name, new_labels=new_labels, new_last_head=new_last_head)
         model = cls._of_config(cast("PretrainedConfig", read))
         model.load_state_dict(checkpoint.read_weights(name, model, new_last_head=new_labels is not None))
         return model.eval()
@@ -165,7 +171,7 @@ class EarlyExitModel(nn.Module):
     @classmethod
     def from_config(cls, name: str | os.PathLike[str]) -> Self:
         """Build the model without its weights, on the meta device: for its shape, exits, labels and criterion."""
-        config = checkpoint.read_config(name)
+        config = read_config(name)
         with torch.device("meta"):
             return cls._of_config(config)
 
@@ -195,8 +201,6 @@ class EarlyExitModel(nn.Module):
     def _new_last_head(self) -> nn.Module:
         if self.last_head == "attention":
             return self._new_head("attention")
-        if self.last_head != "classifier":
-            raise UnsupportedModelError(f"config.json names a last head '{self.last_head}' that offramp does not know")
         return PooledHead(
             self.shape.hidden, self.shape.classes, activation=self.family.head_activation, dropout=self._head_dropout()
         )
@@ -208,5 +212,6 @@ class EarlyExitModel(nn.Module):
         return PooledHead(hidden, classes, dropout=dropout, standardized=True)
 
     def _head_dropout(self) -> float:
-        value: Any = getattr(self.config, "seq_classif_dropout", getattr(self.config, "classifier_dropout", None))
+        field = "seq_classif_dropout" if self.config.model_type == "distilbert" else "classifier_dropout"
+        value: Any = getattr(self.config, field, None)
         return self.shape.dropout if value is None else float(value)

@@ -129,29 +129,28 @@ def family_of(config: "PretrainedConfig") -> Family:
     if family is None:
         supported = ", ".join(sorted(FAMILIES))
         raise UnsupportedModelError(f"model type '{config.model_type}' is not supported; supported are: {supported}")
-    if getattr(config, "position_embedding_type", "absolute") not in (None, "absolute"):
-        raise UnsupportedModelError(f"position embeddings of type '{config.position_embedding_type}' are not supported")
-    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise UnsupportedModelError("config.json makes the model a decoder, whose tokens see only those before them")
     return family
 
 
 def shape_of(config: "PretrainedConfig") -> Shape:
-    """Read the sizes of an encoder off its config; raise UnsupportedModelError for other families."""
+    """Read the sizes of an encoder off its config; raise UnsupportedModelError for other families.
+
+    A field that another family has means nothing in this one, as in transformers.
+    """
     family = family_of(config)
-    distilbert = config.model_type == "distilbert"
+    distilbert, ernie = config.model_type == "distilbert", config.model_type == "ernie"
     pad_id = config.pad_token_id if config.pad_token_id is not None else 0
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         intermediate=config.hidden_dim if distilbert else config.intermediate_size,
         attention_heads=config.num_attention_heads,
-        embedding=getattr(config, "embedding_size", config.hidden_size),
+        embedding=config.embedding_size if config.model_type == "electra" else config.hidden_size,
         vocabulary=config.vocab_size,
         positions=config.max_position_embeddings,
         first_position=pad_id + 1 if family.position_offset else 0,
         token_types=config.type_vocab_size if family.token_types else 0,
-        task_types=config.task_type_vocab_size if getattr(config, "use_task_id", False) else 0,
+        task_types=config.task_type_vocab_size if ernie and config.use_task_id else 0,
         pad_id=pad_id,
         activation=config.activation if distilbert else config.hidden_act,
         norm_eps=1e-12 if distilbert else config.layer_norm_eps,

@@ -4,6 +4,7 @@ transformers takes the better part of a second to import, so it is imported wher
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -24,14 +25,15 @@ def classifier_class(config: "PretrainedConfig") -> "type[PreTrainedModel]":
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' load report and progress bars: what matters in them we check and report ourselves."""
+    """Silence transformers' load report, progress bars and warnings: what matters in them we check and report ourselves."""
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         hf_logging.set_verbosity(level)
         if bars:

@@ -8,16 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.errors import UnsupportedModelError
+
 USUAL: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the activation of this name, torch's own or else transformers'; raise KeyError if neither has it."""
+    """Return the activation of this name, torch's own or else transformers'.
+
+    Raises UnsupportedModelError if neither has it, or if it has weights of its own, which no checkpoint of ours has.
+    """
     if name in USUAL:
         return USUAL[name]
     from transformers.activations import ACT2FN  # takes seconds to import
 
-    found: Callable[[Tensor], Tensor] = ACT2FN[name]
+    if name not in ACT2FN:
+        raise UnsupportedModelError(f"activation '{name}' is none that transformers has")
+    found: nn.Module = ACT2FN[name]
+    if any(True for _ in found.parameters()):
+        raise UnsupportedModelError(f"activation '{name}' has weights of its own, which offramp does not read")
     return found
 
 

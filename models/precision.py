@@ -20,6 +20,17 @@ def best_dtype(device: torch.device) -> str:
     return "bf16" if multiplies_bf16() else "fp32"
 
 
+def precision_on(name: str, device: torch.device) -> str:
+    """Name what a model computes in on a device: 'fp32', 'bf16', or 'int8 in' one of them, which is what surrounds the int8.
+
+    `name` is one of the four that users give; `pipeline.identity.dtype_of` goes back.
+    """
+    if name in DTYPES:
+        return name
+    best = best_dtype(device)
+    return best if name == "auto" else f"{name} in {best}"
+
+
 def hidden_dtype(precision: str, device: torch.device) -> torch.dtype:
     """Return the type of the hidden states; around products in int8 it is that of `best_dtype`."""
     return DTYPES[best_dtype(device) if precision == "int8" else precision]

@@ -1,6 +1,7 @@
 """Options that more than one job has."""
 
 import argparse
+import os
 
 from models.exits.criterion import CRITERIA
 
@@ -11,6 +12,13 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
+
+
+def local_path(text: str) -> str:
+    """Parse a path for argparse, as a shell does: from a config file, or behind an equals sign, `~` comes as it is."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return os.path.expanduser(text)
 
 
 def fraction(text: str) -> float:

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("input", "needs --model, whose tokenizer and exits make work of the texts")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     args.rows = args.rows or ROWS[device]
+    if args.model:
+        args.model = loading.find_model(args.model)
     model = EarlyExitModel.from_pretrained(args.model) if args.model else random_model(args.shape, args.head)
     settings = {"dtypes": args.dtype, "token_budgets": args.token_budget, "exit_blocks": args.exit_every}
     variants = Variants(**settings, rows_per_call=args.rows_per_call)

@@ -6,8 +6,9 @@ from typing import Any
 
 from jobs.cli import command
 from jobs.work import loading
-from models.digest import weights_digest
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
+from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.bulk.progress import duration
 from pipeline.bulk.run import BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk
 from pipeline.calibration.verdict import AuditResult, summary
@@ -16,7 +17,6 @@ from pipeline.reports.examples import examples
 from pipeline.reports.run_report import REPORT, RunSummary, run_page
 from pipeline.storage.base import absolute
 from pipeline.storage.locate import storage_of
-from pipeline.storage.model_cache import local_model
 
 UNREADABLE_SHOWN = 10
 """Unreadable files that the summary names; the report and the rejects have all."""
@@ -24,9 +24,9 @@ UNREADABLE_SHOWN = 10
 
 def open_model(args: argparse.Namespace) -> BulkModel:
     """Find the model and read all of it but its weights; raise UserError if there is none to use."""
-    directory = local_model(args.model)
+    directory = loading.find_model(args.model)
     meta = EarlyExitModel.from_config(directory)
-    tokenizer = loading.load_tokenizer_spec(directory, meta, args.max_tokens)
+    tokenizer = load_tokenizer_spec(directory, meta, args.max_tokens)
     return BulkModel(
         address=loading.absolute_model(args.model),
         directory=directory,

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from jobs.work import loading
-from models.digest import weights_digest
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
+from models.precision import precision_on
 from pipeline.calibration import fit
 from pipeline.calibration.curve import LIMITS, Calibration, Scaling, choices
 from pipeline.calibration.drift import reference_of
@@ -17,12 +18,14 @@ from pipeline.calibration.timing import time_curve
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.labelled import label_numbers, sample_texts
 from pipeline.evaluation.recorded import record_as_run
+from pipeline.identity import ModelIdentity
 from pipeline.reports.calibration_report import calibration_table, scaling_table
 from pipeline.reports.plots import disagreement_curve
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw the sample, record all exits, fit the curve, and write the calibration."""
+    loading.writable_model(args.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = EarlyExitModel.from_pretrained(args.model)
     criterion = fit.criterion_for(model, args.criterion, args.tolerance)
@@ -34,14 +37,12 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.model}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
     scalings = scale(args, examples, device) if args.temperature else []
     model = EarlyExitModel.from_pretrained(args.model)
-    digest = weights_digest(args.model)
     recorded = record_as_run(model, examples, args.dtype, device)
     sample = Sample.of(recorded, criterion, tokens.rows.lengths, model.flops)
     curve = fit.fit_curve(sample, criterion, args.seed, temperatures_fitted=args.temperature)
     calibration = Calibration(
-        model=digest,
-        precision=args.dtype,
-        max_tokens=tokenizer.spec.max_tokens,
+        model=ModelIdentity.of(model, weights_digest(args.model), tokenizer.spec).parts(),
+        precision=precision_on(args.dtype, torch.device(device)),
         data=fit.describe_data(tokens.rows, texts.rejected, args.seed),
         curve=curve,
         reference=reference_of(tokens.rows.lengths, tokens.truncated, recorded.uncertainty(criterion)[-1]),

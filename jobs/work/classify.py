@@ -29,6 +29,7 @@ def request_of(args: argparse.Namespace) -> BulkRequest:
         args,
         model=model,
         engine=EngineConfig(criterion=criterion, exits=exits, dtype=args.dtype),
+        precision=None if calibration is None else calibration.computed_in,
         results=(ID, *predictions, EXIT_LAYER, UNCERTAINTY, TRUNCATED),
         audit=audit_spec(args, calibration),
         guarantee=guarantee(args, calibration, choice),
@@ -48,9 +49,7 @@ def calibration_for(args: argparse.Namespace, model: BulkModel) -> Calibration |
         raise InputError("audit_fail", "needs --audit and --max-disagreement")
     if not target.needs_calibration:
         return None
-    return targets.load_calibration(
-        model.directory, target, weights=model.weights, dtype=args.dtype, max_tokens=model.tokenizer.max_tokens
-    )
+    return targets.load_calibration(model.directory, target, model.identity, args.dtype)
 
 
 def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice | None:

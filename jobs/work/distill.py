@@ -5,25 +5,29 @@ from functools import partial
 
 from jobs.work import loading, training
 from models.early_exit import EarlyExitModel
+from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.cluster.connect import join_or_start
 from pipeline.corpus.columns import resolve_columns
 from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
+from pipeline.errors import InputError
 from pipeline.output.results import results_as_corpus
 from pipeline.schema import LOGITS
-from pipeline.storage.model_cache import local_model
-from pipeline.training.distill import DistillSpec, distill
-from pipeline.training.stream import StreamSpec
+from pipeline.training.distill import DistillSpec, check_stream, distill
+from pipeline.training.stream import StreamSpec, held_out
 
 
 def run(args: argparse.Namespace) -> int:
     """Compose the stream of text or soft labels, and distill; return the exit code."""
-    directory = local_model(args.model)
+    directory = loading.find_model(args.model)
     model = EarlyExitModel.from_pretrained(directory)
-    tokenizer = loading.load_tokenizer_spec(directory, model, args.max_tokens)
+    tokenizer = load_tokenizer_spec(directory, model, args.max_tokens)
+    if model.shape.layers == 1:
+        raise InputError("model", f"{args.model}: has one layer, so that there are no exits to train")
     dev = read_texts(args.dev, loading.text_columns(args, None)) if args.dev else None
     stream = stream_of(args, model, tokenizer)
+    check_stream(stream, () if dev is not None else held_out(stream)[1])
     spec = DistillSpec(
         model=loading.absolute_model(args.model),
         head=args.head,

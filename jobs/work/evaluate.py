@@ -1,6 +1,7 @@
 """Report quality against cost on labelled text: the work of jobs/evaluate.py."""
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ Curves = Mapping[str, Sequence[OperatingPoint]]
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate the model, print the tables, and store the choice and write the page if asked to."""
+    args.model = loading.find_model(args.model) if args.choose is None else loading.writable_model(args.model)
     if args.choose is not None and len(EarlyExitModel.from_config(args.model).exit_layers) == 1:
         raise InputError("choose", f"{args.choose:g}: the model has no exits to choose from; jobs/distill.py adds them")
     if args.compare and not args.output:
@@ -31,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     evaluation, examples, model = evaluate(args.model, args, device)
     others = dict(pair.split("=", 1) if "=" in pair else (Path(pair).name, pair) for pair in args.compare)
-    compared = {other: evaluate(path, args, device)[0] for other, path in others.items()}
+    found = {other: loading.find_model(os.path.expanduser(path)) for other, path in others.items()}
+    compared = {other: evaluate(path, args, device)[0] for other, path in found.items()}
     curves = {name: evaluation.curve(name) for name in evaluation.criteria()}
     name = args.criterion or next(iter(curves), "")
     if curves and name not in curves:
@@ -61,7 +64,8 @@ def evaluate(name: str, args: argparse.Namespace, device: str) -> tuple[Evaluati
     model = EarlyExitModel.from_pretrained(name)
     tokenizer = loading.load_tokenizer(name, model, args.max_tokens)
     texts = read_texts(args.data, loading.text_columns(args, args.label_column))
-    examples = tokenize_texts(texts, tokenizer, model.labels)
+    examples = tokenize_texts(texts, tokenizer, model.labels, args.data)
+    print(f"{name}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
     with LoadedModel(model, EngineConfig(dtype=args.dtype), device):
         return Evaluation(model, examples, args.metric), examples, model
 

@@ -6,20 +6,25 @@ from functools import partial
 from jobs.work import loading, training
 from models.early_exit import EarlyExitModel
 from pipeline.corpus.labelled import read_texts, tokenize_texts
-from pipeline.training.finetune import FinetuneSpec, finetune, read_labelled, split_off_dev
+from pipeline.errors import InputError
+from pipeline.training.finetune import FinetuneSpec, check_trainable, finetune, read_labelled, split_off_dev
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the labelled text, and fine-tune; return the exit code."""
+    loading.find_model(args.backbone)
     columns, regression = loading.text_columns(args, args.label_column), args.task == "regression"
     texts, classes = read_labelled(args.train, columns, args.limit, regression=regression, class_names=args.class_names)
     model = EarlyExitModel.from_pretrained(args.backbone, new_labels=classes)
     tokenizer = loading.load_tokenizer(args.backbone, model, args.max_tokens)
-    train = tokenize_texts(texts, tokenizer, classes)
+    if args.strategy and model.shape.layers == 1:
+        raise InputError("backbone", f"{args.backbone}: has one layer, so that there are no exits to train")
+    train = tokenize_texts(texts, tokenizer, classes, args.train)
     if args.dev:
-        dev = tokenize_texts(read_texts(args.dev, columns), tokenizer, classes)
+        dev = tokenize_texts(read_texts(args.dev, columns), tokenizer, classes, args.dev)
     else:
-        train, dev = split_off_dev(train, args.seed)
+        train, dev = split_off_dev(train, args.seed, least=2 if regression else 1)
+    check_trainable(train, dev, classes, path=args.train, dev_path=args.dev)
     spec = FinetuneSpec(
         backbone=loading.absolute_model(args.backbone),
         classes=classes,
@@ -34,5 +39,6 @@ def run(args: argparse.Namespace) -> int:
     )
     kind = "one value" if regression else f"{len(classes)} classes"
     about = f"{args.backbone}: {model.shape.layers} layers, {kind}; {len(train):,} rows, {len(dev):,} dev"
+    about += f"; {texts.rejected:,} cannot be used" if texts.rejected else ""
     del model
     return training.run(args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)

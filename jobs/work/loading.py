@@ -3,12 +3,16 @@
 import argparse
 from pathlib import Path
 
+from models.directory.config import check_name, is_on_hub
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.api.pretrained import load_tokenizer_spec as load_tokenizer_spec
+from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.calibration.targets import Target, own_criterion
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.tokenize import Tokenizer
+from pipeline.errors import InputError
+from pipeline.storage.base import is_remote
+from pipeline.storage.model_cache import local_model
 
 
 def criterion(options: argparse.Namespace, model: EarlyExitModel) -> Criterion:
@@ -25,6 +29,25 @@ def text_columns(options: argparse.Namespace, label: str | None) -> Columns:
 def load_tokenizer(name: str, model: EarlyExitModel, max_tokens: int | None) -> Tokenizer:
     """Load the tokenizer that belongs to a model; raise UserError if there is none to use."""
     return Tokenizer(load_tokenizer_spec(name, model, max_tokens))
+
+
+def find_model(name: str) -> str:
+    """Return the directory or hub id to load a model from; for an s3:// address the copy on this machine's disk.
+
+    Says so where the name is taken for the hub's. Raises UserError or FileNotFoundError if it is a path that leads nowhere.
+    """
+    directory = local_model(name)
+    check_name(directory)
+    if is_on_hub(directory):
+        print(f"{name} is no directory here: taking the model of that name from the Hugging Face hub", flush=True)
+    return directory
+
+
+def writable_model(name: str) -> str:
+    """Return the directory of a model that a job writes into; raise InputError for one that is not on a disk."""
+    if is_remote(name) or is_on_hub(find_model(name)):
+        raise InputError("model", f"{name}: this is written into the model, which has to be a directory here")
+    return name
 
 
 def absolute_model(name: str) -> str:

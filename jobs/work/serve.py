@@ -9,20 +9,23 @@ from ray.serve import Application
 
 from jobs.cli import command
 from jobs.work import loading
-from models.checkpoint import check_weights
+from models.checkpoint import check_finite, check_weights
+from models.directory.config import plain_config
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.precision import check_precision
+from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.cluster.address import find_cluster
 from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import ActorPlan, check_free, plan_actors, plan_when_nodes_come, wait_for_nodes
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import check_exits
 from pipeline.errors import InputError, UserError, one_line
+from pipeline.identity import ModelIdentity
 from pipeline.serving import deployment
 from pipeline.serving.limits import Limits
-from pipeline.serving.spec import ServingSpec, calibrated_curve
+from pipeline.serving.spec import ServingSpec, usable_calibration
 from pipeline.serving.token import TOKEN_VARIABLE, load_token_hash
-from pipeline.storage.model_cache import local_model
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,28 +58,33 @@ def application(args: argparse.Namespace) -> Application:
 
 def serving_spec(args: argparse.Namespace) -> ServingSpec:
     """Check the options against the model, and return what a replica needs."""
-    directory = local_model(args.model)
+    directory = loading.find_model(args.model)
     model = EarlyExitModel.from_config(directory)
     check_weights(directory, model)  # here a fault is reported once, not by every replica
+    check_finite(directory, model)
     engine = EngineConfig(criterion=loading.criterion(args, model), dtype=args.dtype)
     check_exits(model, engine)
     if find_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
         check_precision(engine.dtype, model.shape)
-    tokenizer = loading.load_tokenizer_spec(directory, model, args.max_tokens)
+    tokenizer = load_tokenizer_spec(directory, model, args.max_tokens)
+    identity = ModelIdentity.of(model, weights_digest(directory), tokenizer)
     try:
-        curve = calibrated_curve(directory, engine, tokenizer.max_tokens)
+        calibration = usable_calibration(directory, engine, identity)
     except UserError as problem:  # most requests do without
         print(f"{directory}: requests cannot ask for a speed-up or a limit: {problem}", file=sys.stderr)
-        curve = None
+        calibration = None
     return ServingSpec(
         model=loading.absolute_model(args.model),
         tokenizer=tokenizer,
+        config=plain_config(model.config),
+        identity=identity,
+        precision=None if calibration is None else calibration.computed_in,
         engine=engine,
         limits=Limits(rows=args.max_rows, answer_seconds=args.timeout),
         batch_tokens=args.batch_tokens,
         queue_tokens=args.queue_tokens,
         token_hash=load_token_hash(args.token_file),
-        curve=curve,
+        curve=None if calibration is None else calibration.curve,
     )
 
 

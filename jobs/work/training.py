@@ -7,10 +7,10 @@ from typing import Any
 
 from ray.exceptions import RayError
 from ray.train import TrainingFailedError
-from transformers import AutoTokenizer
 
 from jobs.cli import command
 from models.hugging_face import quiet_transformers
+from pipeline.api.pretrained import load_tokenizer
 from pipeline.errors import InputError
 from pipeline.storage.base import absolute, is_remote
 from pipeline.training.checkpoint import claim, release
@@ -64,5 +64,6 @@ def _identity(args: Mapping[str, object]) -> dict[str, object]:
 
 def _save_tokenizer(tokenizer_from: str, output: Path) -> None:
     """Write the tokenizer beside the model."""
+    tokenizer = load_tokenizer(tokenizer_from)
     with quiet_transformers():
-        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(output)
+        tokenizer.save_pretrained(output)

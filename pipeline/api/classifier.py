@@ -25,19 +25,21 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from models.digest import weights_digest
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
-from models.exits.criterion import Criterion
+from models.precision import precision_on
 from pipeline.api.batches import Batch, column_of, with_columns
 from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.api.results import Results
+from pipeline.calibration.curve import Calibration
 from pipeline.calibration.targets import Target, choose, load_calibration, own_criterion
 from pipeline.corpus.reader import check_text
-from pipeline.corpus.tokenize import Tokenizer
+from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import InputError
+from pipeline.identity import ModelIdentity, dtype_of
 from pipeline.rows import Predictions
 from pipeline.schema import (
     EXIT_LAYER,
@@ -107,13 +109,17 @@ class Classifier:
         directory = local_model(str(model))
         loaded = EarlyExitModel.from_pretrained(directory)
         self._tokenizer = Tokenizer(load_tokenizer_spec(directory, loaded, max_tokens))
-        max_tokens = self._tokenizer.spec.max_tokens
-        self.criterion = _criterion(directory, loaded, target, dtype=dtype, max_tokens=max_tokens)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if target.needs_calibration:
+            calibration = _calibration(directory, loaded, target, self._tokenizer.spec, dtype)
+            self.criterion = choose(target, calibration).criterion
+            dtype = _dtype_of(calibration, dtype, device)
+        else:
+            self.criterion = own_criterion(target, loaded)
         self.labels = None if loaded.regression else list(loaded.labels)
         """Names of the classes, by index; None if the model predicts a value."""
         self._schema = _schema(regression=loaded.regression, probabilities=probabilities)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self._engine = Engine(LoadedModel(loaded, EngineConfig(criterion=self.criterion, dtype=dtype), device))
 
     @classmethod
@@ -176,14 +182,22 @@ class Classifier:
         return pa.table([pa.array(made[field.name], field.type) for field in self._schema], schema=self._schema)
 
 
-def _criterion(directory: str, model: EarlyExitModel, target: Target, *, dtype: str, max_tokens: int) -> Criterion:
-    """Find the criterion that meets a target."""
-    if not target.needs_calibration:
-        return own_criterion(target, model)
-    weights = weights_digest(directory)
-    return choose(
-        target, load_calibration(directory, target, weights=weights, dtype=dtype, max_tokens=max_tokens)
-    ).criterion
+def _calibration(
+    directory: str, model: EarlyExitModel, target: Target, tokenizer: TokenizerSpec, dtype: str
+) -> Calibration:
+    """Load the model's calibration; raise UserError if there is none of this very model in this dtype."""
+    return load_calibration(directory, target, ModelIdentity.of(model, weights_digest(directory), tokenizer), dtype)
+
+
+def _dtype_of(calibration: Calibration, dtype: str, device: str) -> str:
+    """Return the dtype in which a calibration's thresholds hold; raise UserError if this device would compute in another."""
+    if calibration.computed_in is None:
+        return dtype
+    chosen = dtype_of(calibration.computed_in)
+    here = precision_on(chosen, torch.device(device))
+    if here != calibration.computed_in:
+        raise InputError("dtype", f"{chosen} is {here} here, and the model was calibrated in {calibration.computed_in}")
+    return chosen
 
 
 def _schema(*, regression: bool, probabilities: bool) -> pa.Schema:

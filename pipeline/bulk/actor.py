@@ -16,6 +16,7 @@ import ray
 import torch
 
 from models.early_exit import EarlyExitModel
+from models.precision import precision_on
 from pipeline.bulk.attempts import MAX_STARTS, attempts_of, bounded
 from pipeline.bulk.bundle import Bundle
 from pipeline.bulk.codec import token_rows, with_predictions
@@ -69,7 +70,9 @@ class ClassifyActor:
         self.spec = spec
         key = f"start-{ray.get_runtime_context().get_actor_id()}"  # the same when Ray starts this actor again
         with bounded(spec.output.folder, key, MAX_STARTS, "while they loaded the model; give them more memory"):
-            model = EarlyExitModel.from_pretrained(checked_model(spec.model, spec.weights), config=spec.config)
+            precision = precision_on(spec.engine.dtype, torch.device(plan.device))
+            directory = checked_model(spec.model, spec.identity.weights, precision=(precision, spec.precision))
+            model = EarlyExitModel.from_pretrained(directory, config=spec.config)
             self.labels, self.layers = model.labels, model.shape.layers
             self.engine = Engine(LoadedModel(model, spec.engine, plan.device))
             self.full_depth = self.engine.with_criterion(spec.engine.criterion.at_full_depth())

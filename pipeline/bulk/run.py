@@ -10,14 +10,16 @@ The same request goes on where a run ended, and does nothing once all results ar
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
-from models.checkpoint import check_weights, plain_config
+from models.checkpoint import check_finite, check_weights
+from models.directory.config import plain_config
 from models.early_exit import EarlyExitModel
-from models.precision import check_precision
+from models.precision import DTYPES, check_precision, precision_on
 from pipeline.bulk.attempts import clear_attempts
 from pipeline.bulk.fingerprint import fingerprint_of
 from pipeline.bulk.progress import Timeline
@@ -29,13 +31,15 @@ from pipeline.calibration.verdict import AuditResult, Guarantee, judge
 from pipeline.clock import peak_memory_mb
 from pipeline.cluster.address import find_cluster
 from pipeline.cluster.connect import join_or_start, shut_down
-from pipeline.cluster.resources import check_free, plan_actors, wait_for_nodes
+from pipeline.cluster.resources import ActorPlan, ask_node, check_free, plan_actors, wait_for_nodes
 from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.listing import Corpus, InputFile, list_inputs
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import check_exits
 from pipeline.errors import StorageError
+from pipeline.identity import ModelIdentity, dtype_of, is_precision
+from pipeline.output.generations import Generations
 from pipeline.output.ledger import Ledger
 from pipeline.output.manifest import Fingerprint
 from pipeline.output.parts import Output, prepare_folder
@@ -54,8 +58,13 @@ class BulkModel:
     meta: EarlyExitModel
     """The model on torch's meta device, by `EarlyExitModel.from_config`: shape, exits, labels and criterion."""
     weights: str
-    """Digest of its weights, by `models.digest`."""
+    """Digest of its weights, by `models.directory.digest`."""
     tokenizer: TokenizerSpec
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What decides its predictions, but for the precision."""
+        return ModelIdentity.of(self.meta, self.weights, self.tokenizer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +77,8 @@ class BulkRequest:
     """File, folder or glob, local or s3://."""
     output: str
     """Folder, local or s3://; made if absent."""
+    precision: str | None = None
+    """What to compute in, where a calibration has decided that; None is what `engine.dtype` stands for where it is computed."""
     results: tuple[str, ...]
     """Columns to write beside the kept ones, of `schema.RESULTS`."""
     text_column: str = "text"
@@ -90,13 +101,14 @@ class BulkRequest:
     log: Callable[[str], None] = print
     """Takes each line on how the run goes."""
 
-    @property
-    def fingerprint(self) -> Fingerprint:
-        """Everything that decides the predictions, by name."""
+    def fingerprint(self, precision: str) -> Fingerprint:
+        """Name everything that decides the predictions."""
         model = self.model
         columns = {"text": self.text_column, "pair": self.pair_column, "id_column": self.id_column}
         schema = [*self.results, *self.keep]
-        return fingerprint_of(model.meta, model.weights, self.engine, model.tokenizer, columns=columns, schema=schema)
+        return fingerprint_of(
+            model.meta, model.identity, self.engine, precision=precision, columns=columns, schema=schema
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,21 +151,43 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
         request.log(f"{len(corpus.ignored)} files of other kinds are left alone, such as {corpus.ignored[0]}")
     check_exits(request.model.meta, request.engine)
     if find_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
-        check_precision(request.engine.dtype, request.model.meta.shape)
+        check_precision(dtype_of(request.precision or request.engine.dtype), request.model.meta.shape)
     folder = prepare_folder(request.output, request.input)
     request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
-    with Ledger(folder, request.fingerprint, overwrite=request.overwrite) as ledger:
+    precision = settled_precision(request, folder)
+    with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite) as ledger:
         left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
         if not left and (ledger.published() or ledger.schema is None):
             ledger.finish()
             return None
-        spec = _spec_of(request, corpus, ledger)
+        spec = _spec_of(request, corpus, ledger, precision)
         check_weights(request.model.directory, request.model.meta)  # here a fault is reported once, not by every actor
+        check_finite(request.model.directory, request.model.meta)
         with _kept_if_unfinished(request, spec, ledger):
             return _classify(request, corpus, left, spec, ledger)
 
 
-def _spec_of(request: BulkRequest, corpus: Corpus, ledger: Ledger) -> ClassifySpec:
+def settled_precision(request: BulkRequest, folder: str) -> str:
+    """Name the precision that a run computes in, whatever machines it comes to: never 'auto', but what that stands for.
+
+    A folder is gone on with in the precision of its results, and new ones are begun in the best of the machines that compute.
+    """
+    asked = request.engine.dtype
+    if request.precision is not None or asked in DTYPES:
+        return request.precision or asked
+    here = precision_on(asked, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    recorded = Generations.read(folder).goes_on_from(overwrite=request.overwrite).get("dtype", "")
+    if is_precision(recorded) and asked in ("auto", dtype_of(recorded)):
+        if recorded != here:
+            request.log(f"computing in {recorded}, as the results in {folder} were; here {asked} would be {here}")
+        return recorded
+    if find_cluster() is None:
+        return here
+    plan = _planned(request)
+    return ask_node(plan, precision_on, asked, torch.device(plan.device))
+
+
+def _spec_of(request: BulkRequest, corpus: Corpus, ledger: Ledger, precision: str) -> ClassifySpec:
     """Collect what the stages need; raise UserError for columns that are missing or of another type."""
     names = Columns(text=request.text_column, pair=request.pair_column, id=request.id_column)
     columns = resolve_columns(corpus.files, names, keep=request.keep, results=request.results, recorded=ledger.schema)
@@ -161,9 +195,10 @@ def _spec_of(request: BulkRequest, corpus: Corpus, ledger: Ledger) -> ClassifySp
         columns=columns,
         tokenizer=request.model.tokenizer,
         model=request.model.address,
-        weights=request.model.weights,
+        identity=request.model.identity,
+        precision=precision,
         config=plain_config(request.model.meta.config),
-        engine=request.engine,
+        engine=replace(request.engine, dtype=dtype_of(precision)),
         output=ledger.output,
         results=request.results,
         audit=request.audit,
@@ -228,6 +263,15 @@ def _classify(
     )
 
 
+def _planned(request: BulkRequest) -> ActorPlan:
+    """Join or start Ray, wait for the nodes asked for, and plan the actors; raise DoesNotFitError if they do not fit."""
+    join_or_start(request.log)
+    wait_for_nodes(request.wait_for, request.log)
+    plan = plan_actors(*(request.actors or ()))
+    check_free(plan)
+    return plan
+
+
 def _stream(
     request: BulkRequest,
     files: list[InputFile],
@@ -236,10 +280,7 @@ def _stream(
     log: RunLog,
 ) -> None:
     """Run the chain over files and note the receipts; raise DoesNotFitError if the cluster is too small for it."""
-    join_or_start(request.log)
-    wait_for_nodes(request.wait_for, request.log)
-    plan = plan_actors(*(request.actors or ()))
-    check_free(plan)
+    plan = _planned(request)
     request.log(f"loading the model on {plan.describe()}")
     with log:
         for receipts in receipts_of(classify_files(files, done, spec, plan)):

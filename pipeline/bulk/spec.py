@@ -7,6 +7,7 @@ from pipeline.calibration.audit import AuditSpec
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
+from pipeline.identity import ModelIdentity
 from pipeline.output.parts import Output
 
 
@@ -18,10 +19,12 @@ class ClassifySpec:
     tokenizer: TokenizerSpec
     model: str
     """Directory, hub id or s3:// address, the same on every machine."""
-    weights: str
-    """Digest of the model's weights, by `models.digest`; an actor that finds others refuses to start."""
+    identity: ModelIdentity
+    """What the run began with; an actor that finds other weights refuses to start."""
+    precision: str
+    """What the run computes in, by `models.precision.precision_on`; an actor that would compute in another refuses to start."""
     config: SimpleNamespace
-    """The model's configuration, by `models.checkpoint.plain_config`, so that actors need not import transformers for it."""
+    """The configuration by `models.directory.config.plain_config`, read once, so that actors do without transformers."""
     engine: EngineConfig
     output: Output
     results: tuple[str, ...]

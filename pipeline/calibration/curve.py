@@ -24,11 +24,14 @@ from models.exits.criterion import Criterion
 from pipeline.calibration.drift import Reference
 from pipeline.calibration.guarantees import fixed_sequence, rows_needed
 from pipeline.errors import UserError
+from pipeline.identity import ModelIdentity, dtype_of, first_difference, is_precision
 from pipeline.storage.locate import write_text
 
 FILE = "calibration.json"
-VERSION = 2
-"""The version of the file's layout; other versions are refused."""
+VERSION = 3
+"""The version of the file's layout."""
+OLDER_VERSION = 2
+"""A version that is read as well: it knows the weights alone of a model, and the precision by the word that was asked for."""
 STEP = 0.01
 """Neighbouring points of a path differ by about this fraction of the FLOPs of full depth."""
 JUMP = 3 * STEP
@@ -177,12 +180,10 @@ class WallClock:
 class Calibration:
     """Everything that jobs/calibrate.py measures of a model, as classify.py and serve.py read it."""
 
-    model: str
-    """The digest of the weights that were calibrated."""
+    model: dict[str, str]
+    """What was calibrated, by `ModelIdentity.parts`; a file of an older version has weights and max-tokens alone."""
     precision: str
-    """The precision in which they ran, as the user named it: 'auto', 'bf16' and so on."""
-    max_tokens: int
-    """The number of tokens to which rows were truncated."""
+    """What it computed in, by `models.precision.precision_on`; in a file of an older version the word for that, or 'auto'."""
     data: dict[str, Any]
     """The sample: rows, rejected rows, tokens, a digest of them, and the seed of the draw and the split."""
     curve: Curve
@@ -210,26 +211,35 @@ class Calibration:
                 f"{directory}: not calibrated, so nothing is known of speed and disagreement; calibrate "
                 "it on a random sample of the texts to come (jobs/calibrate.py)"
             )
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("version") != VERSION:
-            raise UserError(f"{path}: of another version of offramp; run jobs/calibrate.py again")
-        values["curve"] = Curve(**values["curve"])
-        values["reference"] = Reference(**values["reference"])
-        values["choices"] = {name: Choice(**choice) for name, choice in values["choices"].items()}
-        values["timing"] = values["timing"] and WallClock(**values["timing"])
-        return cls(**values)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            version = values.pop("version")
+            if version == OLDER_VERSION:
+                values["model"] = {"weights": values["model"], "max-tokens": str(values.pop("max_tokens"))}
+            elif version != VERSION:
+                raise UserError(f"{path}: of another version of offramp; run jobs/calibrate.py again")
+            values["curve"] = Curve(**values["curve"])
+            values["reference"] = Reference(**values["reference"])
+            values["choices"] = {name: Choice(**choice) for name, choice in values["choices"].items()}
+            values["timing"] = values["timing"] and WallClock(**values["timing"])
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path}: damaged; run jobs/calibrate.py again") from error
 
-    def check(self, digest: str, precision: str, max_tokens: int) -> None:
-        """Raise UserError unless these weights were calibrated, in this precision and at this truncation."""
-        for name, then, now in (
-            ("weights", self.model, digest),
-            ("precision", self.precision, precision),
-            ("max_tokens", self.max_tokens, max_tokens),
-        ):
-            if then != now:
-                raise UserError(
-                    f"the model was calibrated with {name} {then}, now it is {now}; run jobs/calibrate.py again"
-                )
+    @property
+    def computed_in(self) -> str | None:
+        """The precision in which its thresholds hold; None if a file of an older version leaves that open."""
+        return self.precision if is_precision(self.precision) else None
+
+    def check(self, identity: ModelIdentity, dtype: str) -> None:
+        """Raise UserError unless this very model was calibrated, in this dtype; 'auto' takes the one that was."""
+        then, now = dict(self.model), identity.parts()
+        if self.computed_in is None or dtype != "auto":
+            then["dtype"], now["dtype"] = dtype_of(self.precision), dtype
+        if difference := first_difference(then, now):
+            raise UserError(f"the model was calibrated with {difference}; run jobs/calibrate.py again")
 
 
 SPEEDUPS = (1.5, 2.0, 3.0, 4.0)

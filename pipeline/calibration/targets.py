@@ -13,6 +13,7 @@ from models.exits.criterion import Criterion
 from pipeline.calibration.curve import Calibration, Choice
 from pipeline.calibration.guarantees import CONFIDENCE
 from pipeline.errors import InputError
+from pipeline.identity import ModelIdentity
 
 EXCLUSIVE = ("speed", "target_speedup", "max_disagreement")
 """Fields of which a target may set one."""
@@ -72,13 +73,10 @@ def own_criterion(target: Target, model: EarlyExitModel) -> Criterion:
     return replace(stored, **{name: value for name, value in given.items() if value is not None})
 
 
-def load_calibration(directory: str, target: Target, *, weights: str, dtype: str, max_tokens: int) -> Calibration:
-    """Load the calibration of a model directory; raise UserError if there is none, or if it is about something else.
-
-    `weights` is `models.digest.weights_digest` of the model.
-    """
+def load_calibration(directory: str, target: Target, identity: ModelIdentity, dtype: str) -> Calibration:
+    """Load the calibration of a model directory; raise UserError if there is none, or if it is about something else."""
     calibration = Calibration.load(directory)
-    calibration.check(weights, dtype, max_tokens)
+    calibration.check(identity, dtype)
     known = calibration.curve.tolerance
     if target.tolerance not in (None, known):
         raise InputError(

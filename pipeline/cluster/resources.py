@@ -3,10 +3,14 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import ray
 
+from pipeline.cluster.connect import has_own_ray
 from pipeline.errors import DoesNotFitError
+
+Returned = TypeVar("Returned")
 
 MAX_THREADS = 8
 """Threads of a CPU actor, each of which runs rows of its own. More would share a model, but also the time in which Python holds
@@ -161,6 +165,18 @@ def check_free(plan: ActorPlan) -> None:
                 f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs. Wait for other jobs, or ask for fewer actors"
             )
         time.sleep(FREE_POLL_SECONDS)
+
+
+def ask_node(plan: ActorPlan, function: Callable[..., Returned], *args: object) -> Returned:
+    """Call a function on a node that an actor of this plan would run on, with as many GPUs, and return what it returns.
+
+    A Ray of our own has no node but this machine, where it is called at once.
+    """
+    if has_own_ray():
+        return function(*args)
+    task = ray.remote(num_cpus=TASK_CPUS["read"], num_gpus=plan.gpus, resources=plan.resources)(function)
+    returned: Returned = ray.get(task.remote(*args))
+    return returned
 
 
 def _has(free: Mapping[str, float], cpus: float, gpus: int) -> bool:

@@ -1,5 +1,6 @@
 """Texts in memory, with labels or without, for training and evaluation, and the chunks of token rows made of them."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer
 from pipeline.errors import InputError, UserError
 from pipeline.rows import FloatArray
-from pipeline.schema import KEPT, PAIR, TEXT, VALUE
+from pipeline.schema import KEPT, PAIR, ROW, TEXT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,20 +111,28 @@ def _list_files(path: str) -> list[InputFile]:
         raise UserError(error.message) from error
 
 
-def tokenize_texts(texts: Texts, tokenizer: Tokenizer, classes: Sequence[str] = ()) -> Chunk:
-    """Tokenize texts and convert their labels with `label_numbers`; without labels these are NaN."""
+def tokenize_texts(texts: Texts, tokenizer: Tokenizer, classes: Sequence[str] = (), path: str | None = None) -> Chunk:
+    """Tokenize texts and convert their labels with `label_numbers`; without labels these are NaN.
+
+    Raises UserError for a label that is none of the classes; it names `path`, where the texts are from.
+    """
     rows = tokenizer(texts.texts, texts.pairs).rows
     labels = [None] * len(rows) if texts.labels is None else texts.labels
-    return Chunk(rows=rows, labels=label_numbers(labels, classes), global_rows=len(rows))
+    try:
+        numbers = label_numbers(labels, classes)
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if path else str(error)) from error
+    return Chunk(rows=rows, labels=numbers, global_rows=len(rows))
 
 
 def label_numbers(labels: Sequence[str | None], classes: Sequence[str]) -> FloatArray:
     """Convert labels to class indices, or for regression to values, as [B] float32; None becomes NaN.
 
     A label is the name of a class or its index: both `label_numbers(["good", "bad"], ["bad", "good"])` and
-    `label_numbers(["1", "0"], ["bad", "good"])` return `[1.0, 0.0]`. Raises UserError for anything else.
+    `label_numbers(["1", "0"], ["bad", "good"])` return `[1.0, 0.0]`. With one class, as in transformers, it is a value. Raises
+    UserError for anything else.
     """
-    if list(classes) == [VALUE]:
+    if len(classes) == 1:
         return np.array([math.nan if label is None else _value(label) for label in labels], np.float32)
     known = {label for label in labels if label is not None}
     numbers = {name: index for index, name in enumerate(classes)}
@@ -151,8 +160,40 @@ def _value(label: str) -> float:
     return value
 
 
+def label_text(value: object) -> str | None:
+    """Write a label as text, alike for all formats of files; return None for a row without one: null, blank or NaN.
+
+    `label_text(True)` is `"true"`, as JSON has it, and `label_text(" ")` None. Raises UserError for what can be no label, such
+    as a list.
+    """
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(f"label {value!r} is no UTF-8") from error
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, list | tuple | dict) or (text[:1] in ("[", "{") and _is_json(text)):
+        raise UserError(f"label {text} is a list or an object; a label is a name, a number or a truth value")
+    absent = value is None or not text.strip() or text == "NaN" or (isinstance(value, float) and math.isnan(value))
+    return None if absent else text
+
+
+def _is_json(text: str) -> bool:
+    """Return whether a text is JSON, as which lists and objects come out of JSON lines."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _labels(file: InputFile, rows: pa.Table, column: str) -> list[str]:
-    values = rows[KEPT + column].to_pylist()
-    if None in values:
-        raise UserError(f"{file.path}: column '{column}' has a null label")
-    return [str(value) for value in values]
+    """Return the labels of all rows; raise UserError for a row without one, wherever labels are what the rows are read for."""
+    try:
+        labels = [label_text(value) for value in rows[KEPT + column].to_pylist()]
+    except UserError as error:
+        raise UserError(f"{file.path}: column '{column}': {error}") from error
+    if None in labels:
+        row = rows[ROW][labels.index(None)].as_py()
+        raise UserError(f"{file.path}: column '{column}' has a null or empty label in row {row}; leave such rows out")
+    return [label for label in labels if label is not None]

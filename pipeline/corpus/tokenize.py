@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.directory.digest import document_hash
 from pipeline.corpus.encoders import NanotokenEncoder, encoder_of, plain_tokenizer
 from pipeline.corpus.ragged import Ragged, repeated, side_by_side
+from pipeline.errors import InputError
 from pipeline.rows import IntArray, TokenRows, offsets_of
 
 BoolArray = npt.NDArray[np.bool_]
@@ -40,28 +42,60 @@ class TokenizerSpec:
     """Whether the model has token types, which distinguish the two texts of a pair."""
     cut_left: bool = False
     """Whether truncation drops the start of a long text instead of its end."""
+    split_special: bool = False
+    """Whether special tokens that are typed in a text are split like any word; the content of a tokenizer.json has no say."""
     fast_tokenizer: str | None = None
     """Library that makes the ids in place of `tokenizers`, with its version, such as "nanotoken 0.1.0"."""
 
     @classmethod
     def from_hugging_face(cls, tokenizer: Any, max_tokens: int) -> "TokenizerSpec":
-        """Serialize a transformers tokenizer; raise ValueError if it is not fast or `max_tokens` leaves no room for text."""
+        """Serialize a transformers tokenizer.
+
+        Raises ValueError if it is not fast, `max_tokens` leaves no room for text, or it puts special tokens where offramp does
+        not follow.
+        """
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(
                 f"{type(tokenizer).__name__} is not a fast tokenizer; save the model with a tokenizer.json"
             )
         if max_tokens <= tokenizer.num_special_tokens_to_add(pair=True):
             raise ValueError(f"max tokens {max_tokens} leaves no room for text between the special tokens")
-        return cls(
+        spec = cls(
             tokenizer_json=tokenizer.backend_tokenizer.to_str(),
             max_tokens=max_tokens,
             segments="token_type_ids" in tokenizer.model_input_names,
             cut_left=tokenizer.truncation_side == "left",
+            split_special=bool(tokenizer.split_special_tokens),
         )
+        Tokenizer(spec)
+        return spec
 
     def with_fast_tokenizer(self) -> "TokenizerSpec":
         """Have ids made by nanotoken; raise a UserError if it is not installed or makes other ids than `tokenizers`."""
+        if self.split_special:
+            raise InputError(
+                "fast_tokenizer", "takes special tokens in a text for such, and this model's tokenizer splits them"
+            )
         return replace(self, fast_tokenizer=NanotokenEncoder(plain_tokenizer(self.tokenizer_json)).name)
+
+    def document(self) -> dict[str, object]:
+        """List what decides the ids, one by one, so that a new field of this class changes no digest."""
+        document: dict[str, object] = {
+            "tokenizer_json": self.tokenizer_json,
+            "max_tokens": self.max_tokens,
+            "segments": self.segments,
+            "cut_left": self.cut_left,
+        }
+        if self.split_special:
+            document["split_special"] = True
+        if self.fast_tokenizer is not None:
+            document["fast_tokenizer"] = self.fast_tokenizer
+        return document
+
+    @property
+    def digest(self) -> str:
+        """Hash what decides the ids."""
+        return document_hash(self.document())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +124,7 @@ class Tokenizer:
     def __init__(self, spec: TokenizerSpec) -> None:
         self.spec = spec
         self._tokenizer = plain_tokenizer(spec.tokenizer_json)
+        self._tokenizer.encode_special_tokens = spec.split_special
         self._encoder = encoder_of(self._tokenizer, spec.fast_tokenizer)
         added = self._tokenizer.get_added_tokens_decoder().values()
         # A special token that occurs in the text itself and is cut splits into further words, at most one a character.
@@ -138,7 +173,7 @@ class Tokenizer:
         left = self.spec.cut_left
         first, second = firsts.cut(keep_first, left=left), seconds.cut(keep_second, left=left)
         rows = side_by_side([before, first, between, second, after])
-        segments = keep_first + self._pair.first_segment if self.spec.segments else rows.lengths
+        segments = rows.lengths if self._pair.first_segment is None else keep_first + self._pair.first_segment
         return _tokenized(rows, segments=segments, truncated=firsts.lengths + seconds.lengths > room)
 
     def _shorten(self, texts: list[str]) -> list[str]:
@@ -169,11 +204,17 @@ class Tokenizer:
         if not starts or len(starts) != 1 + (pair is not None):
             raise ValueError("the tokenizer adds special tokens in a way that offramp does not understand")
         first, last = starts[0], starts[-1]
+        types, zeros = encoding.type_ids, encoding.type_ids.count(0)
+        told_apart = self.spec.segments and zeros < len(types)
+        if told_apart and (
+            pair is None or types != [0] * zeros + [1] * (len(types) - zeros) or not first + width <= zeros <= last
+        ):
+            raise ValueError("the tokenizer gives tokens types in a way that offramp does not understand")
         return _Template(
             before=ids[:first],
             between=ids[first + width : last],
             after=ids[last + width :],
-            first_segment=encoding.type_ids.count(0) - width,
+            first_segment=zeros - width if told_apart else None,
         )
 
 
@@ -204,8 +245,8 @@ class _Template:
     before: list[int]
     between: list[int]
     after: list[int]
-    first_segment: int
-    """How many of them belong to the first segment of a pair."""
+    first_segment: int | None
+    """How many of them belong to the first segment of a pair; None if the texts of a pair are not told apart."""
 
     @property
     def width(self) -> int:

@@ -5,8 +5,9 @@ evaluation.at(Criterion(speed=0.3)).flops_speedup     # 2.1: FLOPs of full depth
 cheapest_within(evaluation.curve("entropy"), 0.01)    # the cheapest threshold that loses at most a point of quality
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import CRITERIA, Criterion
 from pipeline.corpus.chunks import Chunk
 from pipeline.errors import InputError
-from pipeline.evaluation.metrics import CLASSIFICATION, REGRESSION
+from pipeline.evaluation.metrics import CLASSIFICATION, REGRESSION, Metric, accuracy, f1
 from pipeline.evaluation.recorded import record_all_exits
 from pipeline.rows import FloatArray, IntArray
 
@@ -35,7 +36,7 @@ class OperatingPoint:
     quality: float
     """The metric against the labels."""
     agreement: float
-    """The metric against the predictions at full depth; for accuracy, the fraction of rows with the same label."""
+    """The fraction of rows with the class of full depth; for values, the metric against those of full depth."""
     mean_exit_layer: float
     flops_speedup: float
     """FLOPs of the plain full-depth model over FLOPs spent, heads included, on the same rows."""
@@ -53,7 +54,8 @@ class Evaluation:
 
         Raises InputError if the model's task has no such metric.
         """
-        self.metrics = REGRESSION if model.regression else CLASSIFICATION
+        by_classes = {"f1": partial(f1, classes=model.shape.classes)}
+        self.metrics: Mapping[str, Metric] = REGRESSION if model.regression else CLASSIFICATION | by_classes
         if metric is not None and metric not in self.metrics:
             raise InputError("metric", f"'{metric}' is none of {', '.join(self.metrics)}")
         self.metric = metric or next(iter(self.metrics))
@@ -73,7 +75,7 @@ class Evaluation:
         return OperatingPoint(
             criterion=criterion,
             quality=metric(predictions_B, self.targets),
-            agreement=metric(predictions_B, recorded.answers[-1]),
+            agreement=(metric if recorded.regression else accuracy)(predictions_B, recorded.answers[-1]),
             mean_exit_layer=float(exit_layers_B.mean()),
             flops_speedup=float(self.flops.full_depth(self.lengths).sum() / spent.sum()),
             exits={int(layer): int((exit_layers_B == layer).sum()) for layer in layers},

@@ -2,15 +2,15 @@
 
     CLASSIFICATION["accuracy"](np.array([0, 1, 1]), np.array([0, 1, 0]))  # 0.667
 
-F1 and Matthews' correlation need scikit-learn, which the extra `report` brings; it is imported when one of them is computed.
+Each has a value for every sample of one row or more, whatever classes are in it.
 """
 
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from pipeline.errors import require
 from pipeline.rows import FloatArray
 
 Metric = Callable[[FloatArray, FloatArray], float]
@@ -21,21 +21,29 @@ def accuracy(predictions: FloatArray, targets: FloatArray) -> float:
     return float((predictions == targets).mean())
 
 
-def f1(predictions: FloatArray, targets: FloatArray) -> float:
-    """Return the F1 score of class 1 where there are two classes, else the mean over the classes."""
-    require("sklearn", extra="report")
-    from sklearn.metrics import f1_score
+def f1(predictions: FloatArray, targets: FloatArray, classes: int = 2) -> float:
+    """Return the F1 score of class 1 where a model has two classes, else the mean over those that occur, predicted or true.
 
-    average = "macro" if len(np.unique(targets)) > 2 else "binary"
-    return float(f1_score(targets, predictions, average=average, zero_division=0))
+    A class that is never predicted rightly counts 0, and so does class 1 of two where it does not occur at all.
+    """
+    true, predicted = _counts(targets, classes), _counts(predictions, classes)
+    right = _counts(targets[predictions == targets], classes)
+    scores = 2 * right / np.maximum(true + predicted, 1)
+    return float(scores[1]) if classes == 2 else float(scores[true + predicted > 0].mean())
 
 
 def matthews(predictions: FloatArray, targets: FloatArray) -> float:
-    """Return Matthews' correlation coefficient."""
-    require("sklearn", extra="report")
-    from sklearn.metrics import matthews_corrcoef
+    """Return Matthews' correlation coefficient, for any number of classes (Gorodkin 2004); 0 where one side has one class."""
+    classes = int(max(predictions.max(), targets.max())) + 1
+    true, predicted = _counts(targets, classes), _counts(predictions, classes)
+    rows, right = len(targets), float((predictions == targets).sum())
+    scale = (rows**2 - predicted @ predicted) * (rows**2 - true @ true)
+    return 0.0 if scale == 0 else float((right * rows - true @ predicted) / np.sqrt(scale))
 
-    return float(matthews_corrcoef(targets, predictions))
+
+def _counts(values: FloatArray, classes: int) -> npt.NDArray[np.float64]:
+    """Count rows by class, as [C]."""
+    return np.bincount(values.astype(np.int64), minlength=classes).astype(np.float64)
 
 
 def correlation(predictions: FloatArray, targets: FloatArray) -> float:

@@ -90,6 +90,13 @@ class Generations:
         """Describe how the published results differ from a fingerprint; empty if they do not, or if there are none."""
         return difference(self.manifest.fingerprint, fingerprint) if self.manifest else ""
 
+    def goes_on_from(self, *, overwrite: bool) -> Fingerprint:
+        """Return the fingerprint of the results that a run would go on with; an empty one if it would begin anew."""
+        begun = self.pending[max(self.pending)] if self.pending else None
+        if self.manifest and not overwrite:
+            return self.manifest.fingerprint
+        return begun.fingerprint if begun and begun.overwrites >= overwrite else {}
+
     def newest(self) -> int:
         """Return the highest generation of which anything is there; 0 if nothing is."""
         return max([self.published, *self.pending, *(generation_of(name) or 0 for name in self.part_names())])

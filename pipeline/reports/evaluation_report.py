@@ -6,6 +6,7 @@ from pathlib import Path
 from models.exits.criterion import Criterion
 from pipeline.benchmark.measure import Timing
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within
+from pipeline.evaluation.metrics import REGRESSION
 from pipeline.reports.page import Figure, Section, Table, render
 from pipeline.reports.plots import Picture
 from pipeline.storage.locate import write_text
@@ -26,13 +27,15 @@ def points_to_report(
 def point_table(points: Sequence[OperatingPoint], metric: str) -> Table:
     """Return a table of operating points: quality, cost and exits of each."""
     layers = list(points[0].exits)
-    head = ["criterion", metric, "agreement", "mean exit", "fewer FLOPs", *(f"exit {layer}" for layer in layers)]
+    agreement = f"{metric} against full depth" if metric in REGRESSION else "agreement"
+    head = ["criterion", metric, agreement, "mean exit", "fewer FLOPs", *(f"exit {layer}" for layer in layers)]
     rows = []
     for p in points:
         cells = [_name(p), f"{p.quality:.4f}", f"{p.agreement:.4f}", f"{p.mean_exit_layer:.2f}"]
         cells += [f"{p.flops_speedup:.2f}x", *(f"{n:,}" for n in p.exits.values())]
         rows.append([*cells, " ".join(map(str, p.worthwhile_exits))])
     note = (
+        "Agreement: rows with the class of full depth. "
         "Fewer FLOPs: those of the plain full-depth model over those spent, heads included, on the same rows. "
         "Worthwhile exits: the cheapest ones to evaluate for these rows."
     )

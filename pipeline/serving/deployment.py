@@ -27,18 +27,20 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
 
 from models.early_exit import EarlyExitModel
+from models.precision import precision_on
 from pipeline.cluster.connect import has_own_ray
-from pipeline.cluster.resources import ActorPlan
+from pipeline.cluster.resources import ActorPlan, ask_node
 from pipeline.corpus.tokenize import Tokenizer
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import InputError
+from pipeline.identity import dtype_of
 from pipeline.serving.app import build_app
 from pipeline.serving.classifier import TextClassifier
 from pipeline.serving.metrics import ServingMetrics
 from pipeline.serving.queue import EngineQueue
 from pipeline.serving.spec import ServingSpec, engine_criterion
-from pipeline.storage.model_cache import local_model
+from pipeline.storage.model_cache import checked_model
 from pipeline.version import code_version
 
 APPLICATION = "offramp"
@@ -59,7 +61,9 @@ class Replica:
 
     def __init__(self, spec: ServingSpec, plan: ActorPlan) -> None:
         torch.set_num_threads(plan.threads)
-        model = EarlyExitModel.from_pretrained(local_model(spec.model))
+        precision = precision_on(spec.engine.dtype, torch.device(plan.device))
+        directory = checked_model(spec.model, spec.identity.weights, precision=(precision, str(spec.precision)))
+        model = EarlyExitModel.from_pretrained(directory, config=spec.config)
         criterion = spec.engine.criterion
         config = replace(spec.engine, criterion=engine_criterion(criterion, model))
         loaded = LoadedModel(model, config, plan.device)
@@ -91,6 +95,13 @@ class Replica:
             raise RuntimeError("the engine does not come back")
 
 
+def settled(spec: ServingSpec, plan: ActorPlan) -> ServingSpec:
+    """Settle what replicas compute in, so that one that starts later, on another machine, computes in the same."""
+    asked = spec.engine.dtype
+    precision = spec.precision or ask_node(plan, precision_on, asked, torch.device(plan.device))
+    return replace(spec, precision=precision, engine=replace(spec.engine, dtype=dtype_of(precision)))
+
+
 def application(spec: ServingSpec, plan: ActorPlan) -> Application:
     """Build the Serve application, with `plan.actors` replicas."""
     deployment: Any = serve.deployment(
@@ -105,7 +116,7 @@ def application(spec: ServingSpec, plan: ActorPlan) -> Application:
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=10,
     )
-    return deployment.bind(spec, plan)
+    return deployment.bind(settled(spec, plan), plan)
 
 
 def is_loopback(host: str) -> bool:

@@ -120,6 +120,7 @@ class EngineQueue:
         self._closing = False
         self._tokens_per_second = 0.0
         self._batch_started: float | None = None
+        self._broken = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -158,9 +159,13 @@ class EngineQueue:
             return sum(len(request.rows) - request.taken for request in self._waiting)
 
     def is_stuck(self) -> bool:
-        """Return whether the engine has been at a batch for longer than STUCK_SECONDS, or its thread is gone."""
+        """Return whether no request can be answered any more.
+
+        The engine has been at a batch for longer than STUCK_SECONDS, or fails whatever it is given, or its thread is gone.
+        """
         started = self._batch_started
-        return not self._thread.is_alive() or (started is not None and monotonic() - started > STUCK_SECONDS)
+        late = started is not None and monotonic() - started > STUCK_SECONDS
+        return late or self._broken or not self._thread.is_alive()
 
     def close(self) -> None:
         """Refuse new rows, finish those that wait, and end the thread."""
@@ -184,7 +189,18 @@ class EngineQueue:
                 self._run(parts)
             except Exception as error:
                 self._run_alone(parts, error)
+                self._broken = not self._still_works(parts[0])
             self._batch_started = None
+
+    def _still_works(self, part: _Part) -> bool:
+        """Return whether the engine can classify a row of one token; after a fault of the GPU it never can again."""
+        thresholds = part.thresholds()
+        rule = None if thresholds is None else PerRowThresholds(self.engine.config.criterion, thresholds[:1])
+        try:
+            self.engine.run(TokenRows.from_lists([[0]]), rule).checked()
+        except Exception:
+            return False
+        return True
 
     def _next_batch(self) -> list[_Part]:
         """Wait for rows and take a batch of them; return an empty list once the queue is closed and empty."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
-from models.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.calibration.curve import FILE as CALIBRATION_FILE
@@ -11,6 +11,7 @@ from pipeline.calibration.curve import Calibration, Curve
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.errors import UserError
+from pipeline.identity import ModelIdentity
 from pipeline.serving.limits import Limits
 
 
@@ -21,6 +22,12 @@ class ServingSpec:
     model: str
     """Hub id, absolute directory, or s3:// address."""
     tokenizer: TokenizerSpec
+    config: SimpleNamespace
+    """The model's configuration, by `models.directory.config.plain_config`; config.json is read once, for all replicas."""
+    identity: ModelIdentity
+    """What the server began with; a replica that finds other weights refuses to start."""
+    precision: str | None
+    """What to compute in, by `models.precision.precision_on`; None is open until it is known where replicas run."""
     engine: EngineConfig
     """Settings of the engine; its criterion decides for requests that set no target."""
     limits: Limits
@@ -42,17 +49,17 @@ def engine_criterion(criterion: Criterion, model: EarlyExitModel) -> Criterion:
     return Criterion(name=criterion.name, speed=1.0)
 
 
-def calibrated_curve(directory: str, engine: EngineConfig, max_tokens: int) -> Curve | None:
-    """Load the curve that requests with a target need; return None for a model without a calibration.
+def usable_calibration(directory: str, engine: EngineConfig, identity: ModelIdentity) -> Calibration | None:
+    """Load the calibration that requests with a target need; return None for a model without one.
 
-    Raises UserError if the calibration is about other weights or settings than the model is served with.
+    Raises UserError if it is about another model or other settings than those of the server.
     """
     if not (Path(directory) / CALIBRATION_FILE).is_file():
         return None
     calibration = Calibration.load(directory)
-    calibration.check(weights_digest(directory), engine.dtype, max_tokens)
+    calibration.check(identity, engine.dtype)
     if calibration.curve.criterion != engine.criterion.name:
         raise UserError(
             f"it is about {calibration.curve.criterion}, and the model is served by {engine.criterion.name}"
         )
-    return calibration.curve
+    return calibration

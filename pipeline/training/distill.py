@@ -1,25 +1,30 @@
 """Distillation: give a classifier exits that learn from its own predictions on unlabelled text."""
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.early_exit import EarlyExitModel
 from pipeline.corpus.chunks import Chunk
+from pipeline.corpus.reader import read_shards
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.schema import LOGITS
+from pipeline.errors import InputError, UserError
+from pipeline.schema import LOGITS, ROW
 from pipeline.storage.model_cache import local_model
 from pipeline.training.checkpoint import FOLDER
 from pipeline.training.config import TrainingConfig
 from pipeline.training.frozen import standardize_heads
-from pipeline.training.loop import train
+from pipeline.training.loop import scores_by_exit, train
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import TRAINING_LOG, Log, TrainState
 from pipeline.training.recipes import FrozenHeads, Objective, Recipe, WholeModel, add_teacher_logits
-from pipeline.training.stream import StreamSource, StreamSpec, held_out
+from pipeline.training.stream import HOLD_OUT_EVERY, HOLD_OUT_ROWS, StreamSource, StreamSpec, held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,12 @@ class DistillSpec:
     """Weight of the true label where a row has one; see Objective."""
     train_backbone: str | None = None
     """None freezes the backbone; 'joint' or 'alternating' trains a copy of it along."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise InputError("temperature", f"must be above 0, not {self.temperature}")
+        if not 0 <= self.label_weight <= 1:
+            raise InputError("label_share", f"must be in [0, 1], not {self.label_weight}")
 
 
 def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> None:
@@ -66,7 +77,7 @@ def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> No
     )
     if group.is_rank_zero:
         model.save_pretrained(spec.output)
-        _log_result(state, "correlation" if model.regression else "agreement", log)
+        _log_result(model, dev, state, log)
 
 
 def _recipe(spec: DistillSpec, model: EarlyExitModel, device: str) -> Recipe:
@@ -83,8 +94,33 @@ def _recipe(spec: DistillSpec, model: EarlyExitModel, device: str) -> Recipe:
     return WholeModel(model, objective, strategy=spec.train_backbone, weights=weights, teacher=teacher)
 
 
-def _log_result(state: TrainState, metric: str, log: Log) -> None:
-    """Log how well every exit predicts what the teacher does."""
-    scores = ", ".join(f"{layer}: {score:.3f}" for layer, score in state.best_scores.items())
-    log(f"{metric} with the teacher by exit: {scores}")
+def _log_result(model: EarlyExitModel, dev: Chunk, state: TrainState, log: Log) -> None:
+    """Log how well every exit predicts what the teacher does, and the labels of the dev rows, where any of these has one."""
+    agreement = scores_by_exit(model, replace(dev, labels=np.full(len(dev), np.nan, np.float32)))
+    named = {f"{'correlation' if model.regression else 'agreement'} with the teacher": agreement}
+    labelled = dev.take(np.flatnonzero(~np.isnan(dev.labels)))
+    if len(labelled):
+        named[f"{'correlation' if model.regression else 'accuracy'} by the labels"] = scores_by_exit(model, labelled)
+    for name, scores in named.items():
+        log(f"{name} by exit: " + ", ".join(f"{layer}: {score:.3f}" for layer, score in scores.items()))
     log(f"{state.rows:,} rows seen in {state.seconds:.0f} s")
+
+
+def check_stream(spec: StreamSpec, leave_out: Collection[str]) -> None:
+    """Raise UserError unless a row is left to train on, beside those that `held_out` takes out of the files in `leave_out`.
+
+    Reads no further than the first such row.
+    """
+    left = math.inf if spec.limit is None else spec.limit
+    for shard in (shard for file in spec.corpus.files for shard in read_shards(file, spec.columns)):
+        numbers = shard.rows[ROW].to_numpy()
+        usable = numbers < shard.start + left
+        if shard.file.path in leave_out:
+            usable &= (numbers % HOLD_OUT_EVERY != 0) | (numbers >= HOLD_OUT_EVERY * HOLD_OUT_ROWS)
+        if usable.any():
+            return
+        left -= shard.span
+        if left <= 0:
+            break
+    held = ", beside those that are held out to score epochs by; give more, or dev rows" if leave_out else ""
+    raise UserError(f"{spec.corpus.files[0].path}: no usable row is left to train on{held}")

@@ -1,15 +1,17 @@
 """Fine-tuning: make a classifier, or an early-exit model at once, from labelled text."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from models.early_exit import EarlyExitModel
 from pipeline.corpus.chunks import Chunk, MemorySource
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.labelled import Texts, hold_out, read_texts
+from pipeline.corpus.labelled import Texts, hold_out, label_text, read_texts
 from pipeline.errors import InputError
 from pipeline.schema import VALUE
 from pipeline.training.checkpoint import FOLDER
@@ -100,30 +102,64 @@ def read_labelled(
 ) -> tuple[Texts, list[str]]:
     """Read labelled texts, at most `limit` rows, and their classes by index, which are [VALUE] for regression.
 
-    Raises UserError for missing columns or files, and InputError where all rows have the same label.
+    Raises UserError for missing columns, files or labels, and InputError where all rows have the same label.
     """
     texts = read_texts(path, columns, limit)
     if regression:
         return texts, [VALUE]
-    classes = texts.class_names() if class_names is None else parse_class_names(class_names)
+    if class_names is not None:
+        return texts, parse_class_names(class_names)
+    classes = texts.class_names()
     if len(classes) < 2:
         raise InputError("train", f"{path}: all labels are '{classes[0]}'; there is nothing to tell apart")
     return texts, classes
 
 
 def parse_class_names(given: str) -> list[str]:
-    """Return class names by index: `negative,positive` as it is, `classes.json` from that file, which holds a list."""
-    if not given.endswith(".json"):
-        return given.split(",")
-    try:
-        names = json.loads(Path(given).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError("class_names", f"{given}: {error}") from error
-    if not isinstance(names, list):
+    """Return class names by index: `negative,positive` as it is, `classes.json` from that file, which holds a list.
+
+    Raises InputError unless there are two of them or more, each a name of its own.
+    """
+    names: object = given.split(",")
+    if given.endswith(".json"):
+        try:
+            names = json.loads(Path(given).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError("class_names", f"{given}: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
         raise InputError("class_names", f"{given}: holds no JSON list of names")
-    return [str(name) for name in names]
+    texts = [label_text(name) or "" for name in names]
+    if len(texts) < 2:
+        raise InputError("class_names", f"{given}: one class leaves nothing to tell apart")
+    if "" in texts or len(set(texts)) < len(texts):
+        raise InputError("class_names", f"{given}: has a name twice, or one that is empty")
+    return texts
 
 
-def split_off_dev(whole: Chunk, seed: int) -> tuple[Chunk, Chunk]:
-    """Split into training rows and dev rows: a tenth at random, at most HOLD_OUT_ROWS."""
-    return hold_out(whole, max(1, min(int(len(whole) * HOLD_OUT), HOLD_OUT_ROWS)), seed)
+def split_off_dev(whole: Chunk, seed: int, least: int = 1) -> tuple[Chunk, Chunk]:
+    """Split into training rows and dev rows: a tenth at random, but at least `least` and at most HOLD_OUT_ROWS."""
+    return hold_out(whole, max(least, min(int(len(whole) * HOLD_OUT), HOLD_OUT_ROWS)), seed)
+
+
+def check_trainable(train: Chunk, dev: Chunk, classes: Sequence[str], *, path: str, dev_path: str | None) -> None:
+    """Raise InputError if there is nothing to learn from the training rows, or no epoch to be told from another by dev rows.
+
+    `path` is where the training rows are from, and `dev_path` the dev rows, None if these were held out of the others.
+    """
+    held_out = "" if dev_path else f", when {len(dev):,} are held out to score epochs by; give more, or dev rows"
+    if not len(train):
+        raise InputError("train", f"{path}: no row is left to train on{held_out}")
+    if len(classes) == 1:
+        if np.ptp(train.labels) == 0:
+            raise InputError(
+                "train", f"{path}: all values are {train.labels[0]:g}{held_out}; there is nothing to learn"
+            )
+        if np.ptp(dev.labels) == 0:
+            where = ("dev", dev_path) if dev_path else ("train", f"{path}, held out")
+            raise InputError(
+                where[0], f"{where[1]}: all values are {dev.labels[0]:g}, which tell no epoch from another"
+            )
+        return
+    absent = [name for index, name in enumerate(classes) if not (train.labels == index).any()]
+    if absent:
+        raise InputError("train", f"{path}: no row to train on is of class '{absent[0]}'{held_out}")

@@ -30,7 +30,7 @@ from pipeline.bulk.codec import token_rows
 from pipeline.bulk.stages import blocks_of, bundles_of_tasks, tokenize_rows
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.labelled import label_numbers
+from pipeline.corpus.labelled import label_numbers, label_text
 from pipeline.corpus.listing import Corpus
 from pipeline.corpus.plan import Piece, plan_reading
 from pipeline.corpus.reader import read_shards
@@ -247,7 +247,7 @@ def _chunk_of(rows: pa.Table, spec: StreamSpec) -> Chunk:
     labels: list[str | None] = [None] * len(rows)
     if spec.label_column is not None:
         values = rows[KEPT + spec.label_column].to_pylist()
-        labels = [None if value is None else str(value) for value in values]
+        labels = [label_text(value) for value in values]
     logits = _logits(rows, len(spec.classes)) if KEPT + LOGITS in rows.column_names else None
     return Chunk(
         rows=token_rows(rows), labels=label_numbers(labels, spec.classes), logits=logits, global_rows=len(rows)

@@ -12,13 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from models.digest import weights_digest
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.api.classifier import Classifier
+from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.benchmark.synthetic import CLASSES, reviews
 from pipeline.calibration.curve import Calibration, Curve
 from pipeline.calibration.drift import reference_of
 from pipeline.errors import InputError, UserError
+from pipeline.identity import ModelIdentity
 from pipeline.schema import RESULTS
 from tests.support.models import regression_model
 
@@ -207,9 +209,9 @@ def calibrate(directory: Path, model: Path) -> Path:
         differing=[0, 10, 5000], tested=9000,
     )  # fmt: skip
     reference = reference_of([5, 9], [False, False], [0.1, 0.2])
-    Calibration(
-        model=weights_digest(str(directory)), precision="fp32", max_tokens=64, data={}, curve=curve, reference=reference
-    ).save(str(directory))
+    loaded = EarlyExitModel.from_config(directory)
+    identity = ModelIdentity.of(loaded, weights_digest(directory), load_tokenizer_spec(str(directory), loaded))
+    Calibration(model=identity.parts(), precision="fp32", data={}, curve=curve, reference=reference).save(directory)
     return directory
 
 
@@ -220,6 +222,8 @@ def test_a_speed_up_or_a_limit_is_looked_up_in_the_calibration(model_directory: 
     assert dict(classify.criterion.speeds) == {1: 0.2, 2: 0.2, 3: 0.2}
     wanted = Classifier(model_directory, speed=0.2, dtype="fp32")(TEXTS)
     assert classify(TEXTS).exit_layers.tolist() == wanted.exit_layers.tolist()
+    automatic = Classifier(model, max_disagreement=0.01)  # in the precision that was calibrated, whatever is best here
+    assert automatic(TEXTS).table.equals(classify(TEXTS).table)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +233,7 @@ def test_a_speed_up_or_a_limit_is_looked_up_in_the_calibration(model_directory: 
         ({"target_speedup": 2.0, "speed": 0.1}, "target_speedup and `speed` exclude each other"),
         ({"target_speedup": 2.0, "criterion": "entropy"}, "criterion is chosen by `target_speedup`"),
         ({"max_disagreement": 3.0}, "max_disagreement must be between 0 and 1, not 3"),
-        ({"max_disagreement": 0.01, "dtype": "auto"}, "calibrated with precision fp32"),
+        ({"max_disagreement": 0.01, "dtype": "bf16"}, "calibrated with dtype fp32, now it is bf16"),
         ({"max_tokens": 1000}, "max_tokens 1000: the model takes 70 tokens at most"),
         ({"speed": 2.0}, r"speed must be in \[0, 1\], not 2.0"),
         ({"criterion": "luck"}, "criterion must be one of"),

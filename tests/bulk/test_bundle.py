@@ -25,6 +25,7 @@ from pipeline.corpus.plan import Piece
 from pipeline.corpus.reader import Shard, read_shards
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig
+from pipeline.identity import ModelIdentity
 from pipeline.output.parts import Output
 from pipeline.output.receipts import Receipt, decode_receipts
 from pipeline.rejects import Reason, Reject
@@ -234,7 +235,8 @@ def spec_of(folder: Path, tokenizer: TokenizerSpec) -> ClassifySpec:
         columns=COLUMNS,
         tokenizer=tokenizer,
         model="m",
-        weights="0",
+        identity=ModelIdentity(weights="0", config="0", tokenizer="0", max_tokens=64),
+        precision="fp32",
         config=SimpleNamespace(),
         engine=EngineConfig(),
         output=Output(str(folder)),

@@ -1,31 +1,33 @@
 """What decides predictions decides the fingerprint, and nothing else does."""
 
+import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification
 
-from models.digest import weights_digest
+from models.directory.config import config_document, shape_document
+from models.directory.digest import document_hash, weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from models.families import Shape
-from pipeline.bulk.fingerprint import (
-    document_hash,
-    fingerprint_of,
-    model_document,
-    shape_document,
-    tokenizer_document,
-)
+from pipeline.benchmark.synthetic import CLASSES
+from pipeline.bulk.fingerprint import fingerprint_of
 from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, UserError
+from pipeline.identity import ModelIdentity
 from pipeline.output.manifest import Fingerprint, difference
 from pipeline.storage.model_cache import checked_model
+from tests.support.models import random_classifier
 
 TOKENIZER = TokenizerSpec(tokenizer_json="{}", max_tokens=64, segments=True)
 
@@ -35,12 +37,14 @@ def fingerprint(
     engine: EngineConfig | None = None,
     tokenizer: TokenizerSpec = TOKENIZER,
     text: str = "text",
+    precision: str = "fp32",
     schema: Sequence[str] = ("id", "label"),
 ) -> Fingerprint:
     model = EarlyExitModel.from_config(directory)
     columns = {"text": text, "pair": None}
+    identity = ModelIdentity.of(model, weights_digest(directory), tokenizer)
     return fingerprint_of(
-        model, weights_digest(directory), engine or EngineConfig(), tokenizer, columns=columns, schema=schema
+        model, identity, engine or EngineConfig(), precision=precision, columns=columns, schema=schema
     )
 
 
@@ -59,10 +63,11 @@ def test_a_hash_is_of_the_parts_in_any_order() -> None:
 
 def test_the_parts_of_each_document_are_these(model_directory: Path) -> None:
     model = EarlyExitModel.from_config(model_directory)
-    assert [*model_document(model, "0")] == ["weights", "family", "shape", "labels", "last_head", "branch_head"]
-    assert [*tokenizer_document(TOKENIZER)] == ["tokenizer_json", "max_tokens", "segments", "cut_left"]
-    fast = replace(TOKENIZER, fast_tokenizer="nanotoken 0.1.0")
-    assert tokenizer_document(fast) == tokenizer_document(TOKENIZER) | {"fast_tokenizer": "nanotoken 0.1.0"}
+    document = config_document(model.config, model.exits_block)
+    assert [*document] == ["family", "shape", "labels", "last_head", "branch_head", "lte"]
+    assert [*TOKENIZER.document()] == ["tokenizer_json", "max_tokens", "segments", "cut_left"]
+    other = replace(TOKENIZER, fast_tokenizer="nanotoken 0.1.0", split_special=True)
+    assert other.document() == TOKENIZER.document() | {"fast_tokenizer": "nanotoken 0.1.0", "split_special": True}
     only_in_training = {"dropout", "attention_dropout"}
     assert shape_document(model.shape).keys() == {field.name for field in fields(Shape)} - only_in_training
 
@@ -71,7 +76,11 @@ def test_every_part_of_a_document_is_its_own_and_counts(model_directory: Path) -
     model = EarlyExitModel.from_config(model_directory)
     for name, value in shape_document(model.shape).items():
         assert value == getattr(model.shape, name)
-    for document in (model_document(model, "0"), shape_document(model.shape), tokenizer_document(TOKENIZER)):
+    for document in (
+        config_document(model.config, model.exits_block),
+        shape_document(model.shape),
+        TOKENIZER.document(),
+    ):
         hashes = {document_hash(document)} | {document_hash(document | {name: "other"}) for name in document}
         assert len(hashes) == 1 + len(document)
 
@@ -93,7 +102,7 @@ def test_a_copy_is_the_same_model_and_other_weights_are_not(model_directory: Pat
     model = EarlyExitModel.from_pretrained(copy)
     model.head(1).out.bias.data += 1e-3
     model.save_pretrained(copy)
-    assert difference(fingerprint(model_directory), fingerprint(copy)).startswith("model was ")
+    assert difference(fingerprint(model_directory), fingerprint(copy)).startswith("weights was ")
 
 
 def test_a_checkpoint_in_pieces_is_read_whole(bert_directory: Path, tmp_path: Path) -> None:
@@ -118,13 +127,74 @@ def test_every_choice_that_changes_predictions_changes_the_fingerprint(model_dir
     changes = {
         "criterion": fingerprint(model_directory, EngineConfig(criterion=Criterion(speed=0.5))),
         "exits": fingerprint(model_directory, EngineConfig(exits=(2, 4))),
-        "dtype": fingerprint(model_directory, EngineConfig(dtype="bf16")),
+        "dtype": fingerprint(model_directory, precision="bf16"),
         "tokenizer": fingerprint(model_directory, tokenizer=replace(TOKENIZER, tokenizer_json="[]", cut_left=True)),
         "columns": fingerprint(model_directory, text="body"),
         "schema": fingerprint(model_directory, schema=("id", "value")),
     }
     for name, other in changes.items():
         assert difference(plain, other) == f"{name} was {plain[name]}, is {other[name]}"
+
+
+CONFIG_CHANGES: dict[str, dict[str, Any]] = {
+    "activation": {"hidden_act": "relu"},
+    "order of the labels": {"id2label": {"0": CLASSES[1], "1": CLASSES[0]}},
+    "a label": {"id2label": {"0": CLASSES[0], "1": "other"}},
+    "eps": {"layer_norm_eps": 1e-5},
+    "heads": {"num_attention_heads": 2},
+    "exits": {"early_exit": {"version": 1, "last_head": "classifier", "branch_head": "attention", "lte": True}},
+    "no learned exit": {"early_exit": {"version": 1, "last_head": "classifier", "branch_head": "pooled", "lte": False}},
+    "no exits": {"early_exit": None},
+}
+HARMLESS: dict[str, Any] = {"transformers_version": "9", "hidden_dropout_prob": 0.3, "use_cache": False, "note": "mine"}
+
+
+@pytest.mark.parametrize("what", CONFIG_CHANGES)
+def test_what_config_json_says_that_counts_is_a_part_of_the_model(
+    what: str, model_directory: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(model_directory, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | CONFIG_CHANGES[what]))
+    differs = difference(fingerprint(model_directory), fingerprint(tmp_path))
+    assert re.search("config was [0-9a-f]{16}, is [0-9a-f]{16}", differs)
+    assert "weights" not in differs
+
+
+def test_what_config_json_says_that_does_not_count_is_no_part_of_it(model_directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_directory, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "config.json"
+    values = json.loads(config.read_text())
+    defaults = {"layer_norm_eps", "type_vocab_size", "hidden_act"}
+    config.write_text(json.dumps({k: v for k, v in (values | HARMLESS).items() if k not in defaults}))
+    model = EarlyExitModel.from_config(tmp_path)
+    model.criterion = Criterion(speed=0.4)
+    model.save_criterion(tmp_path)  # which each run chooses anew
+    assert fingerprint(tmp_path) == fingerprint(model_directory)
+
+
+def test_weights_under_a_name_of_their_own_are_those_that_count(bert_directory: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert_directory, tmp_path, dirs_exist_ok=True)
+    before = weights_digest(tmp_path)
+    other = random_classifier("bert", seed=1)
+    other.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path / "mine.safetensors")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"transformers_weights": "mine.safetensors"}))
+    assert weights_digest(tmp_path) == weights_digest(tmp_path / "other") != before
+    loaded = EarlyExitModel.from_pretrained(tmp_path).backbone.embeddings.word_embeddings.weight
+    assert torch.equal(loaded, other.bert.embeddings.word_embeddings.weight)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded, theirs.bert.embeddings.word_embeddings.weight)
+    for wrong in ("../other/model.safetensors", "pytorch_model.bin", "gone.safetensors"):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"transformers_weights": wrong}))
+        with pytest.raises((UserError, FileNotFoundError), match=wrong):
+            weights_digest(tmp_path)
+    model = EarlyExitModel.from_pretrained(tmp_path / "other")
+    model.config.transformers_weights = "mine.safetensors"
+    model.save_pretrained(tmp_path / "saved")
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
 
 
 def test_columns_that_are_recorded_need_no_file() -> None:
@@ -136,11 +206,14 @@ def test_columns_that_are_recorded_need_no_file() -> None:
 
 def test_a_machine_with_other_weights_refuses(model_directory: Path, tmp_path: Path) -> None:
     weights = weights_digest(model_directory)
-    assert checked_model(str(model_directory), weights) == str(model_directory)
+    same = ("bf16", "bf16")
+    assert checked_model(str(model_directory), weights, precision=same) == str(model_directory)
     shutil.copytree(model_directory, tmp_path, dirs_exist_ok=True)
-    assert checked_model(str(tmp_path), weights) == str(tmp_path)
+    assert checked_model(str(tmp_path), weights, precision=same) == str(tmp_path)
+    with pytest.raises(StorageError, match=f"{tmp_path}: .+ computes in fp32, and the run began in bf16"):
+        checked_model(str(tmp_path), weights, precision=("fp32", "bf16"))
     with open(tmp_path / "model.safetensors", "r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
     with pytest.raises(StorageError, match=f"{tmp_path}: other weights on .+ than the run began with"):
-        checked_model(str(tmp_path), weights)
+        checked_model(str(tmp_path), weights, precision=same)

@@ -1,8 +1,9 @@
 """A calibration keeps its targets on other rows; files, refusals, temperatures and drift."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from pipeline.corpus.labelled import sample_texts
 from pipeline.errors import UserError
 from pipeline.evaluation.recorded import AllExits
 from pipeline.histograms import bin_counts, length_histogram
+from pipeline.identity import ModelIdentity
 from tests.support.samples import made_up
 
 CALIBRATIONS = 60
@@ -115,13 +117,40 @@ def test_rows_that_fitted_temperatures_test_no_guarantee() -> None:
     assert curve.differing == [others.outcome(np.array(speeds))[1] for speeds in curve.speeds]
 
 
+IDENTITY = ModelIdentity(weights="abc", config="def", tokenizer="ghi", max_tokens=64)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 3}', '{"version": 2}'])
+def test_a_damaged_calibration_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "calibration.json").write_text(content)
+    with pytest.raises(UserError, match=r"calibration\.json: damaged; run jobs/calibrate\.py again$"):
+        Calibration.load(tmp_path)
+
+
+def test_a_calibration_of_an_older_version_is_held_to_what_it_knows(tmp_path: Path) -> None:
+    """It has the digest of the weights, the precision by its word, and no word of config.json and tokenizer."""
+    reference = reference_of([3, 9, 400], [False, False, True], [0.1, 0.2, 0.3])
+    Calibration(model={}, precision="auto", data={}, curve=CURVE, reference=reference).save(tmp_path)
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": 2, "model": "abc", "max_tokens": 64}))
+    older = Calibration.load(tmp_path)
+    assert older.computed_in is None
+    older.check(replace(IDENTITY, config="another", tokenizer="another"), "auto")
+    for identity, dtype, problem in (
+        (replace(IDENTITY, weights="x"), "auto", "weights abc, now it is x"),
+        (replace(IDENTITY, max_tokens=32), "auto", "max-tokens 64, now it is 32"),
+        (IDENTITY, "fp32", "dtype auto, now it is fp32"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            older.check(identity, dtype)
+
+
 def test_a_calibration_survives_its_file_and_knows_its_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not calibrated.*jobs/calibrate.py"):
         Calibration.load(tmp_path)
     calibration = Calibration(
-        model="abc",
-        precision="auto",
-        max_tokens=64,
+        model=IDENTITY.parts(),
+        precision="bf16",
         data={"rows": 5000},
         curve=CURVE,
         reference=reference_of([3, 9, 400], [False, False, True], [0.1, 0.2, 0.3]),
@@ -132,14 +161,19 @@ def test_a_calibration_survives_its_file_and_knows_its_model(tmp_path: Path) -> 
     again = Calibration.load(tmp_path)
     assert again == calibration
     assert again.curve.at_speedup(2) == CURVE.at_speedup(2)
-    again.check("abc", "auto", 64)
-    for wrong in (("other", "auto", 64), ("abc", "fp32", 64), ("abc", "auto", 32)):
-        with pytest.raises(UserError, match=r"run jobs/calibrate\.py again"):
-            again.check(*wrong)
+    assert again.computed_in == "bf16"
+    again.check(IDENTITY, "auto")
+    again.check(IDENTITY, "bf16")
+    with pytest.raises(UserError, match=r"with dtype bf16, now it is fp32; run jobs/calibrate\.py again"):
+        again.check(IDENTITY, "fp32")
+    for name, value in asdict(IDENTITY).items():
+        other: Any = 32 if name == "max_tokens" else "other"
+        with pytest.raises(UserError, match=rf"with {name.replace('_', '-')} {value}, now it is {other}; run jobs/cal"):
+            again.check(replace(IDENTITY, **{name: other}), "auto")
     values = json.loads((tmp_path / "calibration.json").read_text())
-    assert values["version"] == 2
-    for other in (0, 1):
-        (tmp_path / "calibration.json").write_text(json.dumps(values | {"version": other}))
+    assert values["version"] == 3
+    for version in (0, 1, 4):
+        (tmp_path / "calibration.json").write_text(json.dumps(values | {"version": version}))
         with pytest.raises(UserError, match=r"of another version of offramp; run jobs/calibrate\.py again"):
             Calibration.load(tmp_path)
 

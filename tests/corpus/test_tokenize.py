@@ -1,13 +1,18 @@
 """Our tokens are those of transformers, however long the text and whatever the tokenizer."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.corpus.tokenize import WINDOW_CHARACTERS_PER_TOKEN, Tokenizer, TokenizerSpec, longest_first
+from pipeline.errors import InputError
 from tests.support.tokenizers import PIECES, TOKENIZERS
 
 
@@ -81,3 +86,53 @@ def test_longest_first_keeps_all_that_fits(first: int, second: int, room: int) -
 def test_a_budget_without_room_for_text_is_refused() -> None:
     with pytest.raises(ValueError, match="max tokens 3 leaves no room"):
         TokenizerSpec.from_hugging_face(TOKENIZERS["wordpiece"], 3)
+
+
+def with_template(pair: str, **options: Any) -> PreTrainedTokenizerFast:
+    """Make a WordPiece tokenizer of BERT's kind that joins the texts of a pair in this way."""
+    made = tokenizers.Tokenizer.from_str(TOKENIZERS["wordpiece"].backend_tokenizer.to_str())
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair=pair, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=inputs, **names, **options)
+
+
+TEMPLATES = {
+    "BERT's": "[CLS] $A [SEP] $B:1 [SEP]:1",
+    "the separator with the second text": "[CLS] $A [SEP]:1 $B:1 [SEP]:1",
+    "one type for all": "[CLS] $A [SEP] $B [SEP]",
+}
+
+
+@pytest.mark.parametrize("what", TEMPLATES)
+def test_types_of_tokens_are_those_of_transformers(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOKENIZERS, what, with_template(TEMPLATES[what]))
+    assert_equal_to_transformers(
+        what, 12, ["the room", "clean and kind", "a"] * 5, ["a bed", "the staff was kind"] * 7 + ["a"]
+    )
+
+
+@pytest.mark.parametrize(
+    "pair", ["[CLS] $A [SEP] $B:2 [SEP]:2", "[CLS]:1 $A [SEP] $B:1 [SEP]:1", "[CLS] $A [SEP] $B [SEP]:1"]
+)
+def test_types_that_offramp_does_not_follow_are_refused(pair: str) -> None:
+    with pytest.raises(ValueError, match="gives tokens types in a way that offramp does not understand"):
+        TokenizerSpec.from_hugging_face(with_template(pair), 12)
+
+
+def test_special_tokens_in_a_text_are_split_where_the_tokenizer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting is in tokenizer_config.json, and not in the tokenizer.json that is sent to workers."""
+    texts = ["a [SEP] room", "[CLS][MASK]", "plain"]
+    rows = []
+    for split in (False, True):
+        theirs = with_template(TEMPLATES["BERT's"], split_special_tokens=split)
+        monkeypatch.setitem(TOKENIZERS, "split", theirs)
+        assert_equal_to_transformers("split", 12, texts, None)
+        spec = TokenizerSpec.from_hugging_face(theirs, 12)
+        rows.append(Tokenizer(spec)(texts).rows.token_ids.tolist())
+        assert spec.split_special is split
+    assert rows[0] != rows[1]
+    with pytest.raises(InputError, match="this model's tokenizer splits them"):
+        spec.with_fast_tokenizer()

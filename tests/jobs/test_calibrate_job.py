@@ -93,7 +93,7 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
             ["--target-speedup", "2", "--exits", "1"],
             "--exits is chosen by --target-speedup, from what calibrate.py found",
         ),
-        (["--max-disagreement", "1%", "--dtype", "fp32"], "was calibrated with precision auto, now it is fp32"),
+        (["--max-disagreement", "1%", "--dtype", "int8"], "now it is int8; run jobs/calibrate.py again"),
         (["--max-disagreement", "1%", "--tolerance", "1"], "--tolerance 1: the model was calibrated with 0.1"),
         (["--max-disagreement", "1%", "--audit-fail"], "--audit-fail needs --audit and --max-disagreement"),
         (["--max-disagreement", "3"], "argument --max-disagreement: 3 is not between 0 and 1"),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, GPT2Config, PreTrainedModel
 
 from models.attention import first_tokens
-from models.checkpoint import plain_config, read_config
+from models.directory.config import plain_config, read_config
 from models.early_exit import EarlyExitModel
 from models.errors import UnsupportedModelError
 from models.heads import PooledHead

@@ -167,6 +167,30 @@ def test_a_row_that_breaks_the_engine_costs_nobody_else_an_answer(held: tuple[He
     with pytest.raises(MemoryError, match="thirteen"):
         bad.result(60)
     assert queue.submit(rows_of(12), ones(1)).result(60).exit_layers.tolist() == [1]
+    assert not queue.is_stuck()
+
+
+class BrokenEngine(Engine):
+    """An engine whose GPU fails at a row of 13 tokens, and from then on at everything."""
+
+    failed = False
+
+    def run(self, rows: TokenRows, rule: ExitRule | None = None) -> Predictions:
+        self.failed = self.failed or 13 in rows.lengths
+        if self.failed:
+            raise RuntimeError("an illegal memory access was encountered")
+        return super().run(rows, rule)
+
+
+def test_an_engine_that_fails_at_everything_is_stuck() -> None:
+    engine = BrokenEngine(LoadedModel(new_model(), EngineConfig(criterion=Criterion(speed=1.0), dtype="fp32")))
+    queue = EngineQueue(engine, batch_tokens=100, queue_tokens=300)
+    assert queue.submit(rows_of(5), ones(1)).result(60).exit_layers.tolist() == [1]
+    assert not queue.is_stuck()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        queue.submit(rows_of(13), ones(1)).result(60)
+    queue.close()  # when it has looked whether anything works yet
+    assert queue._broken
 
 
 def test_closing_finishes_what_was_accepted(held: tuple[HeldEngine, EngineQueue]) -> None:

@@ -4,11 +4,13 @@ import errno
 import io
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -281,7 +283,34 @@ def test_a_model_in_a_bucket_is_copied_once_for_each_version(
     assert len(list(folder.parent.iterdir())) == 2
 
 
-def test_other_names_of_models_are_left_alone() -> None:
+def test_a_model_that_is_replaced_while_it_is_copied_is_no_model(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    storage, address = storage_of("s3://"), f"s3://{BUCKET}/models/changing"
+    for name in ("config.json", "model.safetensors"):
+        storage.write(f"{address}/{name}", b"old")
+    copy = shutil.copyfileobj
+
+    def replaced(source: Any, target: Any, length: int) -> None:
+        copy(source, target, length)
+        storage.write(f"{address}/model.safetensors", b"new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.storage.model_cache.shutil.copyfileobj", replaced)
+        with pytest.raises(StorageError, match=f"{address}/model.safetensors: was replaced while the model was copied"):
+            local_model(address)
+    assert not [*(tmp_path / "offramp").iterdir()]
+    folder = Path(local_model(address))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        "config.json": b"old",
+        "model.safetensors": b"new",
+    }
+
+
+def test_other_names_of_models_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert local_model("~/m") == "/home/me/m"
     for name in ("bert-base-uncased", "/models/m", "m/"):
         assert local_model(name) == name
     with pytest.raises(UserError, match="gs://bucket/m: known are local paths and s3://"):

@@ -30,8 +30,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from jobs.work import loading
+from models.directory.config import plain_config
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.benchmark.synthetic import reviews
 from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import ActorPlan
@@ -39,6 +42,7 @@ from pipeline.corpus.tokenize import Tokenizer
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.identity import ModelIdentity
 from pipeline.serving import deployment
 from pipeline.serving.limits import Limits
 from pipeline.serving.spec import ServingSpec
@@ -130,9 +134,13 @@ def main() -> None:
     model = EarlyExitModel.from_pretrained(args.model)
     criterion = Criterion(speed=args.speed)
     engine = EngineConfig(criterion=criterion, dtype=args.dtype)
+    tokenizer = load_tokenizer_spec(args.model, model, None)
     spec = ServingSpec(
         model=loading.absolute_model(args.model),
-        tokenizer=loading.load_tokenizer_spec(args.model, model, None),
+        config=plain_config(model.config),
+        identity=ModelIdentity.of(model, weights_digest(args.model), tokenizer),
+        precision=None,
+        tokenizer=tokenizer,
         engine=engine,
         limits=Limits(),
     )

@@ -1,0 +1,121 @@
+"""Every field of config.json that changes what transformers computes is honoured or refused."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.activations import ACT2FN
+
+from models.early_exit import EarlyExitModel
+from models.errors import UnsupportedModelError
+from tests.models.test_families import our_last_logits, reference_logits
+from tests.support.config_fields import (
+    FIELDS,
+    HONOURED,
+    NOT_IN_JSON,
+    REFUSED,
+    class_fields,
+    effect_in,
+    read_by_loading,
+    read_by_modeling,
+    table,
+    written,
+)
+from tests.support.models import CONFIGS, TOLERANCE, random_rows, spread_weights
+
+ROWS = random_rows(11, 40, seed=1)
+ROWS.token_ids[ROWS.token_ids < 8] = 8  # no padding in texts, whatever its id is
+ROWS.token_ids[ROWS.token_ids >= 150] = 149
+ALIKE = ("gelu_python", "gelu_10")
+"""Activations that are the default's, for values of this size."""
+NAMES = {"id2label", "num_labels", "problem_type", "transformers_weights"}
+"""Fields that say what logits are of, and not what they are."""
+
+CASES = [(family, name, value) for family in CONFIGS for name, field in FIELDS.items() for value in field.values]
+
+
+def make(folder: Path, family: str, **changes: Any) -> dict[str, Any]:
+    """Write a random classifier whose config.json has these values; return the whole of it."""
+    values = json.loads(CONFIGS[family].to_json_string(use_diff=False)) | changes
+    for name in [name for name, value in changes.items() if value is None]:
+        del values[name]
+    (folder / "config.json").write_text(json.dumps(values))
+    torch.manual_seed(0)
+    options = {} if "attn_implementation" in values else {"attn_implementation": "eager"}
+    config = AutoConfig.from_pretrained(folder)
+    made = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **options)
+    spread_weights(made).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(values))
+    return values
+
+
+def expected(folder: Path) -> torch.Tensor:
+    """Compute transformers' own logits of ROWS."""
+    options = {} if "attn_implementation" in (folder / "config.json").read_text() else {"attn_implementation": "eager"}
+    theirs = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, return_dict=True, **options
+    ).eval()
+    return reference_logits(theirs, ROWS, pad_to_longest=False)
+
+
+@cache
+def default(family: str, folder: Path) -> torch.Tensor:
+    """Compute a family's logits with its default values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make(folder, family)
+    return expected(folder)
+
+
+@pytest.mark.parametrize(("family", "name", "value"), CASES, ids=[f"{f}-{n}-{v!s:.20}" for f, n, v in CASES])
+def test_a_field_is_honoured_or_refused_or_changes_nothing(
+    family: str, name: str, value: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    effect = effect_in(family, name)
+    if effect == REFUSED:
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps(json.loads(CONFIGS[family].to_json_string(use_diff=False)) | {name: value}))
+        with pytest.raises(UnsupportedModelError, match=f"^{tmp_path}: {name} in config.json ") as refused:
+            EarlyExitModel.from_config(tmp_path)
+        assert "\n" not in str(refused.value)
+        return
+    make(tmp_path, family, **{name: value})
+    theirs = expected(tmp_path)
+    ours = our_last_logits(EarlyExitModel.from_pretrained(tmp_path), ROWS)
+    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+    if FIELDS[name].changes_shapes and effect == HONOURED:
+        return
+    before = default(family, tmp_path_factory.getbasetemp() / "defaults" / family)
+    differs = bool((theirs - before).abs().max() > TOLERANCE)
+    if effect != HONOURED:
+        assert not differs
+    elif name not in NAMES and value not in (*ALIKE, getattr(CONFIGS[family], name, None)):
+        assert differs, "this value shows nothing"
+
+
+def test_no_activation_is_forgotten(tmp_path: Path) -> None:
+    """Those that are not tried above have weights of their own, which no checkpoint of a sequence classifier has."""
+    tried = FIELDS["hidden_act"].values
+    for name in ACT2FN.keys() - {*tried, "gelu"} | {"gelu_mine"}:
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps(json.loads(CONFIGS["bert"].to_json_string()) | {"hidden_act": name}))
+        with pytest.raises(UnsupportedModelError, match=f"^{tmp_path}: activation '{name}' (has weights|is none)"):
+            EarlyExitModel.from_config(tmp_path)
+
+
+def test_no_field_of_a_configuration_class_is_forgotten() -> None:
+    for family in CONFIGS:
+        assert class_fields(family) <= FIELDS.keys(), family
+
+
+def test_no_field_that_transformers_reads_is_forgotten() -> None:
+    for family in CONFIGS:
+        assert read_by_modeling(family) - NOT_IN_JSON <= FIELDS.keys(), family
+    assert read_by_loading() - NOT_IN_JSON <= FIELDS.keys()
+
+
+def test_the_documents_table_is_this_one() -> None:
+    assert written()[1].strip() == table().strip(), "python -m tests.support.config_fields writes it anew"
