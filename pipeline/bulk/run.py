@@ -141,6 +141,10 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
     request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
     with Ledger(folder, request.fingerprint, overwrite=request.overwrite) as ledger:
         left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
+        for line in ledger.remarks:
+            request.log(line)
+        if left_out := ledger.left_out(corpus.files):
+            request.log(f"{left_out}: the new results will be without them")
         if not left and (ledger.published() or ledger.schema is None):
             ledger.finish()
             return None

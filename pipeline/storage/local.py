@@ -9,11 +9,13 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.storage.base import Entry, StoredFile, is_remote, translate_errors
 
 TRANSIENT_ERRNOS = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.EINTR}
 """Errors of network file systems that often pass."""
+MAX_HOLDER_BYTES = 200
+"""Bytes of a lock file that are believed to name its holder."""
 BACK_OFF_SECONDS = (0.2, 1.0, 5.0)
 """Waits between attempts to write to a disk; S3's client has its own."""
 
@@ -113,12 +115,12 @@ def lock_folder(folder: str, name: str) -> Iterator[bool]:
         yield False
         return
     path = os.path.join(folder, name)
-    with translate_errors(path), open(path, "a+", encoding="utf-8") as file:
+    with translate_errors(path), open(path, "ab+", buffering=0, opener=_open_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "just begun"
+            holder = printable(file.read(MAX_HOLDER_BYTES).decode(errors="replace").strip()) or "just begun"
             raise UserError(
                 f"{folder}: another run is writing there ({holder}); wait for its end, or stop it"
             ) from error
@@ -126,9 +128,18 @@ def lock_folder(folder: str, name: str) -> Iterator[bool]:
             yield False
             return
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
+        file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
         yield True
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Open a file of ours, and not what a link of its name leads to: that would be somebody else's, and truncated."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise UserError(f"{path}: is no file; remove it") from error
+        raise
 
 
 def _entry(path: str, status: os.stat_result) -> Entry:

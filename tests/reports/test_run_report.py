@@ -179,9 +179,10 @@ def test_rows_over_time_add_up() -> None:
 def write_shard(output: Output, file: InputFile, rows: pa.Table) -> None:
     """Write a part in which another shard lies before this one, and store their receipts."""
     other = rows.slice(0, 3).set_column(0, "id", pa.array(["z:0", "z:1", "z:2"]))
-    part, _ = output.write(["0" * 16, file.shard_id(0)], pa.concat_tables([other, rows]), pa.table({"id": []}))
-    done = replace(receipt(0), shard=file.shard_id(0), part=part, part_row=3, rows_out=len(rows), read_error=None)
-    segment = parquet_bytes(receipts_table([replace(done, shard="0" * 16, part_row=0, rows_out=3), done]))
+    done = replace(receipt(0), shard=file.shard_id(0), rows_out=len(rows), rejected={}, read_error=None)
+    before = replace(done, shard="0" * 16, rows_out=3)
+    placed = output.write([before, done], pa.concat_tables([other, rows]), pa.table({"id": []}))
+    segment = parquet_bytes(receipts_table(placed))
     Path(output.folder, "_receipts", "g1").mkdir(parents=True, exist_ok=True)
     Path(output.folder, "_receipts", "g1", "0123456789ab-000000.parquet").write_bytes(segment)
 
