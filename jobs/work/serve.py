@@ -7,6 +7,7 @@ import time
 from ray.serve import Application
 
 from jobs.cli import command
+from jobs.cli.command import print_line
 from jobs.work import loading
 from models.checkpoint import check_weights
 from models.early_exit import EarlyExitModel
@@ -58,7 +59,7 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
     try:
         curve = calibrated_curve(directory, engine, tokenizer.max_tokens)
     except UserError as problem:  # most requests do without
-        print(f"{directory}: requests cannot ask for a speed-up or a limit: {problem}", file=sys.stderr)
+        print_line(f"{directory}: requests cannot ask for a speed-up or a limit: {problem}", sys.stderr)
         curve = None
     return ServingSpec(
         model=loading.absolute_model(args.model),
@@ -75,7 +76,7 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
 def announce(args: argparse.Namespace, spec: ServingSpec, plan: ActorPlan, seconds: float) -> None:
     """Print what is served, and where."""
     url = f"http://{args.host}:{args.port}"
-    print(f"{args.model}: {spec.engine.criterion.describe()}, {plan.actors} replicas, {plan.threads} threads each")
+    print_line(f"{args.model}: {spec.engine.criterion.describe()}, {plan.actors} replicas, {plan.threads} threads each")
     if spec.token_hash is None and not deployment.is_loopback(args.host):
-        print(f"anybody who reaches {url} may use it: set ${TOKEN_VARIABLE} to ask for a token")
-    print(f"ready after {seconds:.0f} s: {url}/classify, page at {url}/docs", flush=True)
+        print_line(f"anybody who reaches {url} may use it: set ${TOKEN_VARIABLE} to ask for a token")
+    print_line(f"ready after {seconds:.0f} s: {url}/classify, page at {url}/docs")

@@ -99,6 +99,10 @@ def parquet_bytes(rows: pa.Table, metadata: Mapping[str, str] | None = None) -> 
 def prepare_folder(output: str, corpus: str) -> str:
     """Create the output folder and check that it can be written; raise InputError if not, or if it lies in the corpus."""
     folder = absolute(output)
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("output", f"{folder}: the name is no UTF-8, which results are opened by") from error
     if _lies_in(folder, absolute(corpus)) or matches(absolute(corpus), f"{folder}/part-{'0' * 16}.parquet"):
         raise InputError("output", f"{output}: lies inside the input, where the next run would read it as corpus")
     storage, probe = storage_of(folder), f"{folder}/.probe.{uuid.uuid4().hex[:8]}.tmp"

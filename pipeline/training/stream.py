@@ -24,7 +24,7 @@ from pipeline.corpus.labelled import label_numbers
 from pipeline.corpus.listing import Corpus
 from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
-from pipeline.errors import InputError, UserError
+from pipeline.errors import InputError, UserError, printable
 from pipeline.output.receipts import Receipt
 from pipeline.rows import FloatArray
 from pipeline.schema import KEPT, LOGITS, ROW
@@ -130,7 +130,7 @@ class StreamSource:
     def _warn(self, receipt: Receipt) -> None:
         """Name a file that cannot be read to its end."""
         if receipt.read_error is not None and self.rank == 0:
-            print(f"{receipt.file}: {receipt.read_error}; the rest of it is left out", file=sys.stderr)
+            print(printable(f"{receipt.file}: {receipt.read_error}; the rest of it is left out"), file=sys.stderr)
 
 
 def held_out(spec: StreamSpec) -> tuple[Chunk, frozenset[str]]:

@@ -248,3 +248,15 @@ def test_every_kind_of_section_escapes_its_texts() -> None:
     page = render(bad, bad, [(bad, bad)], sections)
     assert bad not in page
     assert "".join(read(page).text).count(bad) == 2 + 2 + 4 + 3 + 6 + 4 + 3 + 1
+
+
+def test_what_does_not_print_is_escaped_on_a_page_and_in_markdown() -> None:
+    bad = "a\x1b[2J\u202eb\udce9|c\n"
+    figure = Figure(bad, b"x" * 10_000, bad, bad)
+    table = Table(bad, [bad], [[bad]], bad)
+    page = render(bad, bad, [(bad, bad)], [Facts(bad, [(bad, bad)], bad), Bars(bad, [(bad, 1)], bad), table, figure])
+    page.encode()  # which a lone surrogate would end with an error, after all the work
+    assert all(character.isprintable() for character in page if character != "\n")
+    assert page.count("a\\x1b[2J\\u202eb\\udce9|c\\n") == 2 + 1 + 2 + 4 + 3 + 4 + 4
+    assert figure.base64 in page
+    assert table.markdown().splitlines()[2] == "| a\\x1b[2J\\u202eb\\udce9\\|c\\n |"
