@@ -217,7 +217,7 @@ def test_an_attempt_log_of_other_rows_is_no_use(tmp_path: Path) -> None:
     assert rows_of(shard.run()) == [*range(63)]
 
 
-WHOLE = {
+WHOLE: dict[str, object] = {
     "rows": 64,
     "deaths": 3,
     "at": [0, 32],
@@ -227,6 +227,27 @@ WHOLE = {
     "lost": [],
 }
 """A log as a process leaves it."""
+CHANGES: list[dict[str, object]] = [
+    {"suspects": [[0, 32]]},  # half of the rows would be in no range, and lost
+    {"suspects": [[0, 32], [32, 64], [0, 64]]},
+    {"suspects": [[0, 32], [32, 1 << 40]]},
+    {"suspects": [[0, 32], [64, 32]]},
+    {"suspects": [[-32, 32], [32, 64]]},
+    {"suspects": "all"},
+    {"suspects": []},
+    {"suspects": [], "lost": [*range(64)]},
+    {"suspects": [[0]]},
+    {"at": [3, 5]},
+    {"at": []},
+    {"at": None},
+    {"deaths": "many"},
+    {"deaths": float("inf")},
+    {"alone": []},
+    {"alone": {"x": 1}},
+    {"lost": [7]},
+    {"rows": 63},
+]
+"""What makes it one that does not account for each of the rows."""
 
 
 @pytest.mark.parametrize(
@@ -240,29 +261,7 @@ WHOLE = {
         b"[1]",
         b"7",
         b"{}",
-        *(
-            json.dumps(WHOLE | change).encode()
-            for change in (
-                {"suspects": [[0, 32]]},  # half of the rows would be in no range, and lost
-                {"suspects": [[0, 32], [32, 64], [0, 64]]},
-                {"suspects": [[0, 32], [32, 1 << 40]]},
-                {"suspects": [[0, 32], [64, 32]]},
-                {"suspects": [[-32, 32], [32, 64]]},
-                {"suspects": "all"},
-                {"suspects": []},
-                {"suspects": [], "lost": [*range(64)]},
-                {"suspects": [[0]]},
-                {"at": [3, 5]},
-                {"at": []},
-                {"at": None},
-                {"deaths": "many"},
-                {"deaths": float("inf")},
-                {"alone": []},
-                {"alone": {"x": 1}},
-                {"lost": [7]},
-                {"rows": 63},
-            )
-        ),
+        *(json.dumps(WHOLE | change).encode() for change in CHANGES),
     ],
 )
 def test_a_damaged_attempt_log_counts_as_none(left: bytes, tmp_path: Path) -> None:
