@@ -6,10 +6,10 @@ import glob
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TypeVar
 
 from jobs.cli import options
+from jobs.cli.command import print_line
 from pipeline.engine.config import DTYPE_NAMES
 from pipeline.storage.base import absolute, is_remote
 from pipeline.storage.locate import storage_of, use_endpoint
@@ -106,7 +106,7 @@ def _beside_ray(args: argparse.Namespace, request_of: Callable[[argparse.Namespa
     pool = ThreadPoolExecutor(1, thread_name_prefix="request")
     try:
         request = pool.submit(request_of, args)
-        join_or_start(partial(print, flush=True))
+        join_or_start(print_line)
         return request.result()
     finally:
         pool.shutdown(wait=False)  # a signal ends the process, whatever is being loaded

@@ -7,11 +7,19 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from jobs.cli.parser import JobParser
 from jobs.cli.stop import StopWatch, abandon
-from pipeline.errors import DoesNotFitError, InputError, RefusedError, StorageError, UserError
+from pipeline.errors import (
+    DoesNotFitError,
+    InputError,
+    RefusedError,
+    StorageError,
+    UserError,
+    one_line,
+    printable,
+)
 
 DONE, FAILED, WRONG = 0, 1, 2
 """Exit codes: all is well; the work failed, and the same command may go on; the command or its input is wrong."""
@@ -19,6 +27,18 @@ DONE, FAILED, WRONG = 0, 1, 2
 
 class FailedError(Exception):
     """Raise in a job whose work failed: the message is printed after the job's name, and the exit code is FAILED."""
+
+
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print a line that may quote names and messages of others, by `printable`, to stdout if no other file is given."""
+    print(printable(text), file=file, flush=True)
+
+
+class _LineFormatter(logging.Formatter):
+    """Writes the log lines of libraries, which quote what they read."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
 
 Main = Callable[[argparse.Namespace], int | None]
@@ -45,7 +65,7 @@ def run_alone(main: Main, parser: JobParser, argv: Sequence[str] | None = None) 
         if watch.asked is None:  # else it is what a library makes of the signal
             raise
     if watch.asked is not None:
-        print(stopped(parser, watch.asked), file=sys.stderr)
+        print_line(stopped(parser, watch.asked), sys.stderr)
         code = 128 + watch.asked
     leave(code)
 
@@ -76,7 +96,9 @@ def leave(code: int) -> NoReturn:
 
 def run(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a job and raise SystemExit with its exit code, a number; `argv` defaults to the command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LineFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, at the end
     try:
         code = main(parser.parse(argv)) or DONE
@@ -86,7 +108,9 @@ def run(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoR
         complain(parser, error)
         code = FAILED
     except FailedError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        first, *more = str(error).split("\n")
+        for line in (f"{parser.prog}: error: {first}", *more):
+            print_line(line, sys.stderr)
         code = FAILED
     except PermissionError as error:
         code = complain(parser, UserError(f"{error.filename}: permission denied"))
@@ -101,7 +125,7 @@ def complain(parser: JobParser, error: Exception) -> int:
     if isinstance(error, InputError):
         message = re.sub(r"`(\w+)`", lambda found: parser.option(found[1]), error.message)
         text = f"{parser.option(error.field)} {message}"
-    print(f"{parser.prog}: error: {' '.join(text.split())}", file=sys.stderr)
+    print_line(f"{parser.prog}: error: {' '.join(text.split())}", sys.stderr)
     return WRONG
 
 
@@ -110,10 +134,10 @@ def cause_of(error: Exception) -> str:
     from ray.exceptions import RayError  # a job that has a cause of Ray's has loaded it
 
     if isinstance(error, StorageError) and not isinstance(error, RayError):  # Ray makes classes that are both
-        return str(error)
+        return one_line(error)
     raised = re.findall(r"^([\w.]*(?:Error|Exception)): (.+)$", str(error), re.MULTILINE)
     stored = [text for name, text in raised if name.endswith((".StorageError", ".RefusedError"))]  # path and cause
     causes = stored + [
         f"{name}: {text}" for name, text in raised if not name.startswith("ray.") and name != "UserCodeException"
     ]
-    return causes[0] if causes else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return printable(causes[0] if causes else f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")

@@ -69,7 +69,11 @@ class JobParser(_RaisingParser):
         argv = list(sys.argv[1:] if argv is None else argv)
         early, _ = _config_only().parse_known_args(argv)
         file = early.config or os.environ.get(CONFIG_VARIABLE)
-        return self.parse_args(argv if not file else [*self._words_of(Path(file)), *argv])
+        words = argv if not file else [*self._words_of(Path(file)), *argv]
+        for word in words:
+            if "\0" in word:
+                raise UserError(f"{word.split('=')[0]}: a value has a NUL character, which no name of anything may")
+        return self.parse_args(words)
 
     def option(self, field: str) -> str:
         """Write a field as its option, `max_tokens` as `--max-tokens`; one that is no option stays as it is."""

@@ -1,10 +1,10 @@
 """Make and run the bulk request of a job: the model, what is printed, the report, and the exit code."""
 
 import argparse
-from functools import partial
 from typing import Any
 
 from jobs.cli import command
+from jobs.cli.command import print_line
 from jobs.work import loading
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
@@ -12,6 +12,7 @@ from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.bulk.progress import duration
 from pipeline.bulk.run import BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk
 from pipeline.calibration.verdict import AuditResult, summary
+from pipeline.errors import InputError
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER
 from pipeline.reports.examples import examples
 from pipeline.reports.run_report import REPORT, RunSummary, run_page
@@ -26,6 +27,9 @@ def open_model(args: argparse.Namespace) -> BulkModel:
     """Find the model and read all of it but its weights; raise UserError if there is none to use."""
     directory = loading.find_model(args.model)
     meta = EarlyExitModel.from_config(directory)
+    for number, label in enumerate(meta.labels):
+        if not label.isascii() and label != label.encode(errors="ignore").decode():
+            raise InputError("model", f"{args.model}: the name of class {number}, {label!r}, is no Unicode text")
     tokenizer = load_tokenizer_spec(directory, meta, args.max_tokens)
     return BulkModel(
         address=loading.absolute_model(args.model),
@@ -50,7 +54,7 @@ def request_of(args: argparse.Namespace, **choices: Any) -> BulkRequest:
         "bundle_rows": args.bundle_rows,
         "incremental": args.incremental,
         "overwrite": args.overwrite,
-        "log": partial(print, flush=True),
+        "log": print_line,
     }
     return BulkRequest(**(values | choices))
 
@@ -59,13 +63,13 @@ def run(args: argparse.Namespace, request: BulkRequest) -> int:
     """Run the request and report on it; return the exit code, or raise FailedError if the run failed or was withheld."""
     model, engine = request.model.meta, request.engine
     if len(model.exit_layers) == 1 and not engine.criterion.full_depth:
-        print(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
+        print_line(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
     try:
         outcome = run_bulk(request)
     except UnfinishedRunError as error:
         raise command.FailedError(f"{command.cause_of(error.cause)}\n{error}") from error
     if outcome is None:
-        print(f"nothing to do: {absolute(args.output)} already holds the results of every file")
+        print_line(f"nothing to do: {absolute(args.output)} already holds the results of every file")
         return command.DONE
     write_report(outcome, with_examples=args.examples)
     print_summary(outcome)
@@ -110,19 +114,20 @@ def print_summary(outcome: Outcome) -> None:
     by_reason = "".join(f", {rows:,} {reason}" for reason, rows in totals.rejected.items())
     exits = " ".join(f"{layer}:{rows:,}" for layer, rows in enumerate(totals.exits, start=1) if rows)
     mean = f"{totals.mean_exit_layer:.2f} of {len(totals.exits)} layers"
-    print(f"\n{fresh.rows_in:,} rows in {duration(outcome.seconds)}: {fresh.rows_in / outcome.seconds:,.0f} rows/s")
-    print(f"  out          {totals.rows_out:,} rows of {totals.shards:,} shards")
-    print(f"  rejects      {totals.rows_rejected:,} rows{by_reason}")
+    print()
+    print_line(f"{fresh.rows_in:,} rows in {duration(outcome.seconds)}: {fresh.rows_in / outcome.seconds:,.0f} rows/s")
+    print_line(f"  out          {totals.rows_out:,} rows of {totals.shards:,} shards")
+    print_line(f"  rejects      {totals.rows_rejected:,} rows{by_reason}")
     for file, problem in list(totals.unreadable.items())[:UNREADABLE_SHOWN]:
-        print(f"  unreadable   {file}: {problem}")
-    print(f"  truncated    {totals.truncated:,} rows")
-    print(f"  exits        {exits}")
-    print(f"  mean exit    {mean}, {totals.flops_speedup:.2f}x fewer FLOPs")
+        print_line(f"  unreadable   {file}: {problem}")
+    print_line(f"  truncated    {totals.truncated:,} rows")
+    print_line(f"  exits        {exits}")
+    print_line(f"  mean exit    {mean}, {totals.flops_speedup:.2f}x fewer FLOPs")
     for line in summary(outcome.audit_result):
-        print(f"  {line}")
-    print(f"  CPU time     {busy}")
-    print(f"  peak MB      {memory}, driver {outcome.driver_peak_mb:,.0f}")
+        print_line(f"  {line}")
+    print_line(f"  CPU time     {busy}")
+    print_line(f"  peak MB      {memory}, driver {outcome.driver_peak_mb:,.0f}")
     if totals.rejected or totals.unreadable:
-        print(f"rejects are in {folder}/{REJECTS_FOLDER}, with reasons")
+        print_line(f"rejects are in {folder}/{REJECTS_FOLDER}, with reasons")
     if outcome.manifest is not None:
-        print(f"results are in {folder}, listed in {MANIFEST}, with figures in {REPORT}")
+        print_line(f"results are in {folder}, listed in {MANIFEST}, with figures in {REPORT}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from jobs.cli.command import print_line
 from jobs.work import loading
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     tokens = tokenizer(texts.texts, texts.pairs)
     labels = label_numbers(texts.labels or [None] * len(tokens.rows), model.labels)
     examples = Chunk(rows=tokens.rows, labels=labels)
-    print(f"{args.model}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
+    print_line(f"{args.model}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
     scalings = scale(args, examples, device) if args.temperature else []
     model = EarlyExitModel.from_pretrained(args.model)
     recorded = record_as_run(model, examples, args.dtype, device)
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
         choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
     )
     print(f"\n{calibration_table(calibration, args.confidence).markdown()}")
-    print(f"\nthe calibration is in {calibration.save(args.model)}")
+    print()
+    print_line(f"the calibration is in {calibration.save(args.model)}")
     disagreement_curve(curve, args.confidence).savefig(Path(args.model) / "calibration.png")
 
 
@@ -61,6 +63,6 @@ def scale(args: argparse.Namespace, examples: Chunk, device: str) -> list[Scalin
     to_labels = args.label_column is not None
     scalings, removed = scale_stored_model(args.model, fitting, to_labels=to_labels, dtype=args.dtype, device=device)
     if removed is not None:
-        print(f"its stored {removed.describe()} meant the old uncertainties, so it is taken out: choose again")
+        print_line(f"its stored {removed.describe()} meant the old uncertainties, so it is taken out: choose again")
     print(f"\n{scaling_table(scalings).markdown()}")
     return scalings

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import fields
 
+from jobs.cli.command import print_line
 from jobs.work import bulk, loading
 from pipeline.bulk.run import BulkModel, BulkRequest
 from pipeline.calibration import targets
@@ -62,7 +63,7 @@ def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice 
         print(_expected_disagreement(choice, calibration, target.max_disagreement, target.confidence))
     timing = calibration.timing
     time = f", {timing.time_speedup_at(choice.flops_speedup):.2f}x faster on {timing.hardware}" if timing else ""
-    print(f"{choice.criterion.describe()}: {choice.flops_speedup:.2f}x fewer FLOPs expected{time}")
+    print_line(f"{choice.criterion.describe()}: {choice.flops_speedup:.2f}x fewer FLOPs expected{time}")
     return choice
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from jobs.cli.command import print_line
 from jobs.work import loading
 from models.early_exit import EarlyExitModel
 from pipeline.benchmark.measure import time_criteria
@@ -56,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
         pictures = figures(title, evaluation, curves, name, compared, log) if curves else []
         facts = f"{args.model} on {args.data}: {len(examples):,} rows, {model.shape.layers} layers, {device}."
         page = report.write_report(Path(args.output), f"Early exits of {title}", facts, tables, pictures)
-        print(f"\nthe report is {page}")
+        print()
+        print_line(f"the report is {page}")
 
 
 def evaluate(name: str, args: argparse.Namespace, device: str) -> tuple[Evaluation, Chunk, EarlyExitModel]:
@@ -77,4 +79,5 @@ def store(args: argparse.Namespace, model: EarlyExitModel, curves: Curves) -> No
     model.criterion = best.criterion
     model.save_criterion(args.model)
     saving = f"{best.flops_speedup:.2f}x fewer FLOPs on these rows"
-    print(f"\nstored in {args.model}: {best.criterion.describe()} ({saving})")
+    print()
+    print_line(f"stored in {args.model}: {best.criterion.describe()} ({saving})")

@@ -8,6 +8,7 @@ from functools import partial
 from ray.serve import Application
 
 from jobs.cli import command
+from jobs.cli.command import print_line
 from jobs.work import loading
 from models.checkpoint import check_finite, check_weights
 from models.directory.config import plain_config
@@ -71,7 +72,7 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
     try:
         calibration = usable_calibration(directory, engine, identity)
     except UserError as problem:  # most requests do without
-        print(f"{directory}: requests cannot ask for a speed-up or a limit: {problem}", file=sys.stderr)
+        print_line(f"{directory}: requests cannot ask for a speed-up or a limit: {problem}", sys.stderr)
         calibration = None
     return ServingSpec(
         model=loading.absolute_model(args.model),
@@ -99,7 +100,7 @@ def require_token(args: argparse.Namespace, spec: ServingSpec) -> None:
 def announce(args: argparse.Namespace, spec: ServingSpec, plan: ActorPlan, seconds: float) -> None:
     """Print what is served, and where."""
     url = f"http://{args.host}:{args.port}"
-    print(f"{args.model}: {spec.engine.criterion.describe()}, {plan.actors} replicas, {plan.threads} threads each")
+    print_line(f"{args.model}: {spec.engine.criterion.describe()}, {plan.actors} replicas, {plan.threads} threads each")
     if spec.token_hash is None and not deployment.is_loopback(args.host):
-        print(f"anybody who reaches {url} may use it")
-    print(f"ready after {seconds:.0f} s: {url}/classify, page at {url}/docs", flush=True)
+        print_line(f"anybody who reaches {url} may use it")
+    print_line(f"ready after {seconds:.0f} s: {url}/classify, page at {url}/docs")

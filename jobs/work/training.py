@@ -9,6 +9,7 @@ from ray.exceptions import RayError
 from ray.train import TrainingFailedError
 
 from jobs.cli import command
+from jobs.cli.command import print_line
 from models.hugging_face import quiet_transformers
 from pipeline.api.pretrained import load_tokenizer
 from pipeline.errors import InputError
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
     """
     output = output_folder(args)
     claim(output, _identity(vars(args) | resolved))
-    print(about)
+    print_line(about)
     try:
         run_workers(work, args.workers)
     except (RayError, TrainingFailedError) as error:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
         raise command.FailedError(f"{command.cause_of(error)}\n{go_on}") from error
     _save_tokenizer(tokenizer_from, output)
     release(output)
-    print(f"the model is in {args.output}")
+    print_line(f"the model is in {args.output}")
     return command.DONE
 
 

@@ -132,22 +132,9 @@ class Bundle:
 
     def write(self, output: Output) -> None:
         """Write the part of the bundle and its rejects, and note on the receipts where their rows are."""
-        rejects, shards = self.rejects_part(), [receipt.shard for receipt in self.receipts]
-        bounds, rejects_bounds = self.bounds, offsets_of(np.array([receipt.rejects for receipt in self.receipts]))
-        whole = all(r.rows_in == r.rows_out + sum(r.rejected.values()) for r in self.receipts)
-        if not whole or (len(self.rows), len(rejects)) != (bounds[-1], rejects_bounds[-1]):
-            raise AssertionError(f"the bundle that begins with shard {shards[0]} lost rows")
-        part, rejects_part = output.write(shards, self.rows, rejects)
-
-        def position_of(number: int) -> dict[str, Any]:
-            return {
-                "part": part,
-                "part_row": int(bounds[number]),
-                "rejects_part": rejects_part if self.receipts[number].rejects else None,
-                "rejects_row": int(rejects_bounds[number]),
-            }
-
-        self.note_each(position_of)
+        if any(r.rows_in != r.rows_out + sum(r.rejected.values()) for r in self.receipts):
+            raise AssertionError(f"the bundle that begins with shard {self.receipts[0].shard} lost rows")
+        self.receipts = output.write(self.receipts, self.rows, self.rejects_part())
 
     def rejects_part(self) -> pa.Table:
         """Return the rejects as they are written: shard after shard by row, and at its end one for what could not be read."""

@@ -157,6 +157,10 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
     precision = settled_precision(request, folder)
     with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite) as ledger:
         left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
+        for line in ledger.remarks:
+            request.log(line)
+        if left_out := ledger.left_out(corpus.files):
+            request.log(f"{left_out}: the new results will be without them")
         if not left and (ledger.published() or ledger.schema is None):
             ledger.finish()
             return None

@@ -21,6 +21,8 @@ import pyarrow.compute as pc
 
 MERGE = "merge"
 """Key of a counter's rule in the metadata of its field."""
+MEASURED = "measured"
+"""Key, in the metadata of its field, of a counter that is measured: the same work done twice gives another value."""
 ARROW_TYPES = {
     bool: pa.bool_(),
     int: pa.int64(),
@@ -36,14 +38,12 @@ ARROW_TYPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeRule:
-    """How the values of one counter are merged, and how an earlier value is taken out of a later one."""
+    """How the values of one counter are merged."""
 
     merge: Callable[[Any, Any], Any]
     """Merges two values into a new one."""
     aggregate: Callable[[pa.ChunkedArray], Any]
     """Merges all values of a column."""
-    subtract: Callable[[Any, Any], Any]
-    """Returns the first value without the second, which was counted before."""
 
 
 def _sum(column: pa.ChunkedArray) -> Any:
@@ -54,11 +54,6 @@ def _sum(column: pa.ChunkedArray) -> Any:
 def _add_by_position(one: list[int], other: list[int]) -> list[int]:
     """Add lists position by position; the shorter one counts as zero beyond its end: [1, 2], [3] -> [4, 2]."""
     return [a + b for a, b in zip_longest(one, other, fillvalue=0)]
-
-
-def _subtract_by_position(now: list[int], before: list[int]) -> list[int]:
-    """Subtract lists position by position: [4, 2], [3] -> [1, 2]."""
-    return [a - b for a, b in zip_longest(now, before, fillvalue=0)]
 
 
 def _sum_by_position(column: pa.ChunkedArray) -> list[int]:
@@ -74,11 +69,6 @@ def _add_by_key(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {key: one.get(key, 0) + other.get(key, 0) for key in one | other}
 
 
-def _subtract_by_key(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Subtract the values of each key: {"a": 3, "b": 3}, {"a": 2} -> {"a": 1, "b": 3}."""
-    return {key: value - before.get(key, 0) for key, value in now.items()}
-
-
 def _max_by_key(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
     """Keep the larger value of each key: {"a": 1}, {"a": 2, "b": 3} -> {"a": 2, "b": 3}."""
     return {key: max(one.get(key, 0.0), other.get(key, 0.0)) for key in one | other}
@@ -91,24 +81,13 @@ def _aggregate_maps(column: pa.ChunkedArray, how: str) -> dict[str, Any]:
     return dict(zip(merged["key"].to_pylist(), merged[f"value_{how}"].to_pylist(), strict=True))
 
 
-def _as_it_is(now: Any, _before: Any) -> Any:
-    """Return the later value: what a maximum would be without earlier values is not known."""
-    return now
-
-
-SUM = {MERGE: MergeRule(merge=operator.add, aggregate=_sum, subtract=operator.sub)}
+SUM = {MERGE: MergeRule(merge=operator.add, aggregate=_sum)}
 """Numbers that are added up."""
-SUM_BY_POSITION = {MERGE: MergeRule(merge=_add_by_position, aggregate=_sum_by_position, subtract=_subtract_by_position)}
+SUM_BY_POSITION = {MERGE: MergeRule(merge=_add_by_position, aggregate=_sum_by_position)}
 """Lists of counts that are added up position by position: histograms, rows by layer."""
-SUM_BY_KEY = {
-    MERGE: MergeRule(
-        merge=_add_by_key, aggregate=lambda column: _aggregate_maps(column, "sum"), subtract=_subtract_by_key
-    )
-}
+SUM_BY_KEY = {MERGE: MergeRule(merge=_add_by_key, aggregate=lambda column: _aggregate_maps(column, "sum"))}
 """Numbers by name that are added up."""
-MAX_BY_KEY = {
-    MERGE: MergeRule(merge=_max_by_key, aggregate=lambda column: _aggregate_maps(column, "max"), subtract=_as_it_is)
-}
+MAX_BY_KEY = {MERGE: MergeRule(merge=_max_by_key, aggregate=lambda column: _aggregate_maps(column, "max"))}
 """Numbers by name, of which the largest is kept."""
 
 
@@ -142,20 +121,20 @@ class Counts:
     """Rows that the audit sent to full depth as well."""
     differing: int = field(default=0, metadata=SUM)
     """Audited rows whose prediction at full depth is another one."""
-    early_seconds: float = field(default=0.0, metadata=SUM)
+    early_seconds: float = field(default=0.0, metadata=SUM | {MEASURED: True})
     """Wall-clock time of the audited rows with early exits."""
-    full_seconds: float = field(default=0.0, metadata=SUM)
+    full_seconds: float = field(default=0.0, metadata=SUM | {MEASURED: True})
     """Wall-clock time of the audited rows at full depth."""
     audit_flops: float = field(default=0.0, metadata=SUM)
     audit_uncertainty: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
     """Audited rows by uncertainty at full depth, in the bins of the model's calibration."""
-    seconds: dict[str, float] = field(default_factory=dict, metadata=SUM_BY_KEY)
+    seconds: dict[str, float] = field(default_factory=dict, metadata=SUM_BY_KEY | {MEASURED: True})
     """Wall-clock time by stage."""
-    cpu_seconds: dict[str, float] = field(default_factory=dict, metadata=SUM_BY_KEY)
+    cpu_seconds: dict[str, float] = field(default_factory=dict, metadata=SUM_BY_KEY | {MEASURED: True})
     """CPU time of all threads by stage."""
-    waits: dict[str, float] = field(default_factory=dict, metadata=SUM_BY_KEY)
+    waits: dict[str, float] = field(default_factory=dict, metadata=SUM_BY_KEY | {MEASURED: True})
     """Wall-clock time for which shards that were ready waited for a stage, by stage: where work piles up."""
-    peak_mb: dict[str, float] = field(default_factory=dict, metadata=MAX_BY_KEY)
+    peak_mb: dict[str, float] = field(default_factory=dict, metadata=MAX_BY_KEY | {MEASURED: True})
     """Largest memory of the process that ran the stage, by `clock.peak_memory_mb`."""
 
 

@@ -6,7 +6,7 @@ names of their own, so that the results before it stay whole until the manifest 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -14,19 +14,24 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.output.manifest import (
-    MANIFEST_VERSION,
-    OLDER_VERSION,
+    DamagedNoteError,
     Fingerprint,
     Manifest,
     decode_schema,
     difference,
     encode_schema,
+    parse_fingerprint,
+    parsing,
     read_manifest,
 )
 from pipeline.output.parts import MANIFEST, RECEIPTS_FOLDER, generation_of
 from pipeline.storage.locate import storage_of
 
 RUN_FILE = "run.json"
+NOTE_PATH = re.compile(rf"g([1-9][0-9]{{0,8}})/({RUN_FILE}|[0-9a-f]{{12}}-[0-9]{{6,9}}\.parquet)")
+"""Path, in the folder of receipts, of a note of ours; what else is there is not touched."""
+MAX_GENERATION = 999_999_999
+"""Generation with as many digits as names of parts may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,16 @@ class PendingRun:
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
+        """Parse what `to_json` returned; raise one of many errors, by `manifest.parsing`, for anything else."""
         values = json.loads(data)
-        return cls(values["fingerprint"], decode_schema(values["schema"]), values["overwrites"])
+        if not isinstance(values["overwrites"], bool):
+            raise ValueError("overwrites is neither true nor false")
+        return cls(parse_fingerprint(values["fingerprint"]), decode_schema(values["schema"]), values["overwrites"])
+
+    def difference(self, other: "PendingRun") -> str:
+        """Describe how another run differs in what it writes; empty if it does not."""
+        before, now = ({field.name: str(field.type) for field in run.schema} for run in (self, other))
+        return difference(self.fingerprint, other.fingerprint) or difference(before, now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,27 +72,54 @@ class Generations:
     """Runs that have not published yet."""
     segments: Mapping[int, list[str]]
     """Paths of stored receipts that no manifest covers yet."""
+    version: str | None
+    """Version of the file that holds the manifest, damaged or not; None without one."""
+    damaged: Sequence[DamagedNoteError] = ()
+    """What is wrong with notes that cannot be read, which keep everybody out who does not overwrite them."""
+    begun: Collection[int] = ()
+    """Generations that have a `run.json`, damaged or not."""
 
     @classmethod
     def read(cls, folder: str) -> Self:
-        """List what the folder holds."""
-        storage, manifest = storage_of(folder), read_manifest(folder)
+        """List what the folder holds; raise UserError if it holds results of another version of offramp."""
+        storage, damaged = storage_of(folder), []
+        manifest, version = None, None
+        try:
+            manifest = read_manifest(folder)
+            version = manifest.version if manifest else None
+        except DamagedNoteError as error:
+            damaged.append(error)
+            there = storage.stat(f"{folder}/{MANIFEST}")
+            version = there.version if there else None
         pending: dict[int, PendingRun] = {}
         segments: dict[int, list[str]] = {}
+        begun = []
         for entry in storage.walk(f"{folder}/{RECEIPTS_FOLDER}"):
-            match = re.fullmatch(rf".*/g(\d+)/({RUN_FILE}|[0-9a-f]+-\d+\.parquet)", entry.path)
+            match = NOTE_PATH.fullmatch(entry.path.removeprefix(f"{folder}/{RECEIPTS_FOLDER}/"))
             if match and match[2] == RUN_FILE:
+                begun.append(int(match[1]))
                 data = storage.read(entry.path)
-                if data is not None:
-                    pending[int(match[1])] = PendingRun.from_json(data[0])
+                try:
+                    if data is not None:
+                        pending[int(match[1])] = _parse_run(entry.path, data[0], manifest, int(match[1]))
+                except DamagedNoteError as error:
+                    damaged.append(error)
             elif match:
                 segments.setdefault(int(match[1]), []).append(entry.path)
-        ordered = {generation: sorted(paths) for generation, paths in segments.items()}
-        return cls(folder=folder, manifest=manifest, pending=pending, segments=ordered)
+        return cls(
+            folder=folder,
+            manifest=manifest,
+            pending=pending,
+            segments={generation: sorted(paths) for generation, paths in segments.items()},
+            version=version,
+            damaged=damaged,
+            begun=begun,
+        )
 
     def with_current_manifest(self) -> Self:
         """Read the manifest again, which other drivers may have replaced."""
-        return replace(self, manifest=read_manifest(self.folder))
+        manifest = read_manifest(self.folder)
+        return replace(self, manifest=manifest, version=manifest.version if manifest else None)
 
     @property
     def published(self) -> int:
@@ -99,7 +139,15 @@ class Generations:
 
     def newest(self) -> int:
         """Return the highest generation of which anything is there; 0 if nothing is."""
-        return max([self.published, *self.pending, *(generation_of(name) or 0 for name in self.part_names())])
+        parts = (generation_of(name) or 0 for name in self.part_names())
+        return max([self.published, *self.begun, *self.segments, *parts])
+
+    def next_one(self) -> int:
+        """Return the generation after all that anything is there of; raise InputError if that has no name."""
+        newest = self.newest()
+        if newest >= MAX_GENERATION:
+            raise self._refusal(f"holds parts of generation {newest}, which is the last; choose another folder")
+        return newest + 1
 
     def part_names(self) -> Iterator[str]:
         """List the parts in the folder, of all generations."""
@@ -108,11 +156,11 @@ class Generations:
     def choose(self, fingerprint: Fingerprint, *, overwrite: bool) -> int:
         """Return the generation to go on with, or to begin; raise InputError if the folder holds other results."""
         same = [number for number, run in self.pending.items() if not difference(run.fingerprint, fingerprint)]
-        if self.manifest and self.manifest.facts["version"] not in (OLDER_VERSION, MANIFEST_VERSION):
-            raise self._refusal("holds results of another version of offramp; choose another folder")
         if overwrite:
             begun = [number for number in same if self.pending[number].overwrites and number >= self.published]
-            return max(begun) if begun else self.newest() + 1
+            return max(begun) if begun else self.next_one()
+        if self.damaged:
+            raise self.damaged[0]
         if self.manifest:
             self._refuse_if(self.published_difference(fingerprint))
             return self.published
@@ -130,9 +178,10 @@ class Generations:
         storage.make_folder(receipts_folder(self.folder, generation))
         if not storage.write_if(path, run.to_json(), None):
             existing = storage.read(path)
-            if existing and difference(PendingRun.from_json(existing[0]).fingerprint, run.fingerprint):
-                raise self._refusal("another run has begun to write there; choose another folder")
-        return replace(self, pending={**self.pending, generation: run})
+            other = _parse_run(path, existing[0], self.manifest, generation) if existing else run
+            if differs := other.difference(run):
+                raise self._refusal(f"another run has begun to write there: {differs}; choose another folder")
+        return replace(self, pending={**self.pending, generation: run}, begun={*self.begun, generation})
 
     def _refuse_if(self, difference: str) -> None:
         """Raise InputError if the results that are there differ from those of this run."""
@@ -141,6 +190,13 @@ class Generations:
 
     def _refusal(self, what: str) -> InputError:
         return InputError("output", f"{self.folder}: {what}")
+
+
+def _parse_run(path: str, data: bytes, manifest: Manifest | None, generation: int) -> PendingRun:
+    """Parse a `run.json`; raise DamagedNoteError if it is none."""
+    published = manifest is not None and manifest.generation == generation
+    with parsing(path, data, f"remove it, as {MANIFEST} says the same" if published else ""):
+        return PendingRun.from_json(data)
 
 
 def receipts_folder(folder: str, generation: int) -> str:

@@ -12,8 +12,7 @@ whoever publishes last adds what the other one has published. Memory is O(shards
 """
 
 import contextlib
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -23,23 +22,27 @@ import pyarrow as pa
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import InputError, StorageError, UserError
 from pipeline.output.generations import Generations, PendingRun, receipts_folder
-from pipeline.output.manifest import MANIFEST_VERSION, Fingerprint, Manifest, read_manifest
-from pipeline.output.parts import LOCK, MANIFEST, Output
-from pipeline.output.publish import clean_up, list_shards, manifest_facts, remove_leftovers, write_manifest
+from pipeline.output.manifest import MANIFEST_VERSION, DamagedNoteError, Fingerprint, Manifest, read_previous_manifest
+from pipeline.output.parts import LOCK, MANIFEST, REJECTS_FOLDER, Output, generation_of
+from pipeline.output.publish import (
+    check_accounted_for,
+    clean_up,
+    list_shards,
+    manifest_facts,
+    remove_leftovers,
+    remove_list,
+    write_manifest,
+)
 from pipeline.output.receipt_log import (
-    BATCH_ROWS,
     NO_SHARDS,
     ReceiptLog,
-    ShardIds,
-    are_among,
-    distinct,
-    parse_ids,
-    part_ids,
+    batches,
     read_segments,
+    receipts_in_parts,
     shard_ids,
 )
 from pipeline.output.receipts import Receipt
-from pipeline.output.shard_index import ShardIndex
+from pipeline.output.shard_index import StoredParts, take_inventory
 from pipeline.output.totals import Totals
 from pipeline.storage.base import is_remote
 from pipeline.storage.local import lock_folder
@@ -54,6 +57,8 @@ class Ledger:
 
     def __init__(self, folder: str, fingerprint: Fingerprint, *, overwrite: bool = False) -> None:
         self.folder, self.fingerprint, self.overwrite = folder, fingerprint, overwrite
+        self.remarks: list[str] = []
+        """Lines on what was found lost or damaged, and how it was made good."""
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -102,28 +107,40 @@ class Ledger:
 
     def totals(self) -> Totals:
         """Return the sum of all stored receipts, as of now."""
-        return self._totals
+        return self._published.merged(self._unpublished)
 
     def unpublished(self) -> Totals:
         """Return the sum of what no manifest names yet, also of a run that was stopped or withheld."""
-        return self._totals.beyond(self._own_manifest.facts["totals"] if self._own_manifest else {})
+        return self._unpublished
 
     def unfinished(self, files: list[InputFile], *, keep_gone: bool = True) -> dict[str, tuple[int, ...]]:
         """Return the files that still have work, by path, with the starts of their shards that are done.
 
-        Raises UserError naming a file that changed since its shards were done, or, without `keep_gone`, one that is gone; when
-        overwriting, all that was done is then left behind, and all files have work.
+        Raises UserError naming a file that changed since its shards were done, or one that is gone, without `keep_gone` or if a
+        part of it was lost; when overwriting, all that was done is then left behind, and all files have work.
         """
         problem = self._index.outdated(files, self.folder, keep_gone=keep_gone)
         if problem and not self.overwrite:
             raise UserError(problem)
         if problem:
-            self._open(self._generations.newest() + 1)
+            self._open(self._generations.next_one())
         return self._index.unfinished(files)
+
+    def left_out(self, files: Iterable[InputFile]) -> str:
+        """Say which files only the results have that are to be overwritten; empty if none are, or their list is damaged."""
+        manifest = self._generations.manifest
+        if manifest is None or manifest.generation == self.output.generation:
+            return ""
+        gone: set[str] = set()
+        with contextlib.suppress(DamagedNoteError):
+            for table in batches([manifest.read_shards()], ["file"]):
+                gone.update(table["file"].unique().to_pylist())
+        gone -= {file.path for file in files}
+        return f"{len(gone):,} files have results, and the input has them no more, such as {min(gone)}" if gone else ""
 
     def published(self) -> bool:
         """Return whether the manifest already names exactly these shards."""
-        if self._own_manifest is None or len(self._lost):
+        if self._own_manifest is None or len(self._lost) or self._recovered:
             return False
         return int(self._own_manifest.facts["shards"]["rows"]) == len(self._index)
 
@@ -136,11 +153,11 @@ class Ledger:
         """
         self.flush()
         for _ in range(PUBLISH_TRIES):
-            before = self._generations.manifest
-            done = self._try_to_publish(before, seconds, checked)
+            older = read_previous_manifest(self.folder)
+            done = self._try_to_publish(seconds, checked)
             self._generations = self._generations.with_current_manifest()
             if done:
-                self._remove_list_of(before)
+                remove_list(older, self._generations)
                 self.finish()
                 return f"{self.folder}/{MANIFEST}"
             self._check_still_wanted()
@@ -160,7 +177,7 @@ class Ledger:
     def _open(self, generation: int) -> None:
         """Go on with a generation, or begin it."""
         self.output = Output(self.folder, generation)
-        self._totals, self._index, self._lost = Totals(), ShardIndex(), NO_SHARDS
+        self._recovered: dict[str, list[bytes]] = {}
         self._load()
         self._log = ReceiptLog(receipts_folder(self.folder, generation), self._on_stored)
 
@@ -169,76 +186,116 @@ class Ledger:
 
         Raises InputError if such a part is of an earlier version, which cut files into shards in another way.
         """
-        sources = self._earlier_receipts()
-        existing = None if is_remote(self.folder) or not sources else self._existing_parts()
-        for table in distinct(sources):
-            if existing is not None:
-                mask = are_among(part_ids(table), existing)
-                self._lost = np.concatenate([self._lost, shard_ids(table)[~mask]])
-                table = table if mask.all() else table.filter(pa.array(mask))
-            self._index.add_table(table)
-            self._totals = self._totals.plus_table(table)
-        if len(self._lost) and self._own_manifest and self._own_manifest.facts["version"] != MANIFEST_VERSION:
+        published, found = self._published_receipts(), self._found_receipts()
+        # S3 loses no parts, and to list a million of them takes minutes.
+        stored = None if is_remote(self.folder) and not self._recovered else StoredParts.list(self.output)
+        inventory = take_inventory(published, found, stored if published or found else None)
+        self._published, self._unpublished = inventory.published, inventory.unpublished
+        self._index, self._lost = inventory.index, inventory.lost
+        if not len(self._lost):
+            return
+        if self._own_manifest and self._own_manifest.facts["version"] != MANIFEST_VERSION:
             raise InputError(
                 "output", f"{self.folder}: was written by another version of offramp and lacks parts; overwrite it"
             )
+        self._remark(f"parts of {len(self._lost):,} shards are gone from {self.folder}; they are made again")
 
-    def _earlier_receipts(self) -> list[bytes]:
-        """Read the receipts of this generation that the manifest names, and those that were found at the start.
+    def _published_receipts(self) -> list[bytes]:
+        """Read the list of published shards; where it is gone or damaged, make it again from the parts.
 
-        On a disk the latter go first: a shard whose part was lost may have been done again, and not been published yet.
+        Raises DamagedNoteError if they tell of fewer shards than the manifest.
         """
-        published = [self._own_manifest.read_shards()] if self._own_manifest else []
-        found = read_segments(self._generations.segments.get(self.output.generation, ()))
-        return published + found if is_remote(self.folder) else found + published
+        manifest = self._own_manifest
+        if manifest is None:
+            return []
+        if manifest.shards_path in self._recovered:
+            return self._recovered[manifest.shards_path]
+        try:
+            return [manifest.read_shards()]
+        except DamagedNoteError as error:
+            self._generations = self._generations.with_current_manifest()
+            if self._own_manifest is None or not manifest.has_list_of(self._own_manifest):
+                return self._published_receipts()  # another driver has published meanwhile
+            recovered = self._recover(manifest)
+            self._remark(f"{error.path}: {error.what}; it is made again from what the parts say")
+            return recovered
 
-    def _existing_parts(self) -> ShardIds:
-        """List the parts that are there, ids ascending; on disks only, since S3 loses none, and lists a million in minutes."""
-        ids, names = [NO_SHARDS], self._generations.part_names()
-        while batch := list(itertools.islice(names, BATCH_ROWS)):
-            ids.append(parse_ids(self.output.digests_of(batch)))
-        return np.sort(np.concatenate(ids))
+    def _recover(self, manifest: Manifest) -> list[bytes]:
+        """Read the published receipts from the parts; raise DamagedNoteError if they tell of fewer shards than the manifest."""
+        published = manifest.facts["shards"]["rows"]
+        recovered = receipts_in_parts(self.folder, self._part_names())
+        if _count(recovered) < published:  # their rejects may tell which parts are gone, whose shards are then lost
+            recovered += receipts_in_parts(f"{self.folder}/{REJECTS_FOLDER}", self._part_names(REJECTS_FOLDER))
+        if (count := _count(recovered)) < published:
+            what = f"is gone or damaged, and the parts that are left tell of {count:,} of its {published:,} shards"
+            raise DamagedNoteError(manifest.shards_path, what, "bring it or them back")
+        self._recovered = {manifest.shards_path: recovered}
+        return recovered
+
+    def _found_receipts(self) -> list[bytes]:
+        """Read the receipts that were found at the start; those of damaged segments, from the parts."""
+        segments = read_segments(self._generations.segments.get(self.output.generation, ()))
+        recovered = [] if not segments.damaged else receipts_in_parts(self.folder, self._part_names())
+        for path in segments.damaged:
+            self._remark(f"{path}: is damaged; what it said is taken from the parts")
+        return segments.whole + recovered
+
+    def _remark(self, line: str) -> None:
+        """Note what was found lost or damaged, once."""
+        if line not in self.remarks:
+            self.remarks.append(line)
+
+    def _part_names(self, folder: str = "") -> list[str]:
+        """List the parts of this generation in the output folder, or in a folder below it."""
+        names = storage_of(self.folder).names(f"{self.folder}/{folder}".rstrip("/"), "part-")
+        return [name for name in names if generation_of(name) == self.output.generation]
 
     def _on_stored(self, receipt: Receipt) -> None:
         """Count a receipt that is stored; called by the log's thread."""
-        self._totals = self._totals.plus(receipt)
+        self._unpublished = self._unpublished.plus(receipt)
         self._index.add(receipt)
 
-    def _try_to_publish(self, before: Manifest | None, seconds: float, checked: Mapping[str, object]) -> bool:
-        """Publish all receipts; return False if another driver has published since `before` was read."""
+    def _try_to_publish(self, seconds: float, checked: Mapping[str, object]) -> bool:
+        """Publish all receipts; return False if another driver has published since the manifest was read."""
+        before = self._generations
         try:
-            shards = list_shards(self._own_receipts(), self._earlier_receipts(), self._lost, self.output)
-            self._totals = shards.totals
+            published, found = self._published_receipts(), self._found_receipts()
+            # On a disk a shard whose part was lost may have been done again, and not been published yet.
+            earlier = published + found if is_remote(self.folder) else found + published
+            shards = list_shards(self._own_receipts(), earlier, self._lost, self.output)
+            check_accounted_for(published, shards, self.folder)
             generation = self.output.generation
             facts = manifest_facts(
                 shards, self.fingerprint, self.schema, generation=generation, seconds=seconds, checked=checked
             )
-            return write_manifest(self.folder, before, facts, shards)
+            if done := write_manifest(before, facts, shards):
+                self._published, self._unpublished = shards.totals, Totals()
+            return done
         except StorageError:
-            # A concurrent publisher may have deleted the list of shards that we were reading.
-            now = read_manifest(self.folder)
-            if (now and now.version) == (before and before.version):
+            # A concurrent publisher may have deleted what we were reading.
+            now = before.with_current_manifest()
+            if now.version == before.version:
                 raise
             return False
 
     def _own_receipts(self) -> list[bytes]:
         """Read the receipts that this driver has stored; raise StorageError if some are gone."""
-        segments = read_segments(self._log.segments)
+        segments = read_segments(self._log.segments).whole
         if len(segments) < len(self._log.segments):  # on S3, where two drivers may have inputs of their own
             raise StorageError(
                 f"{self.folder}: another driver took receipts away; the same command does their shards again"
             )
         return segments
 
-    def _remove_list_of(self, before: Manifest | None) -> None:
-        """Remove the list of shards of the manifest that was replaced, unless the new one names it too."""
-        now = self._generations.manifest
-        if before is not None and now is not None and before.facts.get("shards") != now.facts["shards"]:
-            storage_of(self.folder).delete([before.shards_path])
-
     def _check_still_wanted(self) -> None:
         """Raise InputError if another driver has published results that ours must not replace."""
         published, own = self._generations.published, self.output.generation
         other = published == own and self._generations.published_difference(self.fingerprint)
-        if published > own or other:
+        types = self._own_manifest is not None and self.schema != self._own_manifest.schema
+        if published > own or other or types:
             raise InputError("output", f"{self.folder}: another run has published other results there meanwhile")
+
+
+def _count(receipts: list[bytes]) -> int:
+    """Count the shards that receipts tell of, each once."""
+    return len(np.unique(np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches(receipts, ["shard"]))])))

@@ -2,29 +2,49 @@
 
 The list is a file of its own for results of any size, so that there is one way to read it: a million shards would make a JSON
 file of hundreds of MB, while a reader of totals wants a kilobyte, and one of shards wants columns. It is named after its
-content and never changes, and the manifest is replaced atomically, so the two always fit.
+content and never changes, and the manifest is replaced atomically, so the two always fit. The manifest that was replaced last
+stays beside it, as PREVIOUS_MANIFEST, and so does its list.
+
+Whoever may write to the folder may have written any of it. So a document is checked where it is parsed: names in it are those
+of our own files in this very folder, or it is damaged.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import StorageError
-from pipeline.output.parts import MANIFEST
+from pipeline.errors import InputError, UserError, one_line
+from pipeline.output.parts import MANIFEST, PREVIOUS_MANIFEST, generation_of
+from pipeline.output.receipt_log import check_receipts
 from pipeline.storage.locate import storage_of
 
 MANIFEST_VERSION = 4
 OLDER_VERSION = 3
 """Version of older manifests that are read as well, in which every shard has a part of its own, named after it."""
 SHARDS_PREFIX = "_shards-"
+SHARDS_NAME = re.compile(r"_shards-[0-9a-f]{16}\.parquet")
+"""Name of a list of shards: the first digits of its digest."""
 PART, REJECTS_PART = "part", "rejects_part"
 """Columns of the list of shards, which has the receipts: paths of a shard's part and of its rejects, relative to the folder."""
 Fingerprint = dict[str, str]
 """What decides the results, by name: model, tokenizer, criterion, columns, schema, code version."""
+AGAIN = "the command that wrote the folder makes it again"
+
+
+class DamagedNoteError(InputError):
+    """Raised for a note in an output folder that is cut, foreign or gone; the message names the file and what to do."""
+
+    def __init__(self, path: str, what: str, instead: str = "") -> None:
+        """Take what is wrong with the note at this path, and what may be done `instead` of starting over."""
+        super().__init__("output", f"{path}: {what}; {f'{instead}, or ' * bool(instead)}start over with `overwrite`")
+        self.path, self.what = path, what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +78,87 @@ class Manifest:
         return f"{self.folder}/{self.facts['shards']['path']}"
 
     def read_shards(self) -> bytes:
-        """Read the list of shards, a Parquet file by `receipts.RECEIPTS`; raise StorageError if it is gone or damaged."""
+        """Read the list of shards, a Parquet file by `receipts.RECEIPTS`; raise DamagedNoteError if it is gone or damaged."""
         data = storage_of(self.folder).read(self.shards_path)
         if data is None:
-            raise StorageError(f"{self.shards_path}: is gone, though {MANIFEST} names it")
+            raise DamagedNoteError(self.shards_path, f"is gone, though {MANIFEST} names it", AGAIN)
         if digest_of(data[0]) != self.facts["shards"]["digest"]:
-            raise StorageError(f"{self.shards_path}: is not what {MANIFEST} was written for")
+            raise DamagedNoteError(self.shards_path, f"is not what {MANIFEST} was written for", AGAIN)
+        with parsing(self.shards_path, data[0], AGAIN):
+            check_receipts(data[0])
         return data[0]
 
+    def has_list_of(self, other: "Manifest | None") -> bool:
+        """Return whether another manifest names the same list of shards."""
+        return other is not None and self.facts["shards"]["path"] == other.facts["shards"]["path"]
 
-def read_manifest(folder: str) -> Manifest | None:
-    """Read the manifest of an output folder; None if nothing has been published there."""
-    data = storage_of(folder).read(f"{folder}/{MANIFEST}")
-    return None if data is None else Manifest(folder=folder, version=data[1], facts=json.loads(data[0]))
+
+def read_manifest(folder: str, name: str = MANIFEST) -> Manifest | None:
+    """Read the manifest of an output folder; None if nothing has been published there.
+
+    Raises DamagedNoteError if it is no manifest of ours, and UserError if it is that of another version of offramp.
+    """
+    path = f"{folder}/{name}"
+    data = storage_of(folder).read(path)
+    if data is None:
+        return None
+    try:
+        with parsing(path, data[0]):
+            facts = dict(json.loads(data[0]))
+            if type(facts["version"]) is not int:
+                raise ValueError("no version")
+            if facts["version"] in (OLDER_VERSION, MANIFEST_VERSION):
+                _check(facts)
+                return Manifest(folder=folder, version=data[1], facts=facts)
+    except DamagedNoteError as error:
+        raise DamagedNoteError(path, error.what, _instead_of_manifest(folder) if name == MANIFEST else "") from error
+    raise UserError(f"{folder}: holds results of another version of offramp; choose another folder")
+
+
+def _instead_of_manifest(folder: str) -> str:
+    """Say what may stand in for a damaged manifest: the previous one, if its parts were not overwritten since."""
+    previous = read_previous_manifest(folder)
+    newest = max((generation_of(name) or 0 for name in storage_of(folder).names(folder, "part-")), default=0)
+    stands = previous is not None and previous.generation == newest
+    return f"put {PREVIOUS_MANIFEST}, the one before it, in its stead" if stands else ""
+
+
+def read_previous_manifest(folder: str) -> Manifest | None:
+    """Read the manifest that was replaced last; None if there is none that can be read."""
+    try:
+        return read_manifest(folder, PREVIOUS_MANIFEST)
+    except UserError:
+        return None
+
+
+@contextlib.contextmanager
+def parsing(path: str, data: bytes, instead: str = "") -> Iterator[None]:
+    """Parse a note in the block; whatever it raises becomes a DamagedNoteError that names the note's path."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError, pa.ArrowException) as error:
+        what = "is empty" if not data else f"is damaged or not ours ({one_line(error, with_type=True, limit=100)})"
+        raise DamagedNoteError(path, what, instead) from error
+
+
+def _check(facts: dict[str, Any]) -> None:
+    """Raise one of many errors if a field of a manifest that we read is not of its form."""
+    shards, generation = facts["shards"], facts.get("generation", 1)
+    if not SHARDS_NAME.fullmatch(shards["path"]):
+        raise ValueError("the name of its list of shards is not one of ours")
+    if type(shards["rows"]) is not int or type(generation) is not int or generation < 1 or shards["rows"] < 0:
+        raise ValueError("no number of shards, or no generation")
+    if not re.fullmatch("[0-9a-f]{32}", shards["digest"]) or not isinstance(facts["totals"], dict):
+        raise ValueError("no digest, or no totals")
+    parse_fingerprint(facts["fingerprint"])
+    decode_schema(facts["schema"])
+
+
+def parse_fingerprint(value: Any) -> Fingerprint:
+    """Return the fingerprint in a note; raise ValueError if it is none."""
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("no fingerprint")
+    return dict(value)
 
 
 def encode_schema(schema: pa.Schema) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, one_line
 from pipeline.output.parts import Output
 from pipeline.output.receipt_log import (
     NO_SHARDS,
@@ -26,7 +26,7 @@ from pipeline.output.receipt_log import (
     part_ids,
     shard_ids,
 )
-from pipeline.rows import offsets_of
+from pipeline.output.receipts import from_table
 from pipeline.storage.locate import storage_of
 
 POSITION = ("part", "part_row", "rejects_part", "rejects_row")
@@ -82,27 +82,15 @@ def _split_parts(ids: ShardIds, parts: ShardIds, wanted: np.ndarray) -> ShardIds
     return np.intersect1d(parts[elsewhere][home != parts[elsewhere]], wanted_parts)
 
 
-def _rewrite(receipts: pa.Table, output: Output) -> dict[str, dict[str, object]]:
+def _rewrite(table: pa.Table, output: Output) -> dict[str, dict[str, object]]:
     """Write these shards of a part, and their rejects, as a part of their own; return their new positions."""
-    shards = receipts.select(["shard", "rows_out", "rejected", "read_error", *POSITION]).to_pylist()
-    rejects = [sum(dict(s["rejected"]).values()) + (s["read_error"] is not None) for s in shards]
-    rows = _slices(output, shards[0]["part"], [(s["part_row"], s["rows_out"]) for s in shards])
-    lost = next((s["rejects_part"] for s in shards if s["rejects_part"]), None)
-    spans = [(s["rejects_row"], count) for s, count in zip(shards, rejects, strict=True)]
+    receipts = from_table(table)
+    rows = _slices(output, receipts[0].part, [(receipt.part_row, receipt.rows_out) for receipt in receipts])
+    lost = next((receipt.rejects_part for receipt in receipts if receipt.rejects_part), None)
+    spans = [(receipt.rejects_row, receipt.rejects) for receipt in receipts]
     rejected = _slices(output, lost, spans) if lost else pa.table({})
-    part, rejects_part = output.write([s["shard"] for s in shards], rows, rejected)
-    starts = zip(
-        *(offsets_of(np.array(counts)).tolist() for counts in ([s["rows_out"] for s in shards], rejects)), strict=True
-    )
-    return {
-        s["shard"]: {
-            "part": part,
-            "part_row": row,
-            "rejects_part": rejects_part if count else None,
-            "rejects_row": rejects_row,
-        }
-        for s, count, (row, rejects_row) in zip(shards, rejects, starts, strict=False)
-    }
+    placed = output.write(receipts, rows, rejected)
+    return {receipt.shard: {name: getattr(receipt, name) for name in POSITION} for receipt in placed}
 
 
 def _slices(output: Output, name: str, spans: list[tuple[int, int]]) -> pa.Table:
@@ -111,5 +99,8 @@ def _slices(output: Output, name: str, spans: list[tuple[int, int]]) -> pa.Table
     data = storage_of(path).read(path)
     if data is None:
         raise StorageError(f"{path}: is gone, though receipts name it")
-    whole = pq.read_table(BytesIO(data[0]))
+    try:
+        whole = pq.read_table(BytesIO(data[0]))
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{path}: cannot be read: {one_line(error)}") from error
     return pa.concat_tables([whole.slice(start, count) for start, count in spans])

@@ -2,29 +2,39 @@
 
 A part is named after its content, which names its shards. So whoever writes the same part twice writes the same file, and work
 that is done twice in other bundles leaves files beside each other, of which receipts, and in the end the manifest, name one.
+
+A part, and the file of its rejects, carries the receipts of its shards in its Parquet metadata, under RECEIPTS_KEY. So the
+notes of a folder can be made again from its parts.
 """
 
 import hashlib
-import json
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.corpus.listing import matches
 from pipeline.errors import InputError, RefusedError
+from pipeline.output.receipts import Receipt, pack_receipts
+from pipeline.rows import offsets_of
 from pipeline.storage.base import absolute, is_remote
 from pipeline.storage.locate import storage_of
 
-MANIFEST, LOCK = "_manifest.json", "_lock"
+MANIFEST, PREVIOUS_MANIFEST, LOCK = "_manifest.json", "_manifest.previous.json", "_lock"
 REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER = "_rejects", "_receipts", "_attempts"
-SHARDS_KEY = "offramp.shards"
-"""Key of a part's Parquet metadata: the ids of its shards, as a JSON list."""
-PART_NAME = re.compile(r"part-([0-9a-f]{16})(?:\.g(\d+))?\.parquet")
+RECEIPTS_KEY = "offramp.receipts"
+"""Key of the receipts in the metadata of a part, by `receipts.pack_receipts`."""
+PART_PATTERN = r"part-([0-9a-f]{16})(?:\.g([2-9]|[1-9][0-9]{1,8}))?\.parquet"
+REJECTS_PATTERN = f"{REJECTS_FOLDER}/{PART_PATTERN}"
+"""What a part, and a file of rejects, is called in receipts; no other name of theirs is believed."""
+_PART_NAME = re.compile(PART_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +48,27 @@ class Output:
         """Return the name of the part with this digest of 16 hexadecimal digits: "part-0123456789abcdef.g2.parquet"."""
         return f"part-{content}.parquet" if self.generation == 1 else f"part-{content}.g{self.generation}.parquet"
 
-    def write(self, shards: Sequence[str], rows: pa.Table, rejects: pa.Table) -> tuple[str, str | None]:
-        """Write the rejects of some shards, if there are any, and then their part; return the paths of both in the folder.
+    def write(self, receipts: Sequence[Receipt], rows: pa.Table, rejects: pa.Table) -> list[Receipt]:
+        """Write the rejects of some shards, if there are any, and then their part; return the receipts with where both are.
 
-        Raises StorageError naming path and cause.
+        Rows and rejects lie shard after shard, as many as the receipts count. Raises StorageError naming path and cause.
         """
-        rejects_part = f"{REJECTS_FOLDER}/{self._write(REJECTS_FOLDER, shards, rejects)}" if len(rejects) else None
-        return self._write("", shards, rows), rejects_part
+        starts = offsets_of(np.array([receipt.rows_out for receipt in receipts])).tolist()
+        rejects_starts = offsets_of(np.array([receipt.rejects for receipt in receipts])).tolist()
+        if (len(rows), len(rejects)) != (starts[-1], rejects_starts[-1]):
+            raise AssertionError(f"the bundle that begins with shard {receipts[0].shard} lost rows")
+        placed = [
+            replace(receipt, part="", part_row=start, rejects_part=None, rejects_row=rejects_start)
+            for receipt, start, rejects_start in zip(receipts, starts, rejects_starts, strict=False)
+        ]
+        if len(rejects):
+            rejects_part = f"{REJECTS_FOLDER}/{self._write(REJECTS_FOLDER, placed, rejects)}"
+            placed = [replace(receipt, rejects_part=rejects_part) if receipt.rejects else receipt for receipt in placed]
+        part = self._write("", placed, rows)
+        return [replace(receipt, part=part) for receipt in placed]
 
-    def _write(self, folder: str, shards: Sequence[str], rows: pa.Table) -> str:
-        data = parquet_bytes(rows.replace_schema_metadata({SHARDS_KEY: json.dumps([*shards])}))
+    def _write(self, folder: str, receipts: Sequence[Receipt], rows: pa.Table) -> str:
+        data = parquet_bytes(rows.replace_schema_metadata(None), {RECEIPTS_KEY: pack_receipts(receipts)})
         name = self.part(hashlib.blake2b(data, digest_size=8).hexdigest())
         storage_of(self.folder).write(f"{self.folder}/{folder}/{name}" if folder else f"{self.folder}/{name}", data)
         return name
@@ -61,14 +82,16 @@ class Output:
 
 def generation_of(name: str) -> int | None:
     """Return the generation in the name of a part; None for other files."""
-    match = PART_NAME.fullmatch(name)
+    match = _PART_NAME.fullmatch(name)
     return int(match[2] or 1) if match else None
 
 
-def parquet_bytes(rows: pa.Table) -> bytes:
-    """Return a Parquet file of these rows: a part is some MB, and is written in one piece."""
+def parquet_bytes(rows: pa.Table, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return a Parquet file of these rows, with this metadata of the file: a part is some MB, and is written in one piece."""
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
+    with pq.ParquetWriter(sink, rows.schema, compression="zstd") as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata(metadata or {})
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
@@ -76,16 +99,22 @@ def parquet_bytes(rows: pa.Table) -> bytes:
 def prepare_folder(output: str, corpus: str) -> str:
     """Create the output folder and check that it can be written; raise InputError if not, or if it lies in the corpus."""
     folder = absolute(output)
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("output", f"{folder}: the name is no UTF-8, which results are opened by") from error
     if _lies_in(folder, absolute(corpus)) or matches(absolute(corpus), f"{folder}/part-{'0' * 16}.parquet"):
         raise InputError("output", f"{output}: lies inside the input, where the next run would read it as corpus")
-    storage, probe = storage_of(folder), f"{folder}/.probe"
+    storage, probe = storage_of(folder), f"{folder}/.probe.{uuid.uuid4().hex[:8]}.tmp"
     try:
         for name in (REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER):
+            if os.path.islink(f"{folder}/{name}"):  # what is removed there would be somebody else's
+                raise InputError("output", f"{folder}/{name}: is a link, which leads out of the folder; remove it")
             storage.make_folder(f"{folder}/{name}")
         storage.write(probe, b"")
         storage.delete([probe])
     except RefusedError as error:
-        raise InputError("output", f"{output}: cannot be written: {str(error).split(': ', 1)[-1]}") from error
+        raise InputError("output", f"{output}: cannot be written: {error}") from error
     return folder
 
 

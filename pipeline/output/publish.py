@@ -1,6 +1,7 @@
 """Publishing: put the receipts of a generation together, write the list of shards and the manifest, and clean up."""
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,27 +11,40 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import InputError
 from pipeline.output.generations import Generations, receipts_folder, run_file
 from pipeline.output.manifest import (
     MANIFEST_VERSION,
     PART,
     REJECTS_PART,
+    SHARDS_NAME,
     SHARDS_PREFIX,
     Fingerprint,
     Manifest,
     digest_of,
     encode_schema,
     read_manifest,
+    read_previous_manifest,
 )
 from pipeline.output.overlaps import separate
-from pipeline.output.parts import MANIFEST, REJECTS_FOLDER, Output, generation_of
-from pipeline.output.receipt_log import NO_SHARDS, ShardIds, batches, distinct, read_segments, shard_ids
+from pipeline.output.parts import MANIFEST, PREVIOUS_MANIFEST, REJECTS_FOLDER, Output, generation_of
+from pipeline.output.receipt_log import (
+    NO_SHARDS,
+    ShardIds,
+    are_among,
+    batches,
+    distinct,
+    read_segments,
+    shard_ids,
+)
 from pipeline.output.receipts import RECEIPTS
 from pipeline.output.shard_index import ShardIndex
 from pipeline.output.totals import Totals
 from pipeline.storage.locate import storage_of
 from pipeline.version import versions
 
+TEMPORARY_NAME = re.compile(r"\.(part-|_manifest|_shards-|_report|[0-9a-f]{12}-|run\.json|probe).*\.[0-9a-f]{8}\.tmp")
+"""Name under which a file of ours is written before it is renamed; what others call so in our folder is left alone."""
 UNUSED_SECONDS = 24 * 3600.0
 """Age at which a part that nothing names is taken for a leftover, where other drivers may write: a receipt follows its part
 within seconds."""
@@ -69,6 +83,17 @@ def list_shards(own: list[bytes], earlier: list[bytes], lost: ShardIds, output: 
     return ShardList(data=data, shards=len(index), files=len(index.files), totals=totals)
 
 
+def check_accounted_for(published: list[bytes], shards: ShardList, folder: str) -> None:
+    """Raise InputError, naming a file, unless a list has every shard of the published one: nothing vanishes without a word."""
+    listed = np.sort(np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches([shards.data], ["shard"]))]))
+    for table in batches(published, ["shard", "file", "start"]):
+        for missing in table.filter(pa.array(~are_among(shard_ids(table), listed))).slice(0, 1).to_pylist():
+            what = (
+                f"the part with rows of {missing['file']} from row {missing['start']} on is gone and was not made again"
+            )
+            raise InputError("output", f"{folder}: {what}; start over with `overwrite`")
+
+
 def manifest_facts(
     shards: ShardList,
     fingerprint: Fingerprint,
@@ -80,6 +105,8 @@ def manifest_facts(
 ) -> dict[str, Any]:
     """Return the JSON document of a manifest, except for the name of the list of shards."""
     totals = shards.totals
+    if any(value < 0 for value in totals.numbers()):
+        raise AssertionError(f"counts below zero: {totals}")
     return {
         "generation": generation,
         "fingerprint": fingerprint,
@@ -95,14 +122,29 @@ def manifest_facts(
     }
 
 
-def write_manifest(folder: str, before: Manifest | None, facts: Mapping[str, Any], shards: ShardList) -> bool:
-    """Write the list of shards and the manifest; return False if another driver has published since `before` was read."""
-    storage, digest = storage_of(folder), digest_of(shards.data)
+def write_manifest(before: Generations, facts: Mapping[str, Any], shards: ShardList) -> bool:
+    """Write the list of shards and the manifest; return False if another driver has published since `before` was read.
+
+    The manifest that is replaced stays as the previous one, and its list with it: a reader may be between the two.
+    """
+    folder, storage, digest = before.folder, storage_of(before.folder), digest_of(shards.data)
     name = f"{SHARDS_PREFIX}{digest[:16]}.parquet"
     storage.write(f"{folder}/{name}", shards.data)
+    if before.manifest is not None:
+        storage.write(f"{folder}/{PREVIOUS_MANIFEST}", _to_json(before.manifest.facts))
     named = {"version": MANIFEST_VERSION, "shards": {"path": name, "rows": shards.shards, "digest": digest}}
-    text = json.dumps(named | dict(facts), indent=1) + "\n"
-    return storage.write_if(f"{folder}/{MANIFEST}", text.encode(), before.version if before else None)
+    return storage.write_if(f"{folder}/{MANIFEST}", _to_json(named | dict(facts)), before.version)
+
+
+def _to_json(facts: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(facts, indent=1)}\n".encode()
+
+
+def remove_list(older: Manifest | None, generations: Generations) -> None:
+    """Remove the list of shards of a manifest that is neither the current one nor the previous one any more."""
+    kept = (generations.manifest, read_previous_manifest(generations.folder))
+    if older is not None and not any(older.has_list_of(manifest) for manifest in kept):
+        storage_of(older.folder).delete([older.shards_path])
 
 
 def clean_up(generations: Generations, generation: int, own_segments: Sequence[str], *, alone: bool) -> None:
@@ -114,7 +156,7 @@ def clean_up(generations: Generations, generation: int, own_segments: Sequence[s
     if generation > 1:
         _remove_older_parts(folder, generation)
     storage.delete(path for number, paths in generations.segments.items() if number < generation for path in paths)
-    storage.delete(run_file(folder, number) for number in generations.pending if number < generation)
+    storage.delete(run_file(folder, number) for number in generations.begun if number < generation)
     storage.delete([*generations.segments.get(generation, ()), *own_segments])
     _remove_unused_parts(generations, generation, alone=alone)
     storage.delete([run_file(folder, generation)])  # last: while it is there, there is something to clean up
@@ -130,7 +172,8 @@ def _remove_unused_parts(generations: Generations, generation: int, *, alone: bo
         return
     segments = Generations.read(folder).segments  # of other drivers, as of now
     named: set[str] = set()
-    for table in batches([manifest.read_shards(), *read_segments(segments.get(generation, ()))], [PART, REJECTS_PART]):
+    receipts = [manifest.read_shards(), *read_segments(segments.get(generation, ())).whole]
+    for table in batches(receipts, [PART, REJECTS_PART]):
         named.update(table[PART].to_pylist(), table[REJECTS_PART].drop_null().to_pylist())
     for location, names in _part_names(folder):
         paths = [f"{location}/{name}" for name in names if generation_of(name) == generation]
@@ -160,10 +203,13 @@ def _remove_older_parts(folder: str, generation: int) -> None:
 def remove_leftovers(generations: Generations) -> None:
     """Remove what killed drivers left on a disk: temporary files, and lists of shards that no manifest names."""
     folder, storage = generations.folder, storage_of(generations.folder)
-    receipts = [receipts_folder(folder, number) for number in generations.pending]
+    receipts = [receipts_folder(folder, number) for number in generations.begun]
     for location in (folder, f"{folder}/{REJECTS_FOLDER}", *receipts):
         hidden = storage.names(location, ".")
-        storage.delete(f"{location}/{name}" for name in hidden if name.endswith(".tmp"))
-    named = generations.manifest.facts.get("shards", {}).get("path") if generations.manifest else None
-    lists = storage.names(folder, SHARDS_PREFIX)
-    storage.delete(f"{folder}/{name}" for name in lists if name != named)
+        storage.delete(f"{location}/{name}" for name in hidden if TEMPORARY_NAME.fullmatch(name))
+    if generations.damaged:  # what they name is not known
+        return
+    manifests = (generations.manifest, read_previous_manifest(folder))
+    named = {manifest.shards_path for manifest in manifests if manifest}
+    lists = [f"{folder}/{name}" for name in storage.names(folder, SHARDS_PREFIX) if SHARDS_NAME.fullmatch(name)]
+    storage.delete(path for path in lists if path not in named)

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
@@ -19,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
-from pipeline.output.parts import parquet_bytes
-from pipeline.output.receipts import RECEIPTS, Receipt, receipts_table
+from pipeline.errors import RefusedError, StorageError
+from pipeline.output.parts import PART_PATTERN, RECEIPTS_KEY, REJECTS_FOLDER, REJECTS_PATTERN, parquet_bytes
+from pipeline.output.receipts import RECEIPTS, Receipt, receipts_table, unpack_receipts
 from pipeline.storage.locate import storage_of
 
 FLUSH_SECONDS = 1.0
@@ -31,6 +32,8 @@ BATCH_ROWS = 1 << 14
 """Receipts in memory at once when many are read: some 10 MB."""
 READERS = 16
 """Segments read at once: a request to S3 is mostly waiting."""
+OLDER_LACK = ("span", "part_row", "rejects_row", "waits")
+"""Columns that lists of version 3 lack, in which every shard had a part of its own."""
 ShardIds = npt.NDArray[np.uint64]
 """[N]: ids of shards as numbers, a third of the size of their 16 hexadecimal digits and faster to sort."""
 NO_SHARDS: ShardIds = np.array([], np.uint64)
@@ -101,18 +104,68 @@ class ReceiptLog:
                 return
 
 
-def read_segments(paths: Iterable[str]) -> list[bytes]:
-    """Read segments, leaving out those that are gone or damaged, whose shards are then done again."""
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """What was read of some segments; those that are gone are in neither list."""
+
+    whole: list[bytes]
+    damaged: list[str]
+    """Paths of those that are torn, or not ours; what their receipts tell of is done again, or told by the parts."""
+
+
+def read_segments(paths: Iterable[str]) -> Segments:
+    """Read segments, and tell those that are whole from those that are not."""
+    paths = list(paths)
     with ThreadPoolExecutor(READERS) as pool:
-        contents = pool.map(lambda path: storage_of(path).read(path), paths)
-        return [content[0] for content in contents if content and _is_whole(content[0])]
+        contents = list(pool.map(lambda path: storage_of(path).read(path), paths))
+    found = [(path, content[0]) for path, content in zip(paths, contents, strict=True) if content]
+    damaged = [path for path, data in found if not _is_whole(data)]
+    return Segments([data for path, data in found if path not in damaged], damaged)
 
 
 def _is_whole(data: bytes) -> bool:
     """Return whether these are the bytes of a whole segment, and not of a torn one."""
-    with contextlib.suppress(pa.ArrowException, OSError), pq.ParquetFile(BytesIO(data)) as file:
-        return bool(file.schema_arrow.equals(RECEIPTS))
+    with contextlib.suppress(pa.ArrowException, OSError, ValueError):
+        check_receipts(data)
+        return bool(pq.read_table(BytesIO(data)).schema.equals(RECEIPTS))
     return False
+
+
+def check_receipts(data: bytes) -> None:
+    """Raise ValueError, or one of Arrow's errors, unless a Parquet file has our columns, and names shards and parts as we do.
+
+    What a receipt names is read, and swept: a path that led out of the folder would be somebody else's file.
+    """
+    types = {column.name: column.type for column in pq.read_schema(BytesIO(data))}
+    for column in RECEIPTS:
+        if types.get(column.name, column.type if column.name in OLDER_LACK else None) != column.type:
+            raise ValueError(f"no column {column.name} of {column.type}")
+    forms = {"shard": "[0-9a-f]{16}", "part": PART_PATTERN, "rejects_part": REJECTS_PATTERN}
+    for table in batches([data], [*forms]):
+        for name, form in forms.items():
+            named = table[name].drop_null()
+            if not pc.all(pc.match_substring_regex(named, rf"\A(?:{form})\z"), min_count=0).as_py():
+                raise ValueError(f"a {name} has no name of ours")
+
+
+def receipts_in_parts(folder: str, names: Iterable[str]) -> list[bytes]:
+    """Read the receipts that some parts, or files of rejects, carry, as a segment; those that carry none are left out."""
+    paths = [f"{folder}/{name}" for name in names]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = [receipts for receipts in pool.map(_receipts_in_part, paths) if receipts]
+    return [parquet_bytes(receipts_table([receipt for receipts in found for receipt in receipts]))] if found else []
+
+
+def _receipts_in_part(path: str) -> list[Receipt]:
+    """Read the receipts that a part carries; empty if it is damaged, or of an earlier version."""
+    with contextlib.suppress(pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, RefusedError):
+        with storage_of(path).open(path) as file:
+            metadata = pq.read_metadata(file).metadata
+        name = path.rsplit("/", 1)[1]
+        receipts = [replace(receipt, part=name) for receipt in unpack_receipts(metadata[RECEIPTS_KEY.encode()])]
+        check_receipts(parquet_bytes(receipts_table(receipts)))
+        return receipts
+    return []
 
 
 def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
@@ -130,7 +183,7 @@ def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _completed(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
-    """Add the columns that lists of version 3 lack, in which every shard had a part of its own."""
+    """Add the columns that lists of version 3 lack."""
     zeros = np.zeros(len(batch), np.int64)
     lacking = {
         "span": lambda: batch["rows_in"],
@@ -155,7 +208,17 @@ def shard_ids(receipts: pa.Table) -> ShardIds:
 
 def part_ids(receipts: pa.Table) -> ShardIds:
     """Return the ids of the parts in a table of receipts, the digests in their names: [N]."""
-    return parse_ids(pc.utf8_slice_codeunits(receipts["part"], len("part-"), len("part-") + 16))
+    return _digests(receipts["part"], len("part-"))
+
+
+def rejects_ids(receipts: pa.Table) -> ShardIds:
+    """Return the ids of the files of rejects in a table of receipts, of those that have any: [<= N]."""
+    return _digests(receipts["rejects_part"].drop_null(), len(f"{REJECTS_FOLDER}/part-"))
+
+
+def _digests(names: pa.ChunkedArray, start: int) -> ShardIds:
+    """Return the digests that begin at a character of names, as numbers."""
+    return parse_ids(pc.utf8_slice_codeunits(names, start, start + 16))
 
 
 def are_among(ids: ShardIds, ascending: ShardIds) -> npt.NDArray[np.bool_]:

@@ -1,15 +1,36 @@
-"""Which shards of which files are done, for a million of them: some 25 bytes each, and a file's path once."""
+"""Which shards of which files are done, for a million of them: some 25 bytes each, and a file's path once.
 
+`take_inventory` tells, of all receipts of a generation, those whose parts are there from those whose parts a disk has lost.
+"""
+
+import itertools
 from array import array
 from collections.abc import Iterable, KeysView
+from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import UserError
-from pipeline.output.receipts import Receipt
+from pipeline.output.parts import REJECTS_FOLDER, Output
+from pipeline.output.receipt_log import (
+    BATCH_ROWS,
+    NO_SHARDS,
+    ShardIds,
+    are_among,
+    batches,
+    parse_ids,
+    part_ids,
+    rejects_ids,
+    shard_ids,
+)
+from pipeline.output.receipts import RECEIPTS, Receipt
+from pipeline.output.totals import Totals
+from pipeline.storage.locate import storage_of
 
 
 class ShardIndex:
@@ -21,13 +42,15 @@ class ShardIndex:
         self._versions: list[tuple[int, str]] = []
         """Size and version of each file when its shards were done, by number."""
         self._file, self._start, self._rows, self._last = array("i"), array("q"), array("q"), array("b")
+        self._lost: dict[str, str] = {}
+        """Files of which a part is lost: the name of one, by path."""
 
     def __len__(self) -> int:
         return len(self._file)
 
     @property
     def files(self) -> KeysView[str]:
-        """Paths of all files with a shard that is done."""
+        """Paths of all files with a shard that is done, or was."""
         return self._numbers.keys()
 
     def changed(self, file: InputFile) -> bool:
@@ -36,7 +59,11 @@ class ShardIndex:
         return number is not None and self._versions[number] != (file.size, file.version)
 
     def outdated(self, files: Iterable[InputFile], folder: str, *, keep_gone: bool) -> str:
-        """Name a file that changed since its shards were done, or, without `keep_gone`, one that is gone; empty if none is."""
+        """Say in one line why the results cannot stand beside these files; empty if they can.
+
+        Either a file has changed since its shards were done, or it is gone: without `keep_gone` that is wrong at once, and with
+        it if rows of the file were lost.
+        """
         listed = set()
         for file in files:
             listed.add(file.path)
@@ -45,6 +72,12 @@ class ShardIndex:
                     f"{file.path}: changed since {folder} was made from it; "
                     "give the new content a new name, or start over (overwrite)"
                 )
+        lost = next((path for path in self._lost if path not in listed), None)
+        if lost is not None:
+            return (
+                f"{folder}/{self._lost[lost]}: is gone, with rows of {lost}, which the input has no more; "
+                "bring one of the two back, or start over (overwrite)"
+            )
         gone = None if keep_gone else next((path for path in self.files if path not in listed), None)
         if gone is None:
             return ""
@@ -71,13 +104,19 @@ class ShardIndex:
         self._rows.frombytes(receipts["span"].to_numpy().astype(np.int64).tobytes())
         self._last.frombytes(receipts["last"].to_numpy().astype(np.int8).tobytes())
 
+    def add_lost(self, receipts: pa.Table) -> None:
+        """Record shards that were done, and whose parts are lost; raise UserError as `add` does."""
+        for lost in receipts.group_by(["file", "size", "version"]).aggregate([("part", "min")]).to_pylist():
+            self._number(lost["file"], lost["size"], lost["version"])
+            self._lost.setdefault(lost["file"], lost["part_min"])
+
     def unfinished(self, files: Iterable[InputFile]) -> dict[str, tuple[int, ...]]:
         """Return the files that still have work, by path, with the starts of their shards that are done."""
-        starts = self._starts_of_incomplete()
+        starts, begun = self._starts_of_incomplete(), {*np.unique(np.array(self._file)).tolist()}
         left: dict[str, tuple[int, ...]] = {}
         for file in files:
             number = self._numbers.get(file.path)
-            if number is None:
+            if number not in begun:
                 left[file.path] = ()
             elif number in starts:
                 left[file.path] = tuple(sorted(starts[number]))
@@ -107,3 +146,74 @@ class ShardIndex:
         elif self._versions[number] != (size, version):
             raise UserError(f"{path}: has results from before and after it changed; start over (overwrite)")
         return number
+
+
+@dataclass(frozen=True, slots=True)
+class StoredParts:
+    """The parts of a generation, and files of rejects, that are in its folder: their ids, ascending."""
+
+    parts: ShardIds
+    rejects: ShardIds
+
+    @classmethod
+    def list(cls, output: Output) -> Self:
+        """List what is there."""
+        return cls(_ids_in(output, output.folder), _ids_in(output, f"{output.folder}/{REJECTS_FOLDER}"))
+
+    def hold(self, receipts: pa.Table) -> npt.NDArray[np.bool_]:
+        """Return which receipts name a part that is there, and rejects that are: [N]."""
+        there = are_among(part_ids(receipts), self.parts)
+        with_rejects = pc.is_valid(receipts["rejects_part"]).to_numpy()
+        there[with_rejects] &= are_among(rejects_ids(receipts), self.rejects)
+        return there
+
+
+def _ids_in(output: Output, folder: str) -> ShardIds:
+    """List the ids of the parts of a generation that are in a folder."""
+    ids, names = [NO_SHARDS], iter(storage_of(folder).names(folder, "part-"))
+    while batch := list(itertools.islice(names, BATCH_ROWS)):
+        ids.append(parse_ids(output.digests_of(batch)))
+    return np.sort(np.concatenate(ids))
+
+
+@dataclass(slots=True, kw_only=True)
+class Inventory:
+    """What is done of a generation."""
+
+    published: Totals = field(default_factory=Totals)
+    """The sum of the published shards whose parts are there."""
+    unpublished: Totals = field(default_factory=Totals)
+    """The sum of all other shards that are done."""
+    index: ShardIndex = field(default_factory=ShardIndex)
+    lost: ShardIds = field(default_factory=lambda: NO_SHARDS)
+    """Shards that were done, and of which no part is there any more."""
+
+
+def take_inventory(published: list[bytes], found: list[bytes], stored: StoredParts | None) -> Inventory:
+    """Count published receipts and those that no manifest covers, each shard once; `stored` is None where no part is ever lost.
+
+    Raises UserError if there are results of a file from before and after it changed.
+    """
+    columns = ["shard", "part", "rejects_part"]
+    named = [table for sources in (published, found) for table in batches(sources, columns)]
+    ids = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in named)])
+    there = np.concatenate([np.ones(len(t), bool) if stored is None else stored.hold(t) for t in named] or [ids == 0])
+    first = np.flatnonzero(there)[np.unique(ids[there], return_index=True)[1]]
+    wanted = np.zeros(len(ids), bool)
+    wanted[first] = True
+    gone = ~are_among(ids, np.sort(ids[wanted]))
+    inventory, row = Inventory(lost=np.unique(ids[gone])), 0
+
+    def count(sources: list[bytes]) -> Totals:
+        nonlocal row
+        totals = Totals()
+        for table in batches(sources, RECEIPTS.names):
+            rows = slice(row, row + len(table))
+            done = table.filter(pa.array(wanted[rows]))
+            inventory.index.add_lost(table.filter(pa.array(gone[rows])))
+            inventory.index.add_table(done)
+            totals, row = totals.plus_table(done), rows.stop
+        return totals
+
+    inventory.published, inventory.unpublished = count(published), count(found)
+    return inventory

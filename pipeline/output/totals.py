@@ -1,6 +1,6 @@
 """Receipts added up, one by one as they come in, or a table of them at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -42,17 +42,11 @@ class Totals(Counts):
         counts = {name: rule.aggregate(receipts[name]) for name, rule in merge_rules(self).items()}
         return self._merge(counts, shards=self.shards + len(receipts), unreadable=self.unreadable | unreadable)
 
-    def beyond(self, published: Mapping[str, Any]) -> Self:
-        """Return what is counted here and was not in earlier totals, given as a manifest has them.
-
-        Maxima stay as they are, and so does the list of unreadable files.
-        """
-        rest = {
-            name: rule.subtract(getattr(self, name), published[name])
-            for name, rule in merge_rules(self).items()
-            if name in published
-        }
-        return replace(self, shards=self.shards - published.get("shards", 0), **rest)
+    def numbers(self) -> Iterator[float]:
+        """Yield everything that is counted: no number among them is ever below zero."""
+        for name in merge_rules(self):
+            value = getattr(self, name)
+            yield from value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
 
     def _merge(self, counts: Mapping[str, Any], *, shards: int, unreadable: dict[str, str]) -> Self:
         """Return totals with these counts merged in, and with this number of shards and these unreadable files."""

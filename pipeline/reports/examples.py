@@ -78,4 +78,5 @@ def _cells(layer: int, row: dict[str, object], text: str) -> list[str]:
     prediction = row[LABEL] if LABEL in row else f"{row[VALUE]:.3f}"
     score = f"{row[SCORE]:.3f}" if SCORE in row else ""
     short = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."
+    short = "".join(" " if character.isspace() else character for character in short)
     return [str(layer), str(prediction), score, f"{row[UNCERTAINTY]:.3f}", str(row[ID]), short]

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from jinja2 import Environment, FileSystemLoader
 
+from pipeline.errors import printable
 from pipeline.reports import palette
 
 LONG_CELL = 40
@@ -50,8 +51,9 @@ class Table:
 
     def markdown(self) -> str:
         """Return the table in Markdown, its title above it and its note below."""
-        lines = ["| " + " | ".join(cells) + " |" for cells in (self.head, ["---"] * len(self.head), *self.rows)]
-        return "\n".join([self.title, "", *lines, *(["", self.note] if self.note else [])])
+        rows = [[printable(cell).replace("|", r"\|") for cell in cells] for cells in (self.head, *self.rows)]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (rows[0], ["---"] * len(self.head), *rows[1:])]
+        return "\n".join([printable(self.title), "", *lines, *(["", printable(self.note)] if self.note else [])])
 
 
 def _kind_of(cells: Sequence[str]) -> str:
@@ -164,11 +166,17 @@ Section = Table | Facts | Bars | Lines | Figure
 
 
 def render(title: str, subtitle: str, tiles: Sequence[tuple[str, str]], sections: Sequence[Section]) -> str:
-    """Return the page; every text is escaped.
+    """Return the page; every text is escaped: for HTML, and what does not print as `errors.printable` does.
 
     `tiles` are names and values of the few figures that a reader should see first; there may be none.
     """
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, finalize=_finalize)
     environment.filters["kind"] = lambda section: type(section).__name__.lower()
     template = environment.get_template("page.html.jinja")
     return template.render(title=title, subtitle=subtitle, tiles=tiles, sections=sections, palette=palette)
+
+
+def _finalize(value: object) -> object:
+    """Escape what does not print in a text of the page, whose length is left alone: images are texts as well."""
+    is_html = hasattr(value, "__html__")  # what a macro returns
+    return value if is_html or not isinstance(value, str) else printable(value, len(value) * 10)

@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import BinaryIO, Protocol
 
-from pipeline.errors import RefusedError, StorageError, UserError, one_line
+from pipeline.errors import RefusedError, StorageError, UserError, one_line, printable
 
 S3_SCHEME = "s3://"
 REFUSED_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+REFUSED_ERRNOS |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 """Errors of a disk that works but refuses the request; every other one is the disk's own failure."""
+MAX_PATH = 1100
+"""Characters of a path in a message, so that the cause after it is seen: a key of S3 has 1,024 bytes at most."""
 LOCAL_BUFFER_BYTES, REMOTE_BUFFER_BYTES = 1 << 20, 8 << 20
 """Bytes to read at once; a request to S3 takes some 50 ms however little it returns."""
 
@@ -123,7 +126,7 @@ def translate_errors(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         kind = RefusedError if error.errno in REFUSED_ERRNOS else StorageError
-        raise kind(f"{path}: {error.strerror or one_line(error)}") from error
+        raise kind(f"{printable(path, MAX_PATH)}: {error.strerror or one_line(error)}") from error
 
 
 def is_remote(location: str) -> bool:

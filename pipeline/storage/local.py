@@ -5,41 +5,54 @@ import errno
 import fcntl
 import os
 import stat
-import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeVar
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, printable
 from pipeline.storage.base import Entry, StoredFile, is_remote, translate_errors
+from pipeline.storage.retry import retried
+
+T = TypeVar("T")
 
 TRANSIENT_ERRNOS = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.EINTR}
 """Errors of network file systems that often pass."""
+MAX_HOLDER_BYTES = 200
+"""Bytes of a lock file that are believed to name its holder."""
 BACK_OFF_SECONDS = (0.2, 1.0, 5.0)
-"""Waits between attempts to write to a disk; S3's client has its own."""
+"""Waits between attempts at an operation."""
 
 
 class LocalStorage:
     """The storage of local paths."""
 
     def open(self, path: str) -> StoredFile:
-        with translate_errors(path):
+        def opened() -> StoredFile:
             file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by StoredFile
             return StoredFile(_entry(path, os.fstat(file.fileno())), file)
 
+        return _whole(path, opened)
+
     def read(self, path: str) -> tuple[bytes, str] | None:
-        with translate_errors(path):
+        def content() -> tuple[bytes, str] | None:
             try:
                 with open(path, "rb") as file:
                     return file.read(), _entry(path, os.fstat(file.fileno())).version
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
+        return _whole(path, content)
+
     def stat(self, path: str) -> Entry | None:
-        # A dangling symbolic link counts as absent too.
-        with translate_errors(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            status = os.stat(path)
-            return _entry(path, status) if stat.S_ISREG(status.st_mode) else None
-        return None
+        def entry() -> Entry | None:
+            # A dangling symbolic link counts as absent too.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                status = os.stat(path)
+                return _entry(path, status) if stat.S_ISREG(status.st_mode) else None
+            return None
+
+        return _whole(path, entry)
 
     def walk(self, folder: str) -> Iterator[Entry]:
         def unreadable(error: OSError) -> None:  # os.walk would skip the folder, and the listing would be incomplete
@@ -54,24 +67,18 @@ class LocalStorage:
                     yield entry
 
     def names(self, folder: str, prefix: str = "") -> Iterator[str]:
-        with translate_errors(folder), contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(prefix) and not entry.is_dir():
-                    yield entry.name
+        with translate_errors(folder), contextlib.suppress(FileNotFoundError):
+            entries = retried(lambda: os.scandir(folder), _may_pass, BACK_OFF_SECONDS)
+            with entries:
+                for entry in entries:
+                    if entry.name.startswith(prefix) and not entry.is_dir():
+                        yield entry.name
 
     def make_folder(self, path: str) -> None:
-        with translate_errors(path):
-            os.makedirs(path, exist_ok=True)
+        _whole(path, lambda: make_folders(path))
 
     def write(self, path: str, data: bytes) -> None:
-        with translate_errors(path):
-            for wait in (*BACK_OFF_SECONDS, None):
-                try:
-                    return write_atomically(path, data)
-                except OSError as error:
-                    if wait is None or error.errno not in TRANSIENT_ERRNOS:
-                        raise
-                    time.sleep(wait)
+        _whole(path, lambda: write_atomically(path, data))
 
     def write_if(self, path: str, data: bytes, version: str | None) -> bool:
         # Not atomic: another process may write between the check and the write. Drivers exclude each other by `lock_folder`.
@@ -83,16 +90,33 @@ class LocalStorage:
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
-            with translate_errors(path), contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            _whole(path, partial(_unlink, path))
+
+
+def _whole(path: str, operation: Callable[[], T]) -> T:
+    """Do a whole operation, and try it again while its error may pass."""
+    with translate_errors(path):
+        return retried(operation, _may_pass, BACK_OFF_SECONDS)
+
+
+def _may_pass(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def write_atomically(path: str, data: bytes) -> None:
-    """Create or replace a file by a rename, so that no reader, and no crash, ever sees half of it."""
+    """Create or replace a file by a rename, so that no reader, and no crash, ever sees half of it.
+
+    When this returns the file is on the disk under its name, as far as the disk tells the truth about that.
+    """
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -101,6 +125,33 @@ def write_atomically(path: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    flush_folder(folder)
+
+
+def make_folders(path: str) -> None:
+    """Make a folder and its parents, so that they are on the disk when this returns."""
+    missing = []
+    while path and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for each in reversed(missing):
+        os.makedirs(each, exist_ok=True)
+        flush_folder(os.path.dirname(each))
+
+
+def flush_folder(path: str) -> None:
+    """Wait until the names in a folder are on the disk: without that, a power cut may take back a rename."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # one may write there, and not list: then nobody can wait
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a mount that cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -113,12 +164,12 @@ def lock_folder(folder: str, name: str) -> Iterator[bool]:
         yield False
         return
     path = os.path.join(folder, name)
-    with translate_errors(path), open(path, "a+", encoding="utf-8") as file:
+    with translate_errors(path), open(path, "ab+", buffering=0, opener=_open_no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            holder = file.read().strip() or "just begun"
+            holder = printable(file.read(MAX_HOLDER_BYTES).decode(errors="replace").strip()) or "just begun"
             raise UserError(
                 f"{folder}: another run is writing there ({holder}); wait for its end, or stop it"
             ) from error
@@ -126,9 +177,18 @@ def lock_folder(folder: str, name: str) -> Iterator[bool]:
             yield False
             return
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
+        file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
         yield True
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Open a file of ours, and not what a link of its name leads to: that would be somebody else's, and truncated."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise UserError(f"{path}: is no file; remove it") from error
+        raise
 
 
 def _entry(path: str, status: os.stat_result) -> Entry:

@@ -10,8 +10,11 @@ from pathlib import Path
 from models.directory.digest import weights_digest
 from pipeline.errors import InputError, StorageError
 from pipeline.storage.base import Entry, absolute, buffered, is_remote, translate_errors
+from pipeline.storage.local import flush_folder
 from pipeline.storage.locate import storage_of
 
+LAYOUT = "flushed"
+"""Part of the name of a copy: those that were made before copies were flushed are not believed."""
 COPY_BYTES = 8 << 20
 """Bytes of a model file to copy at once."""
 
@@ -29,9 +32,9 @@ def local_model(name: str) -> str:
     files = {file: entry for file, entry in sorted(entries.items()) if "/" not in file}
     if "config.json" not in files:
         raise InputError("model", f"{name}: no model there (no config.json below that address)")
-    versions = hashlib.sha256("\n".join(f"{file} {entry.version}" for file, entry in files.items()).encode())
-    folder = _cache() / versions.hexdigest()[:16]
-    if not folder.is_dir():
+    versions = [LAYOUT, *(f"{file} {entry.version}" for file, entry in files.items())]
+    folder = _cache() / hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
+    if not _is_whole(files, folder):
         _copy(files, folder)
     return str(folder)
 
@@ -54,8 +57,16 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "offramp"
 
 
+def _is_whole(files: dict[str, Entry], folder: Path) -> bool:
+    """Return whether a copy has every file, each of its size: one that was cut later, by whomever, is made again."""
+    try:
+        return all((folder / name).stat().st_size == entry.size for name, entry in files.items())
+    except OSError:
+        return False
+
+
 def _copy(files: dict[str, Entry], folder: Path) -> None:
-    """Copy into a temporary folder and rename it, so that the folder appears whole, also after a loss of power.
+    """Copy into a temporary folder, flush it and rename it, so that the folder appears whole, also after a power cut.
 
     Processes of one machine may copy at the same time: the first to rename wins, and the copies of the others are equal. Raises
     StorageError if a file is no longer the one that was listed: a model that is being replaced is no model.
@@ -63,32 +74,28 @@ def _copy(files: dict[str, Entry], folder: Path) -> None:
     with translate_errors(str(folder)):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        torn = temporary.with_suffix(".torn")
         try:
             for name, entry in files.items():
-                with (
-                    buffered(storage_of(entry.path).open(entry.path)) as source,
-                    open(temporary / name, "wb") as target,
-                ):
-                    shutil.copyfileobj(source, target, COPY_BYTES)
-                    target.flush()
-                    os.fsync(target.fileno())
+                _copy_file(entry, temporary / name)
             for entry in files.values():
                 if storage_of(entry.path).stat(entry.path) != entry:
                     raise StorageError(f"{entry.path}: was replaced while the model was copied; try again")
-            _sync(temporary)
+            flush_folder(str(temporary))
+            if folder.is_dir() and not _is_whole(files, folder):
+                folder.rename(torn)
             temporary.rename(folder)
-            _sync(folder.parent)
+            flush_folder(str(folder.parent))
         except OSError:
-            if not folder.is_dir():
+            if not _is_whole(files, folder):
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(torn, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    """Have the disk keep the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _copy_file(entry: Entry, path: Path) -> None:
+    with buffered(storage_of(entry.path).open(entry.path)) as source, open(path, "wb") as target:
+        shutil.copyfileobj(source, target, COPY_BYTES)
+        target.flush()
+        os.fsync(target.fileno())

@@ -3,25 +3,63 @@
 Every file is written by a single put of at most some hundred MB. So an object appears at once and whole, and there are no
 multipart uploads to abort or to clean up. Every process finds endpoint and credentials by itself in the usual way, from AWS_*
 variables, profiles or the machine's role; no spec, receipt or manifest ever holds any of them.
+
+boto3 tries nothing again here: `_whole` repeats whole operations, since a body may break off after its request is done.
 """
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.parsers import ResponseParserError
 from pyarrow import fs
 
-from pipeline.errors import RefusedError, StorageError, one_line
-from pipeline.storage.base import S3_SCHEME, Entry, StoredFile, translate_errors
+from pipeline.errors import RefusedError, StorageError, UserError, one_line, printable
+from pipeline.storage.base import MAX_PATH, S3_SCHEME, Entry, StoredFile, translate_errors
+from pipeline.storage.retry import growing_waits, retried
+
+T = TypeVar("T")
 
 MAX_ATTEMPTS = 8
-"""Attempts at a request, with waits of up to 20 s between them: a minute at most. AWS_MAX_ATTEMPTS overrides it."""
+"""Attempts at an operation, with waits of up to 20 s between them, about a minute in all. AWS_MAX_ATTEMPTS overrides it."""
+PASSING = {
+    "BandwidthLimitExceeded",
+    "EC2ThrottledException",
+    "InternalError",
+    "LimitExceededException",
+    "PriorRequestNotComplete",
+    "ProvisionedThroughputExceededException",
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "ServiceUnavailable",
+    "SlowDown",
+    "ThrottledException",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequestsException",
+    "TransactionInProgressException",
+}
+"""Codes of errors that pass: those that botocore tries again, and what DeleteObjects answers for single keys."""
+PASSING_STATUS = {408, 429, 500, 502, 503, 504}
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 """Timeouts of a connection and of a read."""
 CONNECTIONS = 32
@@ -43,18 +81,12 @@ class S3Storage:
             return StoredFile(Entry(path, file.size(), version), file)
 
     def read(self, path: str) -> tuple[bytes, str] | None:
-        with _translate_errors(path), _ignore_not_found():
-            response = _client().get_object(**_bucket_and_key(path))
-            return response["Body"].read(), _version(response)
-        return None
+        return _whole(path, lambda: _get(path))
 
     def stat(self, path: str) -> Entry | None:
         if not _bucket_and_key(path)["Key"]:
             return None
-        with _translate_errors(path), _ignore_not_found():
-            response = _client().head_object(**_bucket_and_key(path))
-            return Entry(path, response["ContentLength"], _version(response), response["LastModified"].timestamp())
-        return None
+        return _whole(path, lambda: _head(path))
 
     def walk(self, folder: str) -> Iterator[Entry]:
         for bucket, page in _pages(folder, Prefix=_key_prefix(folder)):
@@ -73,32 +105,56 @@ class S3Storage:
         pass  # a key needs no folder
 
     def write(self, path: str, data: bytes) -> None:
-        with _translate_errors(path):
-            _client().put_object(**_bucket_and_key(path), Body=data)
+        _whole(path, lambda: _client().put_object(**_bucket_and_key(path), Body=data))
 
     def write_if(self, path: str, data: bytes, version: str | None) -> bool:
-        # The ETag is sent without its quotes, as in Amazon's examples for its command line: Ceph 16 accepts no other form.
-        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
-        with _translate_errors(path):
-            try:
-                _client().put_object(**_bucket_and_key(path), Body=data, **condition)
-            except ClientError as error:
-                if _code(error) not in CONFLICT + NOT_FOUND:
-                    raise
-                # Our first attempt may have succeeded and its response have been lost: then the content is ours.
-                present = self.read(path)
-                return present is not None and present[0] == data
-        return True
+        return _whole(path, lambda: _put_if(path, data, version))
 
     def delete(self, paths: Iterable[str]) -> None:
         remaining = iter(paths)
         while batch := list(islice(remaining, PAGE_KEYS)):
-            with _translate_errors(batch[0]):
-                keys = [{"Key": _bucket_and_key(path)["Key"]} for path in batch]
-                bucket = _bucket_and_key(batch[0])["Bucket"]
-                response = _client().delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
-            for problem in response.get("Errors", ()):
-                raise StorageError(f"{S3_SCHEME}{bucket}/{problem['Key']}: cannot be deleted: {problem['Code']}")
+            bucket, keys = _bucket_and_key(batch[0])["Bucket"], [_bucket_and_key(path)["Key"] for path in batch]
+            _whole(batch[0], partial(_delete, bucket, keys))
+
+
+def _get(path: str) -> tuple[bytes, str] | None:
+    with _ignore_not_found():
+        response = _client().get_object(**_bucket_and_key(path))
+        return response["Body"].read(), _version(response)
+    return None
+
+
+def _head(path: str) -> Entry | None:
+    with _ignore_not_found():
+        response = _client().head_object(**_bucket_and_key(path))
+        return Entry(path, response["ContentLength"], _version(response), response["LastModified"].timestamp())
+    return None
+
+
+def _put_if(path: str, data: bytes, version: str | None) -> bool:
+    # The ETag is sent without its quotes, as in Amazon's examples for its command line: Ceph 16 accepts no other form.
+    condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+    try:
+        _client().put_object(**_bucket_and_key(path), Body=data, **condition)
+    except ClientError as error:
+        if _code(error) not in CONFLICT + NOT_FOUND:
+            raise
+        # Our first attempt may have succeeded and its response have been lost: then the content is ours.
+        present = _get(path)
+        return present is not None and present[0] == data
+    return True
+
+
+def _delete(bucket: str, keys: list[str]) -> None:
+    """Delete what is left of some keys; raise an error, and keep in `keys` those that have failed, if any did."""
+    wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+    response = _client().delete_objects(Bucket=bucket, Delete=wanted)
+    errors = [error for error in response.get("Errors", ()) if error["Code"] not in NOT_FOUND]
+    keys[:] = [error["Key"] for error in errors]
+    # The error that cannot pass first, if there is one.
+    for error in sorted(errors, key=lambda error: error["Code"] in PASSING):
+        message = f"{error['Key']} cannot be deleted: {error.get('Message') or 'no reason given'}"
+        raise ClientError({"Error": {"Code": error["Code"], "Message": message}}, "DeleteObjects")
 
 
 def arrow_filesystem(location: str) -> fs.S3FileSystem:
@@ -120,13 +176,16 @@ def _arrow_filesystem(bucket: str, endpoint: str | None, region: str | None, att
 
 
 def _client() -> Any:
-    return _make_client(_endpoint(), _region(), _attempts())
+    try:
+        return _make_client(_endpoint(), _region())
+    except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
+        raise UserError(f"S3 cannot be reached with the settings that are given: {one_line(error)}") from error
 
 
 @lru_cache
-def _make_client(endpoint: str | None, region: str | None, attempts: int) -> Any:
+def _make_client(endpoint: str | None, region: str | None) -> Any:
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": attempts},
+        retries={"mode": "standard", "total_max_attempts": 1},  # `_whole` tries again
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         max_pool_connections=CONNECTIONS,
@@ -153,7 +212,26 @@ def _region_of_profile() -> str | None:
 
 
 def _attempts() -> int:
-    return int(os.environ.get("AWS_MAX_ATTEMPTS", MAX_ATTEMPTS))
+    """Return how often an operation is tried; raise UserError if the environment says something that is no number."""
+    text = os.environ.get("AWS_MAX_ATTEMPTS") or str(MAX_ATTEMPTS)
+    if not re.fullmatch("0*[1-9][0-9]{0,2}", text):
+        raise UserError(f"AWS_MAX_ATTEMPTS is {printable(text, 40)!r}, and no whole number from 1 to 999")
+    return int(text)
+
+
+def _whole(path: str, operation: Callable[[], T]) -> T:
+    """Do a whole operation, from its request to the last byte of the response, and try it again while its error may pass."""
+    with _translate_errors(path):
+        return retried(operation, _may_pass, growing_waits(_attempts()))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether an error is the network's or the server's for the moment, and not about the request itself."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return _code(error) in PASSING or status in PASSING_STATUS
+    # HTTPClientError is the client's for all that breaks on the way, a body that is read included.
+    return isinstance(error, HTTPClientError | BotoConnectionError | IncompleteReadError | ResponseParserError)
 
 
 def _bucket_and_key(path: str) -> dict[str, str]:
@@ -169,12 +247,17 @@ def _key_prefix(folder: str) -> str:
 
 
 def _pages(folder: str, **options: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the bucket and each page of a listing."""
+    """Yield the bucket and each page of a listing; raise StorageError where a page does not say how it goes on."""
     bucket = _bucket_and_key(folder)["Bucket"]
-    with _translate_errors(folder):
-        pages = _client().get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=bucket, **options, PaginationConfig={"PageSize": PAGE_KEYS}):
-            yield bucket, page
+    token: str | None = ""
+    while token is not None:
+        after = {"ContinuationToken": token} if token else {}
+        request = {"Bucket": bucket, "MaxKeys": PAGE_KEYS, **options, **after}
+        page = _whole(folder, lambda request=request: _client().list_objects_v2(**request))  # type: ignore[misc]
+        yield bucket, page
+        last, token = token, page.get("NextContinuationToken")
+        if page.get("IsTruncated") and (token is None or token == last):
+            raise StorageError(f"{folder}: the server ends its listing in the middle")
 
 
 def _version(response: dict[str, Any]) -> str:
@@ -198,12 +281,15 @@ def _ignore_not_found() -> Iterator[None]:
 @contextlib.contextmanager
 def _translate_errors(path: str) -> Iterator[None]:
     """Turn boto3's errors into StorageErrors that name the path and the cause."""
+    where = printable(path, MAX_PATH)
     try:
         yield
     except ClientError as error:
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
         message = error.response.get("Error", {}).get("Message") or "no reason given"
-        kind = RefusedError if 400 <= status < 500 else StorageError
-        raise kind(f"{path}: {_code(error)}: {message}") from error
-    except BotoCoreError as error:
-        raise StorageError(f"{path}: {one_line(error)}") from error
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+        kind = RefusedError if 400 <= status < 500 and not _may_pass(error) else StorageError
+        raise kind(f"{where}: {_code(error)}: {message}") from error
+    except (NoCredentialsError, PartialCredentialsError, ParamValidationError) as error:
+        raise RefusedError(f"{where}: {one_line(error)}") from error
+    except (BotoCoreError, ResponseParserError) as error:
+        raise StorageError(f"{where}: {one_line(error)}") from error

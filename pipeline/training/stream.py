@@ -35,7 +35,7 @@ from pipeline.corpus.listing import Corpus
 from pipeline.corpus.plan import Piece, plan_reading
 from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
-from pipeline.errors import InputError, UserError
+from pipeline.errors import InputError, UserError, printable
 from pipeline.output.receipts import Receipt
 from pipeline.rows import FloatArray, TokenRows
 from pipeline.schema import KEPT, LOGITS, ROW
@@ -160,7 +160,7 @@ class StreamSource:
         held = {(shard.path, shard.start): shard for shards in self.group.gather(mine) for shard in shards}
         for shard in held.values():
             if shard.read_error is not None and self.group.is_rank_zero:
-                print(f"{shard.path}: {shard.read_error}; the rest of it is left out", file=sys.stderr)
+                print(printable(f"{shard.path}: {shard.read_error}; the rest of it is left out"), file=sys.stderr)
         return list(held.values())
 
     def _rows(self, bundle: Bundle | None, used: dict[tuple[str, int], int]) -> Chunk:

@@ -217,6 +217,70 @@ def test_an_attempt_log_of_other_rows_is_no_use(tmp_path: Path) -> None:
     assert rows_of(shard.run()) == [*range(63)]
 
 
+WHOLE: dict[str, object] = {
+    "rows": 64,
+    "deaths": 3,
+    "at": [0, 32],
+    "suspects": [[0, 32], [32, 64]],
+    "cleared": [],
+    "alone": {},
+    "lost": [],
+}
+"""A log as a process leaves it."""
+CHANGES: list[dict[str, object]] = [
+    {"suspects": [[0, 32]]},  # half of the rows would be in no range, and lost
+    {"suspects": [[0, 32], [32, 64], [0, 64]]},
+    {"suspects": [[0, 32], [32, 1 << 40]]},
+    {"suspects": [[0, 32], [64, 32]]},
+    {"suspects": [[-32, 32], [32, 64]]},
+    {"suspects": "all"},
+    {"suspects": []},
+    {"suspects": [], "lost": [*range(64)]},
+    {"suspects": [[0]]},
+    {"at": [3, 5]},
+    {"at": []},
+    {"at": None},
+    {"deaths": "many"},
+    {"deaths": float("inf")},
+    {"alone": []},
+    {"alone": {"x": 1}},
+    {"lost": [7]},
+    {"rows": 63},
+]
+"""What makes it one that does not account for each of the rows."""
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        b"",
+        b"\xff",
+        b"[",
+        b"[" * 100_000,
+        b"null",
+        b"[1]",
+        b"7",
+        b"{}",
+        *(json.dumps(WHOLE | change).encode() for change in CHANGES),
+    ],
+)
+def test_a_damaged_attempt_log_counts_as_none(left: bytes, tmp_path: Path) -> None:
+    shard = Shard(tmp_path, 64, {7})
+    shard.path.write_bytes(left)
+    isolated = shard.run()
+    assert set(isolated.lost) == {7}
+    assert rows_of(isolated) == [row for row in range(64) if row != 7]
+
+
+@pytest.mark.parametrize("left", [b"", b"\xff", b"many", b"[]", b"{}", b"1e3", b'"3"'])
+def test_a_damaged_count_of_deaths_counts_as_none(left: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "_attempts" / "start-actor.json"
+    path.parent.mkdir()
+    path.write_bytes(left)
+    with bounded(str(tmp_path), "start-actor", 1, "while they loaded the model"):
+        assert path.read_text() == "1"
+
+
 def test_work_that_kills_every_process_is_not_begun_for_ever(tmp_path: Path) -> None:
     def begin() -> None:
         with bounded(str(tmp_path), "start-actor", 4, "while they loaded the model"):

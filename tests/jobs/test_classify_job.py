@@ -141,6 +141,8 @@ WRONG = {
     "empty folder": ("--input", "{tmp}/empty", "--input {tmp}/empty: no file to read"),
     "no model": ("--model", "{tmp}/nowhere", "{tmp}/nowhere: no model there"),
     "output is a file": ("--output", "{tmp}/file", "--output {tmp}/file: cannot be written"),
+    "output is no UTF-8": ("--output", "{tmp}/caf\udce9", "--output {tmp}/caf\\udce9: the name is no UTF-8"),
+    "output is too long": ("--output", "{tmp}/" + "x" * 300, "cannot be written"),
     "output cannot be made": ("--output", "/proc/nowhere", "--output /proc/nowhere: cannot be written"),
     "speed out of range": ("--speed", "2", "--speed must be in [0, 1], not 2.0"),
     "kept column clashes": ("--keep", "label", "--keep label"),
@@ -161,6 +163,17 @@ def test_a_wrong_command_names_the_culprit_in_one_line(what: str, model_director
     assert done.returncode == 2
     assert culprit in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_class_name_that_is_no_text_is_named_before_any_work(model_directory: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(model_directory, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"]["1"] = "\ud800\x1b[2J"
+    (model / "config.json").write_text(json.dumps(config))
+    (tmp_path / "in.txt").write_text("text\n")
+    done = classify(model, tmp_path / "in.txt", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.endswith("the name of class 1, '\\ud800\\x1b[2J', is no Unicode text\n")
 
 
 @pytest.mark.e2e

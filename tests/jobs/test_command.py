@@ -11,7 +11,7 @@ from jobs.cli import command
 from jobs.cli.bulk import actor_bounds, expects_work
 from jobs.cli.main import main
 from jobs.cli.parser import JobParser
-from pipeline.errors import InputError, UserError
+from pipeline.errors import DoesNotFitError, InputError, RefusedError, StorageError, UserError
 from tests.support.jobs import REPOSITORY
 
 
@@ -217,3 +217,63 @@ def test_ray_is_started_early_only_where_work_is_to_be_expected(tmp_path: Path) 
     (tmp_path / "out" / "_manifest.json").write_text("{}")
     assert not expects_work(args)
     assert expects_work(argparse.Namespace(**vars(args) | {"overwrite": True}))
+
+
+HOSTILE = "a\x1b[2J\x1b]0;owned\x07\u202etxt.\udce9"
+"""A name as whoever may put files into a corpus may choose it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError(f"{HOSTILE}: is wrong"), 2),
+        (InputError("speed", HOSTILE), 2),
+        (FileNotFoundError(2, "No such file", HOSTILE), 2),
+        (PermissionError(13, "Permission denied", HOSTILE), 2),
+        (RefusedError(f"{HOSTILE}: no"), 2),
+        (StorageError(f"{HOSTILE}: failed"), 1),
+        (DoesNotFitError(HOSTILE), 1),
+        (command.FailedError(f"{HOSTILE}\nsome are kept"), 1),
+    ],
+)
+def test_an_error_prints_names_of_others_escaped_whatever_it_is(
+    error: Exception, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def job(_args: argparse.Namespace) -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        command.run(job, new_parser(), ["--model", "m"])
+    assert stop.value.code == code
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == (2 if isinstance(error, command.FailedError) else 1)
+    assert all(line.isprintable() for line in lines)
+    assert "\\x1b[2J\\x1b]0;owned\\x07\\u202etxt." in lines[0]
+
+
+def test_a_long_message_is_bounded(capfd: pytest.CaptureFixture[str]) -> None:
+    command.complain(new_parser(), UserError("x" * 100_000))
+    assert len(capfd.readouterr().err) < 3000
+
+
+def test_the_cause_of_a_failure_prints_names_of_others_escaped() -> None:
+    for error in (StorageError(f"{HOSTILE}: no"), RuntimeError(f"pipeline.errors.StorageError: {HOSTILE}: no")):
+        assert command.cause_of(error).isprintable()
+
+
+def test_lines_and_logs_print_names_of_others_escaped() -> None:
+    code = f"""
+import logging
+from jobs.cli import command, parser
+def job(_):
+    command.print_line({HOSTILE!r})
+    logging.getLogger("library").warning("%s", {HOSTILE!r})
+command.run(job, parser.JobParser("A job."), [])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert [line.isprintable() for line in (done.stdout + done.stderr).splitlines()] == [True, True]
+
+
+def test_a_nul_character_in_a_value_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--model: a value has a NUL character"):
+        new_parser().parse(["--config", config(tmp_path, 'model = "a\\u0000b"')])

@@ -102,7 +102,9 @@ def test_receipts_are_stored_within_about_a_second(corpus: Corpus, folder: str) 
         assert len(pq.read_table(pa.BufferReader(data[0]))) == 2
 
 
-def test_a_receipt_without_its_part_and_a_torn_segment_count_as_not_done(corpus: Corpus, folder: str) -> None:
+def test_a_receipt_without_its_part_counts_as_not_done_and_what_a_torn_segment_said_is_in_the_parts(
+    corpus: Corpus, folder: str
+) -> None:
     with Ledger(folder, FINGERPRINT) as ledger:
         ledger.begin(SCHEMA)
         finish(ledger, receipt(corpus, 0, 0, 30, last=True))
@@ -117,7 +119,8 @@ def test_a_receipt_without_its_part_and_a_torn_segment_count_as_not_done(corpus:
     assert whole
     storage.write(segment, whole[0][: len(whole[0]) // 2])
     with Ledger(folder, FINGERPRINT) as third:
-        assert set(third.unfinished(corpus.files)) == {file.path for file in corpus.files}
+        assert set(third.unfinished(corpus.files)) == {corpus.files[1].path}
+        assert third.remarks == [f"{segment}: is damaged; what it said is taken from the parts"]
     run_all(folder, corpus, FINGERPRINT)
     assert read_all(folder) == (ALL_IDS, {"good"})
 
@@ -192,7 +195,7 @@ def test_busy_servers_are_asked_again_and_dead_ones_named(s3: S3Server) -> None:
     s3.faults[:] = [Fault("PUT", "/out/")]
     with Ledger(folder, FINGERPRINT) as ledger:
         with pytest.raises(StorageError, match=rf"^{folder}/part-.*\.parquet: SlowDown: the test says so") as error:
-            ledger.output.write([corpus.files[0].shard_id(0)], SCHEMA.empty_table(), REJECTS.empty_table())
+            ledger.output.write([], SCHEMA.empty_table(), REJECTS.empty_table())
         assert "secret" not in str(error.value)
         s3.faults.clear()
 
@@ -245,14 +248,16 @@ def test_the_receipts_of_a_part_are_stored_together(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     folder = make_folder(str(tmp_path))
     leftovers = [
-        Path(folder, ".part-1.parquet.ab.tmp"),
-        Path(folder, "_rejects", ".x.tmp"),
-        Path(folder, "_shards-0.parquet"),
+        Path(folder, ".part-0123456789abcdef.parquet.0a1b2c3d.tmp"),
+        Path(folder, "_rejects", ".part-0123456789abcdef.g2.parquet.0a1b2c3d.tmp"),
+        Path(folder, "_shards-0123456789abcdef.parquet"),
     ]
-    for path in leftovers:
+    others = [Path(folder, name) for name in (".mine.tmp", ".part-0.tmp", "_shards-mine.parquet", "_rejects/.x.tmp")]
+    for path in (*leftovers, *others):
         path.touch()
     with Ledger(folder, FINGERPRINT):
         assert not any(path.exists() for path in leftovers)
+        assert all(path.exists() for path in others)
 
 
 def test_a_failed_write_leaves_nothing_and_names_path_and_cause(
@@ -264,7 +269,7 @@ def test_a_failed_write_leaves_nothing_and_names_path_and_cause(
     folder = make_folder(str(tmp_path))
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=rf"^{folder}/part-[0-9a-f]+\.parquet: No space left on device$"):
-        Output(folder).write(["abc"], SCHEMA.empty_table(), REJECTS.empty_table())
+        Output(folder).write([], SCHEMA.empty_table(), REJECTS.empty_table())
     assert not [path for path in Path(folder).rglob("*") if path.is_file()]
 
 

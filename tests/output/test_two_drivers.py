@@ -1,11 +1,16 @@
 """Two drivers on one folder: refused on a disk; on S3 they end with one correct result, and what was done twice goes."""
 
+from dataclasses import replace
+
+import pyarrow as pa
 import pytest
 
 from pipeline.corpus.listing import Corpus
 from pipeline.errors import StorageError, UserError
 from pipeline.output.ledger import Ledger
-from pipeline.output.results import published, shards
+from pipeline.output.receipts import Receipt
+from pipeline.output.results import open_rejects, open_results, published, shards
+from pipeline.schema import REJECTS
 from pipeline.storage.base import is_remote
 from pipeline.storage.locate import storage_of
 from tests.support.ledger import (
@@ -176,3 +181,69 @@ def test_a_driver_whose_results_were_replaced_publishes_no_more(s3: S3Server) ->
         with pytest.raises(UserError, match="another run has published other results there meanwhile"):
             zombie.publish(1.0, {})
     assert read_all(folder) == (ALL_IDS, {"new"})
+
+
+def write_rejecting(ledger: Ledger, done: Receipt, rejects: int) -> list[Receipt]:
+    """Write a part of which the first rows are rejects, and return the receipt that names it."""
+    name = done.file.rsplit("/", 1)[1]
+    ids = [f"{name}:{row}" for row in range(done.start, done.start + done.rows_in)]
+    good = pa.table({"id": ids[rejects:], "label": ["good"] * (done.rows_in - rejects)}, schema=SCHEMA)
+    bad = [
+        {"id": row, "file": done.file, "row": n, "reason": "x", "detail": None} for n, row in enumerate(ids[:rejects])
+    ]
+    counts = {"x": rejects} if rejects else {}
+    placed = replace(done, rows_out=len(good), rejected=counts)
+    return ledger.output.write([placed], good, pa.Table.from_pylist(bad, REJECTS))
+
+
+@pytest.mark.parametrize("rejects", [(4, 0), (0, 4), (4, 1), (1, 4), (30, 0), (0, 30)])
+@pytest.mark.parametrize("order", ["a publishes", "b publishes", "both publish", "b publishes, then a"])
+def test_two_drivers_that_differ_in_rejects_leave_one_of_the_two_results(
+    order: str, rejects: tuple[int, int], s3: S3Server
+) -> None:
+    """Whoever writes last, and whoever dies: what the manifest counts is what its parts hold, each row in one place."""
+    location = "s3://bucket/rejects"
+    corpus, folder = make_corpus(location), make_folder(location)
+    shard = receipt(corpus, 0, 0, 30, last=True)
+    with Ledger(folder, FINGERPRINT) as a, Ledger(folder, FINGERPRINT) as b:
+        for driver, count in ((a, rejects[0]), (b, rejects[1])):
+            driver.begin(SCHEMA)
+            driver.add(write_rejecting(driver, shard, count))
+            driver.add(write_rejecting(driver, receipt(corpus, 1, 0, 30, last=True), 1))
+            driver.flush()
+        for driver in {"a publishes": [a], "b publishes": [b], "both publish": [a, b]}.get(order, [b, a]):
+            driver.publish(1.0, {})
+            totals = published(folder).facts["totals"]
+            rows, bad = open_results(folder).to_table(), open_rejects(folder).to_table()
+            assert sorted(rows["id"].to_pylist() + bad["id"].to_pylist()) == ALL_IDS
+            assert (totals["rows_out"], totals["rows_rejected"]) == (len(rows), len(bad))
+            assert len(bad) - 1 in rejects
+    assert run_all(folder, corpus, FINGERPRINT) is None
+
+
+def test_a_second_driver_with_other_types_of_kept_columns_is_refused(corpus: Corpus, folder: str) -> None:
+    """Their names are equal, and so are the fingerprints; the parts would not fit together."""
+    other = pa.schema([SCHEMA.field("id"), pa.field("label", pa.large_string(), nullable=False)])
+    with Ledger(folder, FINGERPRINT) as first:
+        first.begin(SCHEMA)
+        finish(first, receipt(corpus, 0, 0, 30, last=True))
+        if is_remote(folder):
+            refusal = pytest.raises(UserError, match="label was string, is large_string; choose another folder")
+            with Ledger(folder, FINGERPRINT) as second, refusal:
+                second.begin(other)
+    with Ledger(folder, FINGERPRINT) as resumed, pytest.raises(UserError, match="label was string, is large_string"):
+        resumed.begin(other)
+
+
+def test_a_driver_with_other_types_that_comes_second_does_not_publish(s3: S3Server) -> None:
+    location = "s3://bucket/types"
+    corpus, folder = make_corpus(location), make_folder(location)
+    other = pa.schema([SCHEMA.field("id"), pa.field("label", pa.large_string(), nullable=False)])
+    with Ledger(folder, FINGERPRINT) as second:
+        run_all(folder, corpus, FINGERPRINT)  # whose notes are gone by the time that the second begins
+        second.begin(other)
+        finish(second, receipt(corpus, 0, 0, 30, last=True))
+        with pytest.raises(UserError, match="another run has published other results there meanwhile"):
+            second.publish(1.0, {})
+    assert published(folder).schema == SCHEMA
+    assert read_all(folder) == (ALL_IDS, {"good"})

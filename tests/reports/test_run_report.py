@@ -179,9 +179,10 @@ def test_rows_over_time_add_up() -> None:
 def write_shard(output: Output, file: InputFile, rows: pa.Table) -> None:
     """Write a part in which another shard lies before this one, and store their receipts."""
     other = rows.slice(0, 3).set_column(0, "id", pa.array(["z:0", "z:1", "z:2"]))
-    part, _ = output.write(["0" * 16, file.shard_id(0)], pa.concat_tables([other, rows]), pa.table({"id": []}))
-    done = replace(receipt(0), shard=file.shard_id(0), part=part, part_row=3, rows_out=len(rows), read_error=None)
-    segment = parquet_bytes(receipts_table([replace(done, shard="0" * 16, part_row=0, rows_out=3), done]))
+    done = replace(receipt(0), shard=file.shard_id(0), rows_out=len(rows), rejected={}, read_error=None)
+    before = replace(done, shard="0" * 16, rows_out=3)
+    placed = output.write([before, done], pa.concat_tables([other, rows]), pa.table({"id": []}))
+    segment = parquet_bytes(receipts_table(placed))
     Path(output.folder, "_receipts", "g1").mkdir(parents=True, exist_ok=True)
     Path(output.folder, "_receipts", "g1", "0123456789ab-000000.parquet").write_bytes(segment)
 
@@ -247,3 +248,15 @@ def test_every_kind_of_section_escapes_its_texts() -> None:
     page = render(bad, bad, [(bad, bad)], sections)
     assert bad not in page
     assert "".join(read(page).text).count(bad) == 2 + 2 + 4 + 3 + 6 + 4 + 3 + 1
+
+
+def test_what_does_not_print_is_escaped_on_a_page_and_in_markdown() -> None:
+    bad = "a\x1b[2J\u202eb\udce9|c\n"
+    figure = Figure(bad, b"x" * 10_000, bad, bad)
+    table = Table(bad, [bad], [[bad]], bad)
+    page = render(bad, bad, [(bad, bad)], [Facts(bad, [(bad, bad)], bad), Bars(bad, [(bad, 1)], bad), table, figure])
+    page.encode()  # which a lone surrogate would end with an error, after all the work
+    assert all(character.isprintable() for character in page if character != "\n")
+    assert page.count("a\\x1b[2J\\u202eb\\udce9|c\\n") == 2 + 1 + 2 + 4 + 3 + 4 + 4
+    assert figure.base64 in page
+    assert table.markdown().splitlines()[2] == "| a\\x1b[2J\\u202eb\\udce9\\|c\\n |"

@@ -7,6 +7,7 @@ credentials below must give access to BUCKET.
 import http.client
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,10 +29,19 @@ class Fault:
     path: str
     status: str = "503 Slow Down"
     times: int = 1 << 30
+    cut: int = 0
+    """Bytes by which the response is shorter than it says, in place of an error."""
+    happens: bool = False
+    """Whether the request is served before its response is lost."""
+    key: str | None = None
+    """What keys contain that a batched delete, which answers 200, does not delete; the status is their error."""
+
+    @property
+    def code(self) -> str:
+        return self.status.split(" ", 1)[1].replace(" ", "")
 
     def body(self) -> bytes:
-        code = self.status.split(" ", 1)[1].replace(" ", "")
-        return f"<Error><Code>{code}</Code><Message>the test says so</Message></Error>".encode()
+        return f"<Error><Code>{self.code}</Code><Message>the test says so</Message></Error>".encode()
 
 
 def forward(upstream: str, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -60,6 +70,8 @@ class S3Server:
         self.requests: list[tuple[str, str]] = []
         """Method and path of every request since the last reset."""
         upstream = os.environ.get("OFFRAMP_TEST_S3", "").removeprefix("http://")
+        self.deleted: list[list[str]] = []
+        """Keys of every batched delete to which a fault applied."""
         self._application = partial(forward, upstream) if upstream else DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -87,6 +99,7 @@ class S3Server:
     def reset(self) -> None:
         """Delete all objects, clear all faults, and make the bucket if it is not there."""
         self.faults.clear()
+        self.deleted.clear()
         client = self._client
         if any(bucket["Name"] == BUCKET for bucket in client.list_buckets()["Buckets"]):
             for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
@@ -102,8 +115,30 @@ class S3Server:
         for fault in self.faults:
             if fault.method in method and fault.path in path and fault.times:
                 fault.times -= 1
-                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-                start_response(fault.status, [("Content-Type", "application/xml")])
-                return [fault.body()]
+                return self._fail(fault, environ, start_response)
         response: Iterable[bytes] = self._application(environ, start_response)
         return response
+
+    def _fail(self, fault: Fault, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if fault.cut:
+            return [b"".join(self._application(environ, start_response))[: -fault.cut]]
+        if fault.happens:
+            b"".join(self._application(environ, lambda *_arguments: None))
+            start_response(fault.status, [("Content-Type", "application/xml")])
+            return [fault.body()]
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        if fault.key is None:
+            start_response(fault.status, [("Content-Type", "application/xml")])
+            return [fault.body()]
+        keys = re.findall("<Key>(.*?)</Key>", body.decode())
+        self.deleted.append(keys)
+        for key in keys:
+            if fault.key not in key:
+                self._client.delete_object(Bucket=BUCKET, Key=key)
+        left = "".join(
+            f"<Error><Key>{key}</Key><Code>{fault.code}</Code><Message>x</Message></Error>"
+            for key in keys
+            if fault.key in key
+        )
+        start_response("200 OK", [("Content-Type", "application/xml")])
+        return [f"<DeleteResult>{left}</DeleteResult>".encode()]

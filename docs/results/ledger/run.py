@@ -110,8 +110,9 @@ def step(name: str, folder: Path) -> str:
         for file in corpus.files:
             if file.path in left:
                 last = receipt(file, len(left[file.path]), last=True)
-                part, _ = ledger.output.write([last.shard], SCHEMA.empty_table(), pa.table({}))
-                ledger.add([replace(last, part=part)])
+                empty = replace(last, rows_in=0, rows_out=0, rejected={})
+                (placed,) = ledger.output.write([empty], SCHEMA.empty_table(), pa.table({}))
+                ledger.add([replace(last, part=placed.part)])
         ledger.publish(1.0, {})
         size = Path(published(str(folder / "out")).shards_path).stat().st_size
         return f"{ledger.totals().shards:,} shards, a list of {size / 1e6:.0f} MB"
