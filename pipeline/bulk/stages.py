@@ -65,18 +65,35 @@ def tokenized_bundles(
     *,
     bundle_rows: int = BUNDLE_ROWS["cpu"],
     task_cpus: Mapping[str, float] = TASK_CPUS,
+    output: str | None = None,
+) -> Dataset:
+    """Build the lazy chain that reads and tokenizes files, in tasks enough for this cluster; see `bundles_of_tasks`."""
+    tasks = plan_reading(files, READERS_PER_CORE * cluster_cores())
+    return bundles_of_tasks(
+        tasks, done, columns, tokenizer, bundle_rows=bundle_rows, task_cpus=task_cpus, output=output
+    )
+
+
+def bundles_of_tasks(
+    tasks: Sequence[Sequence[Piece]],
+    done: Mapping[str, Collection[int]],
+    columns: Columns,
+    tokenizer: TokenizerSpec,
+    *,
+    bundle_rows: int = BUNDLE_ROWS["cpu"],
+    task_cpus: Mapping[str, float] = TASK_CPUS,
     part: tuple[int, int] = (0, 1),
     output: str | None = None,
 ) -> Dataset:
-    """Build the lazy chain that reads and tokenizes files, without the shards in `done` (path -> starts).
+    """Build the lazy chain that reads and tokenizes what tasks are to read, without the shards in `done` (path -> starts).
 
     Each of its blocks holds one bundle of about `bundle_rows` rows. With `part` (rank, world size), a bundle has the rows of
     this rank alone, those at rank, rank + world size, and so on of every shard. With an output folder, rows that kill their
     process are isolated as well as those that raise.
     """
-    tasks = [encode_task(task, done) for task in plan_reading(files, READERS_PER_CORE * cluster_cores())]
+    encoded = [encode_task(task, done) for task in tasks]
     with DataContext.current(_chain_context()):  # a data set keeps the settings under which it was made
-        chain = ray.data.from_items(tasks, override_num_blocks=min(len(tasks), MAX_READ_TASKS))
+        chain = ray.data.from_items(encoded, override_num_blocks=min(len(encoded), MAX_READ_TASKS))
     chain = chain.map_batches(
         partial(_read, columns=columns, bundle_rows=bundle_rows, output=output),
         batch_size=1,

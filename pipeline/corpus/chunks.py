@@ -18,12 +18,14 @@ class Chunk:
     """Class indices or values as [B]; NaN where a row has no label."""
     logits: FloatArray | None = None
     """The teacher's logits as [B, C]; None where it has not been run yet."""
-    key: str = ""
-    """Name of the chunk within its epoch, the same on every run."""
+    keys: tuple[str, ...] = ()
+    """Names of what it covers, over all workers, within its epoch: the same on every run."""
     fraction: float = 1.0
     """Fraction of the epoch that this chunk makes up."""
     global_rows: int = 0
-    """Rows of the chunk over all workers."""
+    """Rows of the chunk over all workers, those that cannot be used included."""
+    most_rows: int = 0
+    """Rows to learn from of the worker that has most of them."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -34,9 +36,10 @@ class Chunk:
             rows=self.rows.take(rows),
             labels=self.labels[rows],
             logits=None if self.logits is None else self.logits[rows],
-            key=self.key,
+            keys=self.keys,
             fraction=self.fraction,
             global_rows=self.global_rows,
+            most_rows=self.most_rows,
         )
 
     def targets(self) -> FloatArray:
@@ -66,7 +69,7 @@ class MemorySource:
     chunk_rows: int = 16_384
 
     def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
-        """Yield this worker's rows of every chunk; the key of a chunk is the index of its first row in the shuffled order."""
+        """Yield this worker's rows of every chunk; its key is the index of its first row in the shuffled order."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.whole))
         for start in range(0, len(order), self.chunk_rows):
             if str(start) in done:
@@ -74,7 +77,8 @@ class MemorySource:
             members = order[start : start + self.chunk_rows]
             yield replace(
                 self.whole.take(members[self.rank :: self.world_size]),
-                key=str(start),
+                keys=(str(start),),
                 fraction=len(members) / len(order),
                 global_rows=len(members),
+                most_rows=len(members[:: self.world_size]),
             )

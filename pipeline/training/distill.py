@@ -55,7 +55,7 @@ def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> No
             dev = add_teacher_logits(Engine(loaded), dev)
     state = train(
         recipe,
-        StreamSource(spec.stream, group.rank, group.world_size, leave_out),
+        StreamSource(spec.stream, group, leave_out),
         dev,
         spec.training,
         folder=spec.output / FOLDER,

@@ -125,7 +125,7 @@ class Trainer:
         self.loss_sum = self._on_device(state.loss_sum)
         for chunk in self.source.chunks(state.epoch, frozenset(state.done_chunks)):
             self._train_on(self.recipe.prepare(chunk))
-            state.done_chunks.append(chunk.key)
+            state.done_chunks.extend(chunk.keys)
             state.fraction = min(state.fraction + chunk.fraction, 1.0)
             if time.monotonic() - self.saved > self.config.checkpoint_seconds:
                 state.loss_sum = float(self.loss_sum)
@@ -135,10 +135,10 @@ class Trainer:
     def _train_on(self, chunk: Chunk) -> None:
         """Take one step for every batch of a chunk."""
         state, config = self.state, self.config
-        steps = math.ceil(chunk.global_rows / config.batch_rows)
+        steps = math.ceil(chunk.most_rows / math.ceil(config.batch_rows / self.group.world_size))
         rows_each = max(1, math.ceil(len(chunk) / max(steps, 1)))
         batches = training_batches(chunk.rows.lengths, rows_each, WINDOW_BATCHES, self._seed())
-        # All workers take the same number of steps; one that has a row less than the others brings nothing to its last step.
+        # All workers take the same number of steps; one that has fewer rows than the others brings nothing to the last of them.
         idle = [(chunk.take(np.zeros(0, np.int64)), None)] * (steps - len(batches))
         prefetched = self.recipe.prefetch(chunk.take(rows) for rows in batches)
         for number, (batch, states) in enumerate(itertools.chain(prefetched, idle)):
@@ -168,7 +168,8 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Score the epoch, keep its weights if it is the best so far, and decide whether to stop."""
         state, config = self.state, self.config
-        state.scores.append({str(layer): s for layer, s in scores_by_exit(self.recipe.model, self.dev).items()})
+        scores = self.group.gather(scores_by_exit(self.recipe.model, self.dev))[0]  # one worker's, so that all stop together
+        state.scores.append({str(layer): score for layer, score in scores.items()})
         state.losses.append(state.loss_sum / max(state.loss_rows, 1))
         *before, score = state.selection_scores(self.branches_only)
         if score > max(before, default=-math.inf):

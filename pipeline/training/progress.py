@@ -27,7 +27,7 @@ class TrainState:
 
     epoch: int = 1
     done_chunks: list[str] = field(default_factory=list)
-    """Keys of the chunks of this epoch that have been trained on."""
+    """Keys of the chunks of this epoch that are done, of all workers."""
     fraction: float = 0.0
     """Fraction of this epoch that is done."""
     step: int = 0

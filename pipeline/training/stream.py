@@ -1,34 +1,50 @@
 """A stream of training rows from files of any size: read and tokenized on Ray Data while the model learns.
 
-Chunks are the shards of the main chain. Files come in a seeded order, the shards of a file in theirs, and nothing is kept, so
-memory does not grow with the corpus. With many workers each of them reads everything and keeps every world_size-th row: all of
-them take the same number of steps, and every row is seen by exactly one.
+A chunk is a bundle of the main chain: some thousand rows, of one file or of many. Files come in a seeded order, the shards of a
+file in theirs, and nothing is kept, so memory does not grow with the corpus.
+
+With many workers the reading tasks of an epoch (corpus.plan: many files, or a stretch of one) are dealt out, each to the worker
+that has least to read so far, which depends on seed, epoch and number of workers alone. Where there are too few tasks to deal
+evenly, every worker reads them all and keeps every world_size-th row. From there on both are one:
+
+    round    every worker takes its next bundle, or none if it has no more, and all exchange which shards they hold
+    limit    counts the rows of these shards, each once, in the order of the workers
+    steps    as many for all as the worker with most rows needs; one with fewer rows, or none, brings less to each of them
+    done     all shards of the round, whoever read them; so a resumed epoch leaves them out, with as many workers or others
+    end      when nobody holds a shard
+
+Every row is seen by exactly one worker, once an epoch.
 """
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from ray.data import Dataset
 
-from pipeline.bulk.bundle import Bundle
+from pipeline.bulk.bundle import BUNDLE_ROWS, Bundle
 from pipeline.bulk.codec import token_rows
-from pipeline.bulk.stages import blocks_of, tokenize_rows, tokenized_bundles
+from pipeline.bulk.stages import blocks_of, bundles_of_tasks, tokenize_rows
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import label_numbers
 from pipeline.corpus.listing import Corpus
+from pipeline.corpus.plan import Piece, plan_reading
 from pipeline.corpus.reader import read_shards
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.errors import InputError, UserError
 from pipeline.output.receipts import Receipt
-from pipeline.rows import FloatArray
+from pipeline.rows import FloatArray, TokenRows
 from pipeline.schema import KEPT, LOGITS, ROW
+from pipeline.training.process_group import ProcessGroup
 
+TASKS_PER_WORKER = 32
+"""Reading tasks to plan for each worker; smaller corpora have fewer."""
+FEWEST_TASKS = 8
+"""Reading tasks for each worker from which on they are dealt out; one worker may have one more than another."""
 HOLD_OUT_EVERY = 8
 """Rows held out as dev rows: every so-many-th at the start of a file."""
 HOLD_OUT_ROWS = 1000
@@ -54,7 +70,7 @@ class StreamSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Key:
-    """The key of a chunk: `corpus/a.parquet:16384:9000` is 9,000 rows from row 16,384 of that file on."""
+    """The key of a shard: `corpus/a.parquet:16384:9000` is 9,000 rows from row 16,384 of that file on."""
 
     path: str
     start: int
@@ -69,68 +85,135 @@ class _Key:
         return f"{self.path}:{self.start}:{self.rows}"
 
 
-class StreamSource:
-    """Chunks of a stream; each of `world_size` workers takes its own rows of every chunk."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """What a worker tells the others of a shard in its bundle."""
 
-    def __init__(self, spec: StreamSpec, rank: int = 0, world_size: int = 1, leave_out: Collection[str] = ()) -> None:
+    path: str
+    start: int
+    rows: int
+    """Rows of the shard, over all workers, those that cannot be used included."""
+    input_bytes: float
+    read_error: str | None
+
+    @classmethod
+    def of(cls, receipt: Receipt) -> Self:
+        return cls(
+            path=receipt.file,
+            start=receipt.start,
+            rows=receipt.rows_in,
+            input_bytes=receipt.input_bytes,
+            read_error=receipt.read_error,
+        )
+
+
+class StreamSource:
+    """Chunks of a stream; each worker of a group takes its own rows."""
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        group: ProcessGroup,
+        leave_out: Collection[str] = (),
+        chunk_rows: int = BUNDLE_ROWS["cpu"],
+    ) -> None:
         """Read the stream of `spec`, without the dev rows of the files named in `leave_out`, as `held_out` returned them."""
-        self.spec, self.rank, self.world_size, self.leave_out = spec, rank, world_size, leave_out
+        self.spec, self.group, self.leave_out, self.chunk_rows = spec, group, leave_out, chunk_rows
 
     def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
-        """Yield this worker's rows of every chunk, whose key is `path:start:rows`, until the files or the limit end."""
+        """Yield this worker's rows of every chunk until the files or the limit end; its keys are `path:start:rows` of shards.
+
+        All workers ask for chunks together, and get as many.
+        """
         seen = [_Key.parse(key) for key in done]
         left = None if self.spec.limit is None else self.spec.limit - sum(key.rows for key in seen)
-        if left is not None and left <= 0:
-            return
-        for receipt, rows in self._shards(epoch, seen):
-            self._warn(receipt)
-            global_rows = receipt.rows_in if left is None else min(receipt.rows_in, left)
-            yield self._chunk(receipt, rows, global_rows)
+        bundles = self._bundles(epoch, seen)
+        while left is None or left > 0:
+            bundle = next(bundles, None)
+            held = self._exchange(bundle)
+            if not held:
+                return
+            used = _within(held, left)
+            rows = self._rows(bundle, {(key.path, key.start): key.rows for key in used})
+            yield self._chunk(rows, held, used)
             if left is not None:
-                left -= global_rows
-                if left <= 0:
-                    return
+                left -= sum(key.rows for key in used)
 
-    def _shards(self, epoch: int, seen: list[_Key]) -> Iterator[tuple[Receipt, pa.Table]]:
-        """Yield the shards that are left of an epoch, each as its receipt and this worker's rows of it."""
-        for table in blocks_of(self._chain(epoch, seen)):
-            bundle = Bundle.from_arrow(table)
-            for receipt, start in zip(bundle.receipts, bundle.bounds.tolist(), strict=False):
-                yield receipt, bundle.rows.slice(start, receipt.rows_out)
-
-    def _chain(self, epoch: int, seen: list[_Key]) -> Dataset:
-        """Build the chain that reads and tokenizes what is left of an epoch, in the order of its seed."""
+    def _bundles(self, epoch: int, seen: list[_Key]) -> Iterator[Bundle]:
+        """Read and tokenize what is left of this worker's part of an epoch, in the order of its seed."""
         files = self.spec.corpus.files
         order = np.random.default_rng([self.spec.seed, epoch]).permutation(len(files))
+        tasks = plan_reading([files[number] for number in order], TASKS_PER_WORKER * self.group.world_size)
+        mine, part = tasks_of(tasks, self.group.rank, self.group.world_size)
         starts: dict[str, set[int]] = {}
         for key in seen:
             starts.setdefault(key.path, set()).add(key.start)
-        chain = tokenized_bundles(
-            [files[number] for number in order],
-            starts,
-            self.spec.columns,
-            self.spec.tokenizer,
-            part=(self.rank, self.world_size),
+        chain = bundles_of_tasks(
+            mine, starts, self.spec.columns, self.spec.tokenizer, bundle_rows=self.chunk_rows, part=part
         )
         chain.context.execution_options.preserve_order = True  # or a run would not repeat with its seed
-        return chain
+        return (Bundle.from_arrow(block) for block in blocks_of(chain))
 
-    def _chunk(self, receipt: Receipt, rows: pa.Table, global_rows: int) -> Chunk:
-        """Make the chunk of a shard, of which the first `global_rows` rows (over all workers) are used."""
-        spec = self.spec
-        fraction = receipt.input_bytes / max(spec.corpus.size, 1)
-        if spec.limit is not None:  # the epoch ends with the files or at the limit, whichever comes first
-            fraction = max(fraction, global_rows / spec.limit)
-        rows = rows.filter(pc.less(rows[ROW], receipt.start + global_rows))
-        if receipt.file in self.leave_out:
-            rows = rows.filter(pc.invert(pa.array(_is_held_out(rows))))
-        key = _Key(path=receipt.file, start=receipt.start, rows=global_rows)
-        return replace(_chunk_of(rows, spec), key=str(key), fraction=fraction, global_rows=global_rows)
+    def _exchange(self, bundle: Bundle | None) -> list[_Held]:
+        """Return the shards that the workers hold in this round, each once; name files that cannot be read to their end."""
+        mine = [] if bundle is None else [_Held.of(receipt) for receipt in bundle.receipts]
+        held = {(shard.path, shard.start): shard for shards in self.group.gather(mine) for shard in shards}
+        for shard in held.values():
+            if shard.read_error is not None and self.group.is_rank_zero:
+                print(f"{shard.path}: {shard.read_error}; the rest of it is left out", file=sys.stderr)
+        return list(held.values())
 
-    def _warn(self, receipt: Receipt) -> None:
-        """Name a file that cannot be read to its end."""
-        if receipt.read_error is not None and self.rank == 0:
-            print(f"{receipt.file}: {receipt.read_error}; the rest of it is left out", file=sys.stderr)
+    def _rows(self, bundle: Bundle | None, used: dict[tuple[str, int], int]) -> Chunk:
+        """Return this worker's rows of the first `used` rows of every shard (path, start), without held-out rows."""
+        if bundle is None:
+            return Chunk(rows=TokenRows.from_lists([]), labels=np.zeros(0, np.float32))
+        shard_B, row_B = bundle.shard_numbers(), bundle.rows[ROW].to_numpy()
+        ends = np.array([receipt.start + used[receipt.file, receipt.start] for receipt in bundle.receipts])
+        held_out_from = np.array([receipt.file in self.leave_out for receipt in bundle.receipts])
+        wanted_B = (row_B < ends[shard_B]) & ~(held_out_from[shard_B] & _is_held_out(bundle.rows))
+        return _chunk_of(bundle.rows.filter(pa.array(wanted_B)), self.spec)
+
+    def _chunk(self, rows: Chunk, held: list[_Held], used: list[_Key]) -> Chunk:
+        """Add to this worker's rows what they are part of."""
+        global_rows = sum(key.rows for key in used)
+        fraction = sum(shard.input_bytes for shard in held) / max(self.spec.corpus.size, 1)
+        if self.spec.limit is not None:  # the epoch ends with the files or at the limit, whichever comes first
+            fraction = max(fraction, global_rows / self.spec.limit)
+        return replace(
+            rows,
+            keys=tuple(map(str, used)),
+            fraction=fraction,
+            global_rows=global_rows,
+            most_rows=max(self.group.gather(len(rows))),
+        )
+
+
+def tasks_of(
+    tasks: Sequence[Sequence[Piece]], rank: int, world_size: int
+) -> tuple[list[Sequence[Piece]], tuple[int, int]]:
+    """Return the tasks that a worker reads, and which rows of them it keeps, as `bundles_of_tasks` takes it.
+
+    These are tasks of its own and all of their rows, `(0, 1)`; or all tasks and every world_size-th row, `(rank, world_size)`.
+    """
+    if len(tasks) < FEWEST_TASKS * world_size:
+        return list(tasks), (rank, world_size)
+    mine, sizes = [], [0] * world_size
+    for task in tasks:
+        worker = sizes.index(min(sizes))
+        sizes[worker] += sum(piece.size for piece in task)
+        if worker == rank:
+            mine.append(task)
+    return mine, (0, 1)
+
+
+def _within(held: list[_Held], limit: int | None) -> list[_Key]:
+    """Return the shards with the rows of them that are used, at most `limit` together."""
+    used, left = [], limit
+    for shard in held:
+        rows = shard.rows if left is None else min(shard.rows, left)
+        used.append(_Key(path=shard.path, start=shard.start, rows=rows))
+        left = None if left is None else left - rows
+    return used
 
 
 def held_out(spec: StreamSpec) -> tuple[Chunk, frozenset[str]]:

@@ -124,7 +124,7 @@ class OneRowOfThree:
     """What a worker gets of a chunk whose other rows are other workers'."""
 
     def __init__(self, whole: Chunk) -> None:
-        self.chunk = replace(whole.take(np.arange(1)), key="0", fraction=1.0, global_rows=3)
+        self.chunk = replace(whole.take(np.arange(1)), keys=("0",), fraction=1.0, global_rows=3, most_rows=3)
 
     def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
         yield self.chunk
@@ -269,8 +269,9 @@ def test_workers_share_every_chunk_and_take_the_same_number_of_steps(split: tupl
     ]
     for number, chunk in enumerate(whole):
         mine = [part[number] for part in parts]
-        assert {part.key for part in mine} == {chunk.key}
+        assert {part.keys for part in mine} == {chunk.keys}
         assert {part.global_rows for part in mine} == {len(chunk)}
+        assert {part.most_rows for part in mine} == {max(map(len, mine))}
         seen = sorted(tuple(part.rows.take(np.array([row])).token_ids) for part in mine for row in range(len(part)))
         assert seen == sorted(tuple(chunk.rows.take(np.array([row])).token_ids) for row in range(len(chunk)))
     assert sum(chunk.fraction for chunk in whole) == pytest.approx(1.0)

@@ -1,23 +1,38 @@
 """Workers and the lines that they send, on a real Ray in a process of its own."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import ray
+import torch
 from ray.data import DataContext
+from transformers import BertConfig, PreTrainedTokenizerFast
 
+from models.early_exit import EarlyExitModel
 from pipeline.bulk.stages import tokenized_bundles
 from pipeline.cluster.connect import join_or_start
+from pipeline.corpus import plan
+from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import TokenizerSpec
+from pipeline.rows import TokenRows
+from pipeline.schema import VALUE
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import train
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import Log
+from pipeline.training.recipes import Objective, WholeModel
+from pipeline.training.stream import StreamSource, StreamSpec
 from pipeline.training.workers import LogRelay, run_workers, send
 from tests.support.jobs import REPOSITORY
 
@@ -81,6 +96,66 @@ def lose_the_queue() -> None:
 
 def test_a_queue_that_dies_stops_neither_worker_nor_driver() -> None:
     assert '["before"]' in run_here("lose_the_queue")  # beside a line of Ray's on the death, which may come last
+
+
+class ReadAndTrain:
+    """Work that goes through a stream, and then trains on it: it sends the labels of its rows, and a digest of its weights."""
+
+    def __init__(self, spec: StreamSpec) -> None:
+        self.spec = spec
+
+    def __call__(self, group: ProcessGroup, device: str, log: Log) -> None:
+        plan.MIN_TASK_BYTES = 1  # so that these small files are dealt out
+        source = StreamSource(self.spec, group, chunk_rows=40)
+        for chunk in source.chunks(1, ()):
+            log(json.dumps({"keys": chunk.keys, "labels": chunk.labels.tolist()}))
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=300,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
+            num_labels=1,
+        )
+        model = EarlyExitModel(config)
+        model.add_exits("attention")
+        dev = Chunk(rows=TokenRows.from_lists([[1, 2], [3, 4]]), labels=np.array([0, 1], np.float32))
+        settings = TrainingConfig(epochs=1, batch_rows=6, learning_rate=1e-3)
+        recipe = WholeModel(model, Objective(soft=False), strategy="alternating")
+        state = train(recipe, source, dev, settings, group=group, log=lambda _: None)
+        weights = b"".join(value.numpy().tobytes() for value in model.state_dict().values())
+        log(json.dumps({"rows": state.rows, "steps": state.step, "weights": hashlib.sha1(weights).hexdigest()}))
+
+
+def read_and_train(folder: str, tokenizer: str) -> None:
+    spec = StreamSpec(
+        corpus=list_inputs(folder),
+        columns=Columns(text="text", keep=pa.schema([("label", pa.string())])),
+        tokenizer=TokenizerSpec(tokenizer_json=Path(tokenizer).read_text(), max_tokens=16, segments=False),
+        classes=[VALUE],
+        label_column="label",
+    )
+    run_workers(ReadAndTrain(spec), 2)
+
+
+def test_workers_read_a_stream_between_them_and_end_with_the_same_weights(
+    tmp_path: Path, review_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(41):
+        lines = [f"a fine room,{number * 5 + row}" for row in range(5)]
+        (tmp_path / "in" / f"{number:02}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    (tmp_path / "tokenizer.json").write_text(review_tokenizer.backend_tokenizer.to_str())
+    found = [json.loads(line) for line in run_here("read_and_train", tmp_path / "in", tmp_path / "tokenizer.json")]
+    rounds = [line for line in found if "keys" in line]
+    assert sorted(int(label) for line in rounds for label in line["labels"]) == list(range(205))
+    by_file = [Counter(int(label) // 5 for label in line["labels"]) for line in rounds]
+    assert {rows for files in by_file for rows in files.values()} == {5}  # dealt out: a file is one worker's
+    first, second = (line for line in found if "weights" in line)
+    assert first == second
+    assert first["rows"] == 205
+    assert 205 / 6 <= first["steps"] <= 205 / 6 + len(rounds)
 
 
 def build_a_chain(folder: str) -> None:
