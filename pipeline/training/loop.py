@@ -165,7 +165,10 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Score the epoch, keep its weights if it is the best so far, and decide whether to stop."""
         state, config = self.state, self.config
-        state.scores.append({str(layer): s for layer, s in scores_by_exit(self.recipe.model, self.dev).items()})
+        scores = self.group.gather(scores_by_exit(self.recipe.model, self.dev))[
+            0
+        ]  # one worker's, so that all stop together
+        state.scores.append({str(layer): score for layer, score in scores.items()})
         state.losses.append(state.loss_sum / max(state.loss_rows, 1))
         *before, score = state.selection_scores(self.branches_only)
         if score > max(before, default=-math.inf):

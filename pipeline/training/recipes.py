@@ -65,7 +65,7 @@ class Recipe(Protocol):
         ...
 
     def left_out(self, step: int) -> list[nn.Parameter]:
-        """Return the parameters of which the loss of this step, counted from 1, does not depend."""
+        """Return the parameters on which the loss of this step, counted from 1, does not depend."""
         ...
 
     def prepare(self, chunk: Chunk) -> Chunk:

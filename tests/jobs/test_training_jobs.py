@@ -135,7 +135,7 @@ def test_two_workers_train_like_one(model_directory: Path, corpus: Path, tmp_pat
         lines = [json.loads(line) for line in (out / "training.jsonl").read_text().splitlines()]
         losses[workers] = [line["loss"] for line in lines if "dev" in line]
     np.testing.assert_allclose(losses["2"], losses["1"], rtol=0.25)  # they take the rows in another order
-    assert all(last < 0.5 * first for first, last in losses.values())
+    assert all(last < 0.6 * first for first, last in losses.values())
 
 
 def test_values_are_learned_classified_and_told(model_directory: Path, tmp_path: Path) -> None:
