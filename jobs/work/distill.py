@@ -4,6 +4,7 @@ import argparse
 from functools import partial
 
 from jobs.work import loading, training
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.cluster.connect import join_or_start
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         label_weight=args.label_share if args.label_column else 0.0,
         train_backbone=args.train_backbone,
+        weights=weights_digest(directory),
     )
     what = f"backbone and exits, {args.train_backbone}" if args.train_backbone else "exits on a frozen backbone"
     heads = f"{args.head} heads on {model.shape.layers - 1} layers"
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         tokenizer_from=directory,
         about=f"{args.model}: {what}; {heads}; {len(stream.corpus.files):,} files",
         model=directory,
+        weights=str(spec.weights),
+        tokenizer=tokenizer.digest,
     )
 
 

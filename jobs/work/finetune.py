@@ -4,6 +4,7 @@ import argparse
 from functools import partial
 
 from jobs.work import loading, training
+from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.errors import InputError
@@ -36,9 +37,17 @@ def run(args: argparse.Namespace) -> int:
         output=training.output_folder(args),
         training=training.config(args, early_stopping=args.early_stopping, head_learning_rate=args.head_learning_rate),
         second_stage=training.config(args, learning_rate=args.head_learning_rate),
+        weights=weights_digest(args.backbone),
     )
     kind = "one value" if regression else f"{len(classes)} classes"
     about = f"{args.backbone}: {model.shape.layers} layers, {kind}; {len(train):,} rows, {len(dev):,} dev"
     about += f"; {texts.rejected:,} cannot be used" if texts.rejected else ""
     del model
-    return training.run(args, partial(finetune, spec), tokenizer_from=args.backbone, about=about)
+    return training.run(
+        args,
+        partial(finetune, spec),
+        tokenizer_from=args.backbone,
+        about=about,
+        weights=str(spec.weights),
+        tokenizer=tokenizer.spec.digest,
+    )

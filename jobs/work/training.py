@@ -41,8 +41,8 @@ def output_folder(args: argparse.Namespace) -> Path:
 def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str, **resolved: str) -> int:
     """Train into --output, or go on with a training that the same command began there; return the exit code.
 
-    `resolved` replaces options by what they stand for today, such as the local copy of a model in an object store, which has
-    the version in its name: a training does not go on with another version.
+    `resolved` has what options stand for today, such as the local copy of a model in an object store, and the digests of its
+    weights and tokenizer: a training does not go on with another model of the same name.
     """
     output = output_folder(args)
     claim(output, _identity(vars(args) | resolved))

@@ -39,13 +39,14 @@ def local_model(name: str) -> str:
     return str(folder)
 
 
-def checked_model(name: str, weights: str, *, precision: tuple[str, str]) -> str:
+def checked_model(name: str, weights: str, *, precision: tuple[str, str] | None = None) -> str:
     """Return what `local_model` does, for one of many machines that work on the same.
 
     Raises StorageError if the digest of its weights is not `weights`, or if this machine's precision, the first of two, is not
     the one that the work was begun in.
     """
-    model, machine, (here, begun) = local_model(name), platform.node(), precision
+    model, machine = local_model(name), platform.node()
+    here, begun = precision or ("", "")
     if weights_digest(model) != weights:
         raise StorageError(f"{name}: other weights on {machine} than the run began with; bring the same to every node")
     if here != begun:

@@ -16,7 +16,7 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import InputError, UserError
 from pipeline.schema import LOGITS, ROW
-from pipeline.storage.model_cache import local_model
+from pipeline.storage.model_cache import checked_model, local_model
 from pipeline.training.checkpoint import FOLDER
 from pipeline.training.config import TrainingConfig
 from pipeline.training.frozen import standardize_heads
@@ -42,6 +42,8 @@ class DistillSpec:
     temperature: float = 1.0
     label_weight: float = 0.0
     """Weight of the true label where a row has one; see Objective."""
+    weights: str | None = None
+    """Digest of the model's weights; a worker that finds others raises StorageError. None trusts what is there."""
     train_backbone: str | None = None
     """None freezes the backbone; 'joint' or 'alternating' trains a copy of it along."""
 
@@ -55,7 +57,9 @@ class DistillSpec:
 def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> None:
     """Train the exits, and save the model into `spec.output`."""
     torch.manual_seed(spec.training.seed)
-    spec = replace(spec, model=local_model(spec.model))  # once, so that teacher and student are of one version
+    # Once, so that teacher and student are of one version.
+    found = local_model(spec.model) if spec.weights is None else checked_model(spec.model, spec.weights)
+    spec = replace(spec, model=found)
     model = EarlyExitModel.from_pretrained(spec.model).to(device)
     recipe = _recipe(spec, model, device)
     dev, leave_out = (spec.dev, frozenset[str]()) if spec.dev is not None else held_out(spec.stream)

@@ -14,6 +14,7 @@ from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import Texts, hold_out, label_text, read_texts
 from pipeline.errors import InputError
 from pipeline.schema import VALUE
+from pipeline.storage.model_cache import checked_model
 from pipeline.training.checkpoint import FOLDER
 from pipeline.training.config import TrainingConfig
 from pipeline.training.frozen import standardize_heads
@@ -47,6 +48,8 @@ class FinetuneSpec:
     training: TrainingConfig
     second_stage: TrainingConfig
     """Settings for the branch heads, with 'two-stage'."""
+    weights: str | None = None
+    """Digest of the backbone's weights; a worker that finds others raises StorageError. None trusts what is there."""
 
 
 def finetune(spec: FinetuneSpec, group: ProcessGroup, device: str, log: Log) -> None:
@@ -76,7 +79,8 @@ def _new_model(spec: FinetuneSpec) -> EarlyExitModel:
     """Load the backbone under a new last head, with all exits if they are trained along with it."""
     torch.manual_seed(spec.training.seed)
     last = "attention" if spec.head == "attention" else "classifier"
-    model = EarlyExitModel.from_pretrained(spec.backbone, new_labels=spec.classes, new_last_head=last)
+    backbone = spec.backbone if spec.weights is None else checked_model(spec.backbone, spec.weights)
+    model = EarlyExitModel.from_pretrained(backbone, new_labels=spec.classes, new_last_head=last)
     if spec.strategy in ("joint", "alternating"):
         model.add_exits(spec.head)
     return model
@@ -146,7 +150,7 @@ def check_trainable(train: Chunk, dev: Chunk, classes: Sequence[str], *, path: s
 
     `path` is where the training rows are from, and `dev_path` the dev rows, None if these were held out of the others.
     """
-    held_out = "" if dev_path else f", when {len(dev):,} are held out to score epochs by; give more, or dev rows"
+    held_out = "" if dev_path else f", with {len(dev):,} held out to score epochs by; give more, or dev rows"
     if not len(train):
         raise InputError("train", f"{path}: no row is left to train on{held_out}")
     if len(classes) == 1:

@@ -24,8 +24,8 @@ def chunk(labels: list[float]) -> Chunk:
 
 
 REFUSED: dict[str, tuple[list[float], list[float], list[str], str, str]] = {
-    "nothing is left": ([], [0], ["a", "b"], "train", r"in: no row is left to train on, when 1 are held out"),
-    "no row of a class": ([0, 0, 2], [1], ["a", "b", "c"], "train", r"in: no row to train on is of class 'b', when 1"),
+    "nothing is left": ([], [0], ["a", "b"], "train", r"in: no row is left to train on, with 1 held out"),
+    "no row of a class": ([0, 0, 2], [1], ["a", "b", "c"], "train", r"in: no row to train on is of class 'b', with 1"),
     "values that do not vary": ([2.5, 2.5], [1, 2], ["value"], "train", r"in: all values are 2.5, .* nothing to learn"),
     "one value": ([2.5], [1, 2], ["value"], "train", "all values are 2.5"),
     "dev values that do not vary": (
