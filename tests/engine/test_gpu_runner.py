@@ -23,6 +23,7 @@ from tests.support.models import (
     TOLERANCE,
     random_exits,
     random_rows,
+    regression_model,
     spread_weights,
 )
 
@@ -61,6 +62,38 @@ def test_every_family_predicts_as_on_cpus(family: str, kind: str, pairs: bool) -
     config = EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32", token_budget=400)
     gpu, cpu = both(long_model(family, kind), config)
     rows = random_rows(30, LONGEST, seed=1, pairs=pairs)
+    got = gpu.run(rows)
+    assert_same(got, cpu.run(rows))
+    assert len({*got.exit_layers.tolist()}) > 1
+
+
+CRITERIA = [
+    Criterion(name="entropy", speed=0.5),
+    Criterion(name="entropy", speeds=((1, 0.4), (3, 0.7))),
+    Criterion(name="confidence", speed=0.3),
+    Criterion(name="lte", speed=0.5),
+    Criterion(name="patience", patience=1),
+    Criterion(name="patience", patience=2),
+]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA, ids=Criterion.describe)
+@pytest.mark.parametrize("first_tokens", [7, 256])
+def test_every_criterion_decides_as_on_cpus(
+    exit_model: EarlyExitModel, criterion: Criterion, first_tokens: int
+) -> None:
+    loaded = LoadedModel(exit_model, EngineConfig(criterion=criterion, dtype="fp32", token_budget=150))
+    loaded.sizes = loaded.sizes._replace(first_tokens=first_tokens)
+    rows = random_rows(60, 40, seed=2)
+    got = EngineOfGpuRunners(loaded).run(rows)
+    assert_same(got, Engine(loaded).run(rows))
+    assert len({*got.exit_layers.tolist()}) > 1
+
+
+@pytest.mark.parametrize("criterion", [Criterion(name="lte", speed=0.5), Criterion(name="patience", tolerance=0.5)])
+def test_values_are_predicted_as_on_cpus(criterion: Criterion) -> None:
+    gpu, cpu = both(regression_model(), EngineConfig(criterion=criterion, dtype="fp32", token_budget=150))
+    rows = random_rows(60, 40, seed=2)
     got = gpu.run(rows)
     assert_same(got, cpu.run(rows))
     assert len({*got.exit_layers.tolist()}) > 1

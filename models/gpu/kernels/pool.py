@@ -45,13 +45,14 @@ def _pool(
     first_N1 = ((heads_N.to(tl.int64) * rows + row) * HIDDEN)[:, None]
     real_N1 = (heads_N < HEADS)[:, None]
     columns_1C = tl.arange(0, CHUNK)[None, :]
-    if HELD == 0:
+    if HELD == 0:  # this program's chunk of the output; it goes through all of the input
         columns_1C += tl.program_id(1) * CHUNK
+    second_1C, third_1C = columns_1C + CHUNK, columns_1C + 2 * CHUNK
     q0_NC = tl.load(asked + first_N1 + columns_1C, real_N1 & (columns_1C < HIDDEN), 0.0)
     mixed0_NC = tl.zeros([BLOCK_N, CHUNK], tl.float32)
     if HELD == 3:
-        q1_NC = tl.load(asked + first_N1 + CHUNK + columns_1C, real_N1 & (CHUNK + columns_1C < HIDDEN), 0.0)
-        q2_NC = tl.load(asked + first_N1 + 2 * CHUNK + columns_1C, real_N1 & (2 * CHUNK + columns_1C < HIDDEN), 0.0)
+        q1_NC = tl.load(asked + first_N1 + second_1C, real_N1 & (second_1C < HIDDEN), 0.0)
+        q2_NC = tl.load(asked + first_N1 + third_1C, real_N1 & (third_1C < HIDDEN), 0.0)
         mixed1_NC = tl.zeros([BLOCK_N, CHUNK], tl.float32)
         mixed2_NC = tl.zeros([BLOCK_N, CHUNK], tl.float32)
     best_N = tl.full([BLOCK_N], float("-inf"), tl.float32)
@@ -70,10 +71,8 @@ def _pool(
         else:
             scores_NL = tl.dot(q0_NC, tl.trans(x0_LC), input_precision="ieee")
         if HELD == 3:
-            x1_LC = tl.load(x + tokens_L1 * HIDDEN + CHUNK + columns_1C, real_L1 & (CHUNK + columns_1C < HIDDEN), 0.0)
-            x2_LC = tl.load(
-                x + tokens_L1 * HIDDEN + 2 * CHUNK + columns_1C, real_L1 & (2 * CHUNK + columns_1C < HIDDEN), 0.0
-            )
+            x1_LC = tl.load(x + tokens_L1 * HIDDEN + second_1C, real_L1 & (second_1C < HIDDEN), 0.0)
+            x2_LC = tl.load(x + tokens_L1 * HIDDEN + third_1C, real_L1 & (third_1C < HIDDEN), 0.0)
             scores_NL += tl.dot(q1_NC, tl.trans(x1_LC), input_precision="ieee")
             scores_NL += tl.dot(q2_NC, tl.trans(x2_LC), input_precision="ieee")
         real_1L = (first + tl.arange(0, BLOCK_L) < length)[None, :]
@@ -87,10 +86,8 @@ def _pool(
     inverse_N1 = (1.0 / sum_N)[:, None]
     tl.store(out + columns_1C, (mixed0_NC * inverse_N1).to(out.dtype.element_ty), real_N1 & (columns_1C < HIDDEN))
     if HELD == 3:
-        columns_1C += CHUNK
-        tl.store(out + columns_1C, (mixed1_NC * inverse_N1).to(out.dtype.element_ty), real_N1 & (columns_1C < HIDDEN))
-        columns_1C += CHUNK
-        tl.store(out + columns_1C, (mixed2_NC * inverse_N1).to(out.dtype.element_ty), real_N1 & (columns_1C < HIDDEN))
+        tl.store(out + second_1C, (mixed1_NC * inverse_N1).to(out.dtype.element_ty), real_N1 & (second_1C < HIDDEN))
+        tl.store(out + third_1C, (mixed2_NC * inverse_N1).to(out.dtype.element_ty), real_N1 & (third_1C < HIDDEN))
 
 
 def pool(asked_NBH: Tensor, x_TH: Tensor, rows: RaggedRows, scale: float) -> Tensor:
