@@ -26,7 +26,7 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.pack import pack
-from pipeline.engine.packing import length_groups_of, micro_batches, sort_by_length
+from pipeline.engine.packing import cut_by_tokens, length_groups_of, micro_batches, sort_by_length
 from pipeline.rows import IntArray, TokenRows, offsets_of, spans
 
 STATE_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
@@ -152,11 +152,12 @@ class FrozenBackbone:
             yield call
 
     def _start(self, rows: TokenRows) -> tuple[IntArray, list[Future[States]]]:
-        """Let the workers encode rows, each a part of them; return the order by length in which they do, and the parts."""
+        """Let the workers encode rows, each some micro-batches; return the order by length in which they do, and the parts."""
         order = sort_by_length(rows.lengths)
-        rows, threads = rows.take(order), self.loaded.threads
-        cuts = np.searchsorted(rows.offsets, np.arange(threads + 1) * len(rows.token_ids) // threads)
-        parts = [rows.slice(range(start, stop)) for start, stop in pairwise(np.unique(cuts).tolist())]
+        rows = rows.take(order)
+        edges = [0, *(part.stop for part in cut_by_tokens(rows.lengths, self.loaded.token_budget))]
+        ends = np.unique(np.arange(self.loaded.threads + 1) * (len(edges) - 1) // self.loaded.threads)
+        parts = [rows.slice(range(edges[first], edges[end])) for first, end in pairwise(ends.tolist())]
         return order, [self.loaded.pool.submit(self.encode, part) for part in parts]
 
     def _deal(self, call: list[Chunk], order: IntArray, parts: list[Future[States]]) -> Iterator[tuple[Chunk, States]]:

@@ -165,9 +165,8 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Score the epoch, keep its weights if it is the best so far, and decide whether to stop."""
         state, config = self.state, self.config
-        scores = self.group.gather(scores_by_exit(self.recipe.model, self.dev))[
-            0
-        ]  # one worker's, so that all stop together
+        # One worker's scores, so that all stop together.
+        scores = self.group.gather(scores_by_exit(self.recipe.model, self.dev))[0]
         state.scores.append({str(layer): score for layer, score in scores.items()})
         state.losses.append(state.loss_sum / max(state.loss_rows, 1))
         *before, score = state.selection_scores(self.branches_only)
