@@ -73,6 +73,7 @@ def new_parser() -> argparse.ArgumentParser:
         description=DESCRIPTION.format(jobs=jobs),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
+        allow_abbrev=False,
     )
     parser.add_argument("job", choices=JOBS, metavar="JOB", help=argparse.SUPPRESS)
     parser.add_argument("--help", "-h", action="help", help="show this and end")

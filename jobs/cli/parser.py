@@ -68,8 +68,8 @@ class JobParser(_RaisingParser):
         """Parse the command line over the config file; raise UserError for what is wrong in either."""
         argv = list(sys.argv[1:] if argv is None else argv)
         early, _ = _config_only().parse_known_args(argv)
-        file = early.config or os.environ.get(CONFIG_VARIABLE)
-        words = argv if not file else [*self._words_of(Path(file)), *argv]
+        file = early.config if early.config is not None else os.environ.get(CONFIG_VARIABLE) or None
+        words = argv if file is None else [*self._words_of(Path(file)), *argv]
         for word in words:
             if "\0" in word:
                 raise UserError(f"{word.split('=')[0]}: a value has a NUL character, which no name of anything may")

@@ -20,7 +20,7 @@ from pipeline.storage.base import absolute
 from pipeline.storage.locate import storage_of
 
 UNREADABLE_SHOWN = 10
-"""Unreadable files that the summary names; the report and the rejects have all."""
+"""Unreadable files that the summary names; the report names more, and the rejects have all."""
 
 
 def open_model(args: argparse.Namespace) -> BulkModel:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, request: BulkRequest) -> int:
     print_summary(outcome)
     if outcome.manifest is None:
         raise command.FailedError(withheld(outcome.audit_result))
-    rejected = outcome.totals.rows_rejected + len(outcome.totals.unreadable)
+    rejected = outcome.totals.rows_rejected + outcome.totals.read_errors
     return command.FAILED if args.strict and rejected else command.DONE
 
 
@@ -120,6 +120,8 @@ def print_summary(outcome: Outcome) -> None:
     print_line(f"  rejects      {totals.rows_rejected:,} rows{by_reason}")
     for file, problem in list(totals.unreadable.items())[:UNREADABLE_SHOWN]:
         print_line(f"  unreadable   {file}: {problem}")
+    if len(totals.unreadable) > UNREADABLE_SHOWN:
+        print_line(f"  unreadable   and more: {totals.read_errors:,} stretches of files in all")
     print_line(f"  truncated    {totals.truncated:,} rows")
     print_line(f"  exits        {exits}")
     print_line(f"  mean exit    {mean}, {totals.flops_speedup:.2f}x fewer FLOPs")

@@ -8,9 +8,13 @@ holds the others up.
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Self, TextIO
+
+import numpy as np
 
 from pipeline.output.totals import Totals
 
@@ -20,6 +24,10 @@ RECENT = 0.8
 """Weight that the waits of earlier bundles keep when another one is finished."""
 QUEUE = 1.0
 """Bundles that wait for a stage, on the mean, above which it has a queue; a few tenths are how long a task takes to start."""
+BIN_SECONDS, MAX_BINS = 0.25, 256
+"""Seconds in a bin of the timeline at first, and the most bins: a minute fills them, and those of a day have 512 s each."""
+ROWS = "rows"
+"""Name of the sum of rows in a timeline, beside the names of stages."""
 LOG_SECONDS = 10.0
 """Time between two log lines: a nightly log of eight hours stays under 3,000 lines."""
 
@@ -112,27 +120,50 @@ def slowest_stage(waits: Mapping[str, float], elapsed: float) -> str:
     return queued[-1] if queued else next(iter(STAGES))
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A finished bundle."""
-
-    at: float
-    """Seconds since the timeline was made."""
-    rows: int
-    seconds: dict[str, float]
-    """Wall-clock time by stage."""
-
-
 class Timeline:
-    """The finished bundles of one run, in the order in which their receipts came in."""
+    """What the bundles of one run were, over time: a few hundred sums, however long the run and however many its bundles.
+
+    When time goes beyond the last bin, bins are joined in pairs and are twice as wide from then on.
+    """
 
     def __init__(self) -> None:
-        self._started = time.monotonic()
-        self.moments: list[Moment] = []
+        self.bundles = 0
+        self.first = self.last = 0.0
+        """When the first and the latest bundle were done, in seconds since the run began."""
+        self._width = BIN_SECONDS
+        self._bins: list[Counter[str]] = []
+        """Sums by name over spans of `_width` seconds, the first of which begins when the first bundle is done."""
 
-    def add(self, bundle: Totals) -> None:
-        """Note a finished bundle."""
-        self.moments.append(Moment(time.monotonic() - self._started, bundle.rows_in, bundle.seconds))
+    def add(self, bundle: Totals, at: float) -> None:
+        """Note a bundle that is done `at` so many seconds after the run began; only times from the first one on count."""
+        self.bundles += 1
+        if self.bundles == 1:
+            self.first = self.last = at
+            return
+        self.last = max(at, self.last)
+        number = int((self.last - self.first) / self._width)
+        while number >= MAX_BINS:
+            pairs = zip_longest(self._bins[::2], self._bins[1::2], fillvalue=Counter[str]())
+            self._bins, self._width, number = [one + other for one, other in pairs], 2 * self._width, number // 2
+        self._bins += [Counter[str]() for _ in range(number + 1 - len(self._bins))]
+        self._bins[number].update({ROWS: bundle.rows_in, **bundle.seconds})
+
+    @property
+    def names(self) -> list[str]:
+        """What there are sums of: ROWS, and the wall-clock time in seconds by stage."""
+        return list(dict.fromkeys(name for sums in self._bins for name in sums))
+
+    def rates(self, name: str, steps: int) -> list[float]:
+        """Return a sum per second in each of some equal steps from the first bundle to the last: [steps].
+
+        What lies in a bin is spread evenly over it.
+        """
+        starts = np.arange(len(self._bins)) * self._width
+        edges = np.append(starts, self.last - self.first)
+        sums = np.cumsum([0.0, *(each[name] for each in self._bins)])
+        at_steps = np.interp(np.linspace(0.0, edges[-1], steps + 1), edges, sums)
+        rates: list[float] = (np.diff(at_steps) * steps / edges[-1]).tolist()
+        return rates
 
 
 def duration(seconds: float) -> str:

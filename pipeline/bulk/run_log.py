@@ -1,5 +1,6 @@
 """What the driver makes of receipts as they come in: the ledger, totals, a timeline, progress and metrics."""
 
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -23,7 +24,7 @@ class RunLog:
 
     def __init__(self, ledger: Ledger, bytes_left: int) -> None:
         self.totals, self.timeline = Totals(), Timeline()
-        self._ledger, self._bytes_left = ledger, bytes_left
+        self._ledger, self._bytes_left, self._started = ledger, bytes_left, time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress, self._metrics = Progress(self._ledger.totals(), self._bytes_left), BulkMetrics()
@@ -36,7 +37,7 @@ class RunLog:
         for receipt in receipts:
             bundle = bundle.plus(receipt)
         self.totals = self.totals.merged(bundle)
-        self.timeline.add(bundle)
+        self.timeline.add(bundle, time.monotonic() - self._started)
         self._metrics.count_bundle(bundle)
         self._progress.update(self.totals, bundle)
 

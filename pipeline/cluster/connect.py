@@ -27,7 +27,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from pipeline.cluster import private_folder
 from pipeline.cluster.address import RAY_ADDRESS, ClusterAddress, check_answers, find_cluster
-from pipeline.errors import UserError, one_line
+from pipeline.errors import UserError, one_line, printable
 
 INSTALLED = __name__.startswith("offramp.")
 """Whether this runs from a wheel, which has one package, `offramp`, around `models` and `pipeline`."""
@@ -37,6 +37,7 @@ PACKAGE_NAMES = ("offramp",) if INSTALLED else ("models", "pipeline")
 """The packages of that folder that workers need."""
 METRICS_PORT = "OFFRAMP_METRICS_PORT"
 """Environment variable with the port on which a Ray of our own exports metrics; a cluster has `ray start` for that."""
+MAX_PORT = 65_535
 OBJECT_STORE_SHARE, MIN_OBJECT_STORE_BYTES = 1 / 16, 256 << 20
 """Object store of a Ray of our own, as a share of the machine's memory: a bundle in flight takes up to some ten MB, and every
 actor and every core keeps a few of them."""
@@ -170,6 +171,7 @@ def _start() -> None:
         os.environ["PYTHONPATH"] = str(PACKAGES) + (os.pathsep + path if path else "")
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", str(SERVE_PROXY_SECONDS))
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_WORKER_MS))
+    port = _metrics_port()
     _ours.set()
     with _held_back_stderr():
         ray.init(
@@ -180,8 +182,16 @@ def _start() -> None:
             logging_level=logging.ERROR,
             object_store_memory=max(MIN_OBJECT_STORE_BYTES, int(psutil.virtual_memory().total * OBJECT_STORE_SHARE)),
             # The only way to choose the port without `ray start`.
-            _metrics_export_port=int(os.environ[METRICS_PORT]) if METRICS_PORT in os.environ else None,
+            _metrics_export_port=port,
         )
+
+
+def _metrics_port() -> int | None:
+    """Return the port that the environment names, None without one; raise UserError if it names something else."""
+    text = os.environ.get(METRICS_PORT, "")
+    if text and not (re.fullmatch("[0-9]{1,5}", text) and 0 < int(text) <= MAX_PORT):
+        raise UserError(f"{METRICS_PORT} is {printable(text, 40)!r}, and no port from 1 to {MAX_PORT}")
+    return int(text) if text else None
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 from models.exits.criterion import Criterion
 from pipeline.calibration.curve import Curve
 from pipeline.calibration.guarantees import upper_bound
-from pipeline.errors import require
+from pipeline.errors import printable, require
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, accuracy_by_uncertainty
 from pipeline.reports.palette import CYCLE
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SIZE = (7.2, 4.2)
 """Width and height of a figure in inches."""
 DPI = 110
+MAX_LEGEND = 60
+"""Characters of a name in a legend."""
 SPEEDS = (0.1, 0.3, 0.6)
 """The thresholds of the figure that shows exits by layer."""
 QUALITY_SHOWN = 0.12
@@ -122,7 +124,7 @@ def trade_off(curves: Mapping[str, Sequence[OperatingPoint]], metric: str) -> "F
     for color, (name, points) in zip(_colors(len(curves)), curves.items(), strict=True):
         best = _pareto_front(points)
         cost = [1 / point.flops_speedup for point in best]
-        axes.plot(cost, [point.quality for point in best], marker="o", markersize=3, color=color, label=name)
+        axes.plot(cost, [point.quality for point in best], marker="o", markersize=3, color=color, label=_legend(name))
     full = next(iter(curves.values()))[0]
     axes.axhline(full.quality, color="grey", linewidth=1, linestyle="--")
     axes.annotate(
@@ -139,7 +141,7 @@ def by_layer(scores: Mapping[str, Mapping[int, float]], metric: str) -> "Figure"
     """Draw the quality of every exit when all rows exit there, one line a model (BERxiT, figure 4)."""
     figure, axes = _new(f"{metric} of every exit on all rows", "exit after layer", metric)
     for color, (name, by_exit) in zip(_colors(len(scores)), scores.items(), strict=True):
-        axes.plot(list(by_exit), list(by_exit.values()), marker="o", color=color, label=name)
+        axes.plot(list(by_exit), list(by_exit.values()), marker="o", color=color, label=_legend(name))
     axes.set_xticks(sorted({layer for by_exit in scores.values() for layer in by_exit}))
     axes.legend(frameon=False, loc="lower right")
     return figure
@@ -244,6 +246,11 @@ def _pareto_front(points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
 def _colors(count: int) -> list[str]:
     """Return this many colors, starting over where the palette ends."""
     return [CYCLE[number % len(CYCLE)] for number in range(count)]
+
+
+def _legend(name: str) -> str:
+    r"""Return a name, of a model's folder perhaps, as matplotlib shows it: it takes what is between two $ for a formula."""
+    return printable(name, MAX_LEGEND).replace("$", r"\$")
 
 
 def _new(title: str, x: str, y: str) -> "tuple[Figure, Axes]":

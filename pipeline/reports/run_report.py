@@ -5,11 +5,10 @@ show is None.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from pipeline.bulk.progress import Moment, Timeline, duration
+from pipeline.bulk.progress import ROWS, Timeline, duration
 from pipeline.calibration.verdict import AuditResult
 from pipeline.histograms import length_bounds
 from pipeline.output.totals import Totals
@@ -18,10 +17,8 @@ from pipeline.reports.page import Bars, Facts, Lines, Section, Table, render
 REPORT = "_report.html"
 STEPS = 60
 """A chart over time has at most this many steps."""
-MIN_MOMENTS = 6
+MIN_BUNDLES = 6
 """A chart over time needs at least this many bundles to be worth drawing."""
-FILES_SHOWN = 50
-"""At most this many unreadable files are listed by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +40,7 @@ class RunSummary:
     fresh: Totals
     """The counts of this run alone."""
     timeline: Timeline
-    """When this run finished each of its bundles."""
+    """What this run did over time."""
     audit: AuditResult
     """The audit of the rows that no earlier manifest covers."""
     examples: Table | None = None
@@ -79,8 +76,8 @@ def sections_of(run: RunSummary) -> list[Section | None]:
         lengths(run.totals),
         rejects(run.totals),
         unreadable(run.totals),
-        throughput(run.timeline.moments),
-        stages_over_time(run.timeline.moments),
+        throughput(run.timeline),
+        stages_over_time(run.timeline),
         stages(run.fresh),
         what_ran(run),
         run.examples,
@@ -112,14 +109,12 @@ def rejects(totals: Totals) -> Section | None:
 
 
 def unreadable(totals: Totals) -> Section | None:
-    """List the files that could not be read to their end."""
+    """List files that could not be read to their end."""
     if not totals.unreadable:
         return None
-    lines = [[file, cause] for file, cause in list(totals.unreadable.items())[:FILES_SHOWN]]
-    left = len(totals.unreadable) - len(lines)
-    return Table(
-        "Files that could not be read to their end", ["file", "cause"], lines, f"and {left:,} more" * (left > 0)
-    )
+    lines = [[file, cause] for file, cause in totals.unreadable.items()]
+    note = f"{totals.read_errors:,} stretches in all; _rejects/ has every one, as unreadable_file."
+    return Table("Files that could not be read to their end", ["file", "cause"], lines, note)
 
 
 def exits(totals: Totals) -> Section:
@@ -196,22 +191,16 @@ def device_time(result: AuditResult) -> Section | None:
     return Facts("Device time against full depth", pairs)
 
 
-def throughput(moments: Sequence[Moment]) -> Section | None:
+def throughput(timeline: Timeline) -> Section | None:
     """Chart rows a second over the run."""
-    return _over_time(moments, "Throughput over time", "rows a second", {"rows": lambda moment: moment.rows})
+    return _over_time(timeline, "Throughput over time", "rows a second", [ROWS])
 
 
-def stages_over_time(moments: Sequence[Moment]) -> Section | None:
+def stages_over_time(timeline: Timeline) -> Section | None:
     """Chart how many workers each stage kept busy over the run."""
-    names = dict.fromkeys(stage for moment in moments for stage in moment.seconds)
-    readers = {name: partial(_seconds_of, name) for name in names}
     note = "Counted when a bundle is done, so a stage appears a little later than it worked."
-    return _over_time(moments, "Workers busy, by stage", "workers", readers, note)
-
-
-def _seconds_of(stage: str, moment: Moment) -> float:
-    """Return the seconds that a stage spent on the bundle that was done at this moment."""
-    return moment.seconds.get(stage, 0.0)
+    stages = [name for name in timeline.names if name != ROWS]
+    return _over_time(timeline, "Workers busy, by stage", "workers", stages, note)
 
 
 def stages(fresh: Totals) -> Section | None:
@@ -234,17 +223,10 @@ def stages(fresh: Totals) -> Section | None:
     )
 
 
-def _over_time(
-    moments: Sequence[Moment], title: str, unit: str, readers: Mapping[str, Callable[[Moment], float]], note: str = ""
-) -> Section | None:
-    """Chart what `readers` take from each bundle, per second, over the time at which the bundles were done."""
-    if len(moments) < MIN_MOMENTS or moments[-1].at <= moments[0].at:
+def _over_time(timeline: Timeline, title: str, unit: str, names: Sequence[str], note: str = "") -> Section | None:
+    """Chart sums of the bundles, per second, over the time at which the bundles were done."""
+    if timeline.bundles < MIN_BUNDLES or timeline.last <= timeline.first:
         return None
-    first, span = moments[0].at, moments[-1].at - moments[0].at
-    steps = min(STEPS, len(moments) // 2)
-    values = {name: [0.0] * steps for name in readers}
-    for moment in moments[1:]:  # the clock starts when the first bundle is done
-        step = min(int((moment.at - first) / span * steps), steps - 1)
-        for name, read in readers.items():
-            values[name][step] += read(moment) * steps / span
-    return Lines(title, values, f"after {duration(first)}", duration(moments[-1].at), unit, note)
+    steps = min(STEPS, timeline.bundles // 2)
+    values = {name: timeline.rates(name, steps) for name in names}
+    return Lines(title, values, f"after {duration(timeline.first)}", duration(timeline.last), unit, note)

@@ -5,8 +5,10 @@ import re
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.bulk.progress import Progress, duration, slowest_stage
+from pipeline.bulk.progress import MAX_BINS, ROWS, Progress, Timeline, duration, slowest_stage
 from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
 
@@ -99,3 +101,48 @@ def test_the_line_says_what_the_run_waits_for_of_late(monkeypatch: pytest.Monkey
 )
 def test_durations_are_written_as_people_read_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+moments = st.lists(
+    st.tuples(st.floats(0.0, 3.0) | st.floats(0.0, 5000.0), st.integers(0, 1000), st.floats(0.0, 9.0)),
+    min_size=2,
+    max_size=400,
+)
+"""Time since the bundle before, rows, and seconds in a stage, by bundle."""
+
+
+@given(moments, st.integers(1, 60))
+def test_a_timeline_keeps_all_sums_in_few_bins(bundles: list[tuple[float, int, float]], steps: int) -> None:
+    timeline, at = Timeline(), 3.0
+    for wait, rows, seconds in bundles:
+        at += wait
+        timeline.add(replace(Totals(), rows_in=rows, seconds={"read": seconds}), at)
+    assert len(timeline._bins) <= MAX_BINS
+    assert (timeline.bundles, timeline.last) == (len(bundles), at)
+    if timeline.last > timeline.first:
+        span = timeline.last - timeline.first
+        for name, number in ((ROWS, 1), ("read", 2)):
+            rates = timeline.rates(name, steps)
+            assert len(rates) == steps
+            assert min(rates) >= 0
+            total = sum(bundle[number] for bundle in bundles[1:])
+            assert sum(rates) * span / steps == pytest.approx(total, abs=1e-6)
+
+
+def test_a_timeline_shows_when_work_was_done() -> None:
+    """Of a run of ten hours whose second half is three times as fast."""
+    timeline = Timeline()
+    for minute in range(601):
+        rows = 100 if minute <= 300 else 300
+        timeline.add(replace(Totals(), rows_in=rows, seconds={"read": 6.0}), 60.0 * minute)
+    rates = timeline.rates(ROWS, 10)
+    assert rates == pytest.approx([100 / 60] * 5 + [300 / 60] * 5, rel=0.03)
+    assert timeline.rates("read", 10) == pytest.approx([0.1] * 10, rel=0.03)
+    assert timeline.names == [ROWS, "read"]
+
+
+def test_a_timeline_of_one_moment_has_no_length() -> None:
+    timeline = Timeline()
+    for _ in range(3):
+        timeline.add(replace(Totals(), rows_in=5), 2.0)
+    assert (timeline.first, timeline.last, timeline.bundles) == (2.0, 2.0, 3)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from pipeline.cluster.connect import _sigterm_kept
+from pipeline.cluster.connect import _metrics_port, _sigterm_kept
+from pipeline.errors import UserError
 from tests.support.jobs import REPOSITORY
 
 PRINTS = """
@@ -63,3 +64,37 @@ def test_sigterm_while_ray_starts_is_the_callers() -> None:
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    "text", ["abc", "0", "-1", "65536", "8080.0", " 8080", "8080 ", "0x50", "\uff18\uff10", "99999999999", "\x1b[2J"]
+)
+def test_a_port_for_metrics_that_is_none_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OFFRAMP_METRICS_PORT", text)
+    with pytest.raises(UserError, match=r"^OFFRAMP_METRICS_PORT is '.*', and no port from 1 to 65535$") as error:
+        _metrics_port()
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(("text", "port"), [(None, None), ("", None), ("1", 1), ("8080", 8080), ("65535", 65535)])
+def test_a_port_for_metrics_is_read_from_the_environment(
+    text: str | None, port: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OFFRAMP_METRICS_PORT", raising=False)
+    if text is not None:
+        monkeypatch.setenv("OFFRAMP_METRICS_PORT", text)
+    assert _metrics_port() == port
+
+
+def test_a_wrong_port_for_metrics_is_found_before_anything_is_started() -> None:
+    code = """
+from jobs.cli import command, parser
+from pipeline.cluster.connect import join_or_start
+command.run(lambda _: join_or_start(), parser.JobParser("A job."), [])
+"""
+    environment = os.environ | {"RAY_ADDRESS": "local", "OFFRAMP_METRICS_PORT": "abc"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "-c: error: OFFRAMP_METRICS_PORT is 'abc', and no port from 1 to 65535\n"

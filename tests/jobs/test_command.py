@@ -1,6 +1,7 @@
 """The command line: config files, precedence, and errors of one line."""
 
 import argparse
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from jobs.cli import command
 from jobs.cli.bulk import actor_bounds, expects_work
-from jobs.cli.main import main
+from jobs.cli.main import JOBS, main
 from jobs.cli.parser import JobParser
 from pipeline.errors import DoesNotFitError, InputError, RefusedError, StorageError, UserError
 from tests.support.jobs import REPOSITORY
@@ -41,6 +42,33 @@ def test_the_command_line_wins_over_the_config_file_and_that_over_defaults(tmp_p
 def test_an_option_is_given_by_its_whole_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unrecognized arguments: --conf"):
         new_parser().parse(["--model", "m", "--conf", config(tmp_path, "speed = 0.5")])
+
+
+@pytest.mark.parametrize("word", ["--vers", "--hel", "--version=", "-v", "classi", "--over"])
+def test_the_command_abbreviates_nothing_either(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([word])
+    assert "0.1" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_no_job_takes_an_abbreviation(job: str) -> None:
+    parser = importlib.import_module(f"jobs.{job}").build_parser()
+    names = [action.option_strings[-1] for action in parser.options.values()]
+    for action in parser.options.values():
+        action.required = False
+    for name in names:
+        for end in range(3, len(name)):
+            if name[:end] not in names:
+                with pytest.raises(UserError, match="unrecognized arguments"):
+                    parser.parse([name[:end], "1"])
+
+
+def test_a_config_file_without_a_name_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="config file"):
+        new_parser().parse(["--model", "m", "--config", ""])
+    monkeypatch.setenv("OFFRAMP_CONFIG", "")
+    assert new_parser().parse(["--model", "m"]).model == "m"
 
 
 def test_the_environment_names_a_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

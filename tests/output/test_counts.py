@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.output.counts import MAX_BY_KEY, MERGE, SUM, SUM_BY_KEY, SUM_BY_POSITION, arrow_schema, merge_rules
 from pipeline.output.receipts import RECEIPTS, Receipt, receipts_table
-from pipeline.output.totals import Totals
+from pipeline.output.totals import NAMED_FILES, Totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +45,20 @@ receipts = st.builds(
 )  # fmt: skip
 
 
+IDENTITY = {
+    "shard": "0123456789abcdef",
+    "file": "f",
+    "size": 1,
+    "version": "m",
+    "start": 0,
+    "span": 0,
+    "last": True,
+}
+
+
 def example(emojis: int, by_weekday: list[int], by_language: dict[str, int], longest: float) -> ReceiptWithMore:
-    identity = {
-        "shard": "0123456789abcdef",
-        "file": "f",
-        "size": 1,
-        "version": "m",
-        "start": 0,
-        "span": 0,
-        "last": True,
-    }
     return ReceiptWithMore(
-        **identity,  # type: ignore[arg-type]
+        **IDENTITY,  # type: ignore[arg-type]
         emojis=emojis,
         by_weekday=by_weekday,
         by_language=by_language,
@@ -116,3 +118,17 @@ def test_a_counter_of_a_type_without_a_column_type_is_refused() -> None:
 
     with pytest.raises(KeyError, match="set"):
         arrow_schema(Odd)
+
+
+def test_totals_name_a_bounded_number_of_unreadable_files_and_count_all() -> None:
+    """Millions of broken files must not fill the driver's memory, nor the manifest; their names are others' as well."""
+    single, merged, table = Totals(), Totals(), []
+    for number in range(3 * NAMED_FILES):
+        name = f"/in/{number // 2}\x1b[2J\n.gz"  # two stretches of each file
+        one = Receipt(**IDENTITY | {"file": name}, read_error="x\n" * 1000, rows_in=1)  # type: ignore[arg-type]
+        table.append(one)
+        single, merged = single.plus(one), merged.merged(Totals().plus(one))
+    assert single == merged == Totals().plus_table(receipts_table(table))
+    assert (len(single.unreadable), single.read_errors) == (NAMED_FILES, 3 * NAMED_FILES)
+    assert next(iter(single.unreadable)) == "/in/0\\x1b[2J\\n.gz"
+    assert all(text.isprintable() and len(text) <= 300 for pair in single.unreadable.items() for text in pair)

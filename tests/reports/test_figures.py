@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
@@ -111,3 +112,13 @@ except SystemExit as end:
 """
     *_, message, code = without(["matplotlib"], code).splitlines()
     assert (message, code) == ("calibrate.py: error: matplotlib is not installed: pip install 'offramp[report]'", "2")
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "$x$ and $y", "\x1b[2J\u202e\n", "caf\udce9", "m" * 5000, "a^b_c{"])
+def test_a_model_of_any_name_is_drawn(name: str, tmp_path: Path) -> None:
+    own = evaluation(0)
+    curves = {"entropy": own.curve("entropy")}
+    pictures = plots.figures(name, own, curves, "entropy", {f"other {name}": evaluation(1)}, tmp_path / "no log")
+    for picture in pictures:
+        if picture.name in ("layers", "models"):
+            assert picture.png().startswith(b"\x89PNG")

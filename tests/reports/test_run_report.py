@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.bulk.progress import Moment, Timeline
+from pipeline.bulk.progress import Timeline
 from pipeline.calibration.drift import Signal
 from pipeline.calibration.verdict import AuditResult
 from pipeline.corpus.columns import Columns
@@ -80,7 +80,7 @@ def example_run(shards: int = 24) -> RunSummary:
     for number in range(shards):
         one = receipt(number)
         totals = totals.plus(one)
-        timeline.moments.append(Moment(2.0 + number * 1.5 + number % 3, one.rows_in, one.seconds))
+        timeline.add(Totals().plus(one), 2.0 + number * 1.5 + number % 3)
     return RunSummary(
         folder="/data/out",
         fingerprint={"model": "/models/reviews 5e9d01f6a1b2c3d4", "criterion": "entropy 0.3", "dtype": "auto"},
@@ -171,7 +171,7 @@ def test_histograms_add_up_and_lie_in_the_right_bins() -> None:
 def test_rows_over_time_add_up() -> None:
     run = example_run()
     lines = [section for section in sections_of(run) if isinstance(section, Lines)]
-    span = run.timeline.moments[-1].at - run.timeline.moments[0].at
+    span = run.timeline.last - run.timeline.first
     values = lines[0].values["rows"]
     assert sum(values) * span / len(values) == pytest.approx(23 * 1010)
 
