@@ -19,6 +19,9 @@ from torch import Tensor
 
 from models.attention import first_tokens
 from models.early_exit import EarlyExitModel
+from models.gpu.dispatch import Kernels, kernels_for
+from models.gpu.encoder import attention_head_features, embed, run_layer, run_layer_for_first_tokens
+from models.gpu.rows import RaggedRows, send
 from models.heads import AttentionHead, PooledHead
 from models.layers import to_device
 from models.length_group import LengthGroup
@@ -117,24 +120,46 @@ class FrozenBackbone:
 
         On a GPU these are all rows of a call; on CPUs a worker's part of them.
         """
+        on_gpu = self.loaded.device.type == "cuda"
+        parts = list(self._on_gpu(rows) if on_gpu else self._on_cpu(rows))
+        states = [by_layer for by_layer, _ in parts]
+        teachers = [teacher for _, teacher in parts if teacher is not None]
+        return States(
+            by_layer={layer: torch.cat([part[layer] for part in states]) for layer in self.branches},
+            lengths=rows.lengths,
+            teacher=torch.cat(teachers) if teachers else None,
+        )
+
+    def _on_cpu(self, rows: TokenRows) -> Iterator[tuple[dict[int, Tensor], Tensor | None]]:
+        """Yield what heads read after every layer of a micro-batch, and the last exit's logits if they are wanted."""
         backbone = self.loaded.model.backbone
-        by_layer: dict[int, list[Tensor]] = {layer: [] for layer in self.branches}
-        teacher = []
         for batch in micro_batches(rows.lengths, self.loaded.token_budget):
             members = rows.slice(range(batch.row_start, batch.row_stop))
             x_TH = backbone.embeddings(pack(members, batch.groups, batch.padding, self.loaded.device))
+            read = {}
             for number in range(1, self.layers):
                 x_TH = backbone.layer(number)(x_TH, batch.groups)
-                if number in by_layer:
-                    read = first_tokens(x_TH, batch.groups) if self.pooled else x_TH[: batch.num_tokens]
-                    by_layer[number].append(read)
-            if self.with_last:
-                teacher.append(self._last(x_TH, batch.groups))
-        return States(
-            by_layer={layer: torch.cat(parts) for layer, parts in by_layer.items()},
-            lengths=rows.lengths,
-            teacher=torch.cat(teacher) if teacher else None,
-        )
+                if number in self.branches:
+                    read[number] = first_tokens(x_TH, batch.groups) if self.pooled else x_TH[: batch.num_tokens]
+            yield read, self._last(x_TH, batch.groups) if self.with_last else None
+
+    def _on_gpu(self, rows: TokenRows) -> Iterator[tuple[dict[int, Tensor], Tensor | None]]:
+        """Do what `_on_cpu` does by the operators of the engine's runner for GPUs."""
+        backbone, device, kernels = self.loaded.model.backbone, self.loaded.device, kernels_for(self.loaded.device)
+        for part in cut_by_tokens(rows.lengths, self.loaded.token_budget):
+            members = rows.slice(range(part.start, part.stop))
+            ragged = RaggedRows.of(members.lengths, device)
+            shape = (ragged.num_tokens, self.loaded.model.shape.hidden)
+            x_TH, y_TH = (torch.empty(shape, dtype=self.loaded.dtype, device=device) for _ in range(2))
+            ids_T, segments_B = send(members.token_ids, device), send(members.segments, device)
+            embed(backbone.embeddings, ids_T, segments_B, ragged, x_TH, kernels)
+            read = {}
+            for number in range(1, self.layers):
+                run_layer(backbone.layer(number), x_TH, ragged, y_TH, kernels)
+                x_TH, y_TH = y_TH, x_TH  # the next layer but one writes over this one's
+                if number in self.branches:
+                    read[number] = x_TH.index_select(0, ragged.starts) if self.pooled else x_TH.clone()
+            yield read, self._last_on_gpu(x_TH, y_TH, ragged, kernels) if self.with_last else None
 
     def _calls(self, batches: Iterable[Chunk]) -> Iterator[list[Chunk]]:
         """Put neighbouring batches together while their states take no more than STATE_BYTES, but at least one."""
@@ -179,6 +204,18 @@ class FrozenBackbone:
         else:
             features = head.features(layer(x_TH, groups), groups)
         logits: Tensor = head.out(features)
+        return logits
+
+    def _last_on_gpu(self, x_TH: Tensor, y_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
+        """Do what `_last` does; all tokens of the last layer are written to `y`."""
+        model = self.loaded.model
+        head, layer = model.head(self.layers), model.backbone.layer(self.layers)
+        if isinstance(head, AttentionHead):
+            run_layer(layer, x_TH, rows, y_TH, kernels)
+            features_BF = attention_head_features(head, y_TH, rows, kernels)
+        else:
+            features_BF = head.features_of_first(run_layer_for_first_tokens(layer, x_TH, rows, kernels))
+        logits: Tensor = head.out(features_BF)
         return logits
 
 

@@ -10,7 +10,7 @@ import torch
 
 from models.early_exit import EarlyExitModel
 from pipeline.corpus.chunks import Chunk
-from pipeline.engine.packing import training_batches
+from pipeline.engine.packing import sort_by_length, training_batches
 from pipeline.rows import TokenRows
 from pipeline.training.frozen import CALLS_AHEAD, STATE_BYTES, FrozenBackbone, States
 from tests.support.models import random_rows
@@ -82,3 +82,22 @@ def test_calls_are_under_way_before_their_batches_are_asked_for(
 
     next(iter(backbone.prefetch(source())))
     assert len(taken) == CALLS_AHEAD + 2  # the one that would not fit into the last call as well
+
+
+@pytest.mark.parametrize("kind", ["pooled", "attention"])
+@pytest.mark.parametrize("last", ["classifier", "attention"])
+def test_the_operators_for_gpus_give_the_same_states(kind: str, last: str, exit_model: EarlyExitModel) -> None:
+    model = EarlyExitModel(exit_model.config, last_head=last)
+    model.add_exits(kind)
+    found = FrozenBackbone(model.eval(), with_last=True)
+    rows = random_rows(40, 30, seed=4)
+    rows = rows.take(sort_by_length(rows.lengths))
+    with torch.no_grad():
+        parts = list(found._on_gpu(rows))
+    on_gpu = States(
+        by_layer={layer: torch.cat([part[layer] for part, _ in parts]) for layer in found.branches},
+        lengths=rows.lengths,
+        teacher=torch.cat([teacher for _, teacher in parts if teacher is not None]),
+    )
+    same(on_gpu, found.run(rows))
+    found.loaded.close()
