@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with deployment.running(deployment.application(spec, plan), args.host, args.port):
             announce(args, spec, plan, time.monotonic() - started)
-            deployment.wait()
+            deployment.wait(Complaints())
     except RuntimeError as error:
         raise command.FailedError(one_line(error)) from error
     return command.FAILED
@@ -78,6 +78,20 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
         token_hash=load_token_hash(args.token_file),
         curve=None if calibration is None else calibration.curve,
     )
+
+
+class Complaints:
+    """Prints why replicas cannot serve, each cause once."""
+
+    def __init__(self) -> None:
+        self.printed: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        """Print the cause in a message of Serve's, which has the traceback of a replica."""
+        cause = command.cause_of(RuntimeError(message))
+        if cause not in self.printed:
+            print(f"replicas cannot serve: {cause}", file=sys.stderr, flush=True)
+        self.printed.add(cause)
 
 
 def announce(args: argparse.Namespace, spec: ServingSpec, plan: ActorPlan, seconds: float) -> None:
