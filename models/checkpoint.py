@@ -65,10 +65,9 @@ def read_weights(name: Name, model: Model, *, new_last_head: bool = False) -> di
     that is damaged; FileNotFoundError if there are no weights.
     """
     with _naming(name):
-        files = _safetensors_of(name)
-        if not new_last_head and _has_all(files, model):
-            names = _stored_shapes(model)
-            stored = dict(_finite(name, _tensors_of(files, names)))
+        files, shapes = _safetensors_of(name), _stored_shapes(model)
+        if _has_all(files, model, shapes) and not new_last_head:
+            stored = dict(_finite(name, _tensors_of(files, shapes)))
             return _state_as_stored(model, {key: value.float() for key, value in stored.items()})
         theirs, info = _through_transformers(name, model)
         branches = {} if new_last_head else dict(_tensors_of(files, _branch_keys(model)))
@@ -102,7 +101,7 @@ def check_weights(name: Name, model: Model) -> None:
     """
     with _naming(name):
         files = _safetensors_of(name)
-        if _has_all(files, model):
+        if _has_all(files, model, _stored_shapes(model)):
             return
         if not files:
             read_weights(name, model)
@@ -132,9 +131,9 @@ def check_finite(name: Name, model: Model) -> None:
     Reads every tensor, which `check_weights` does not; weights that transformers has to read are left to `read_weights`.
     """
     with _naming(name):
-        files = _safetensors_of(name)
-        if files and _has_all(files, model):
-            for _ in _finite(name, _tensors_of(files, _stored_shapes(model))):
+        files, shapes = _safetensors_of(name), _stored_shapes(model)
+        if files and _has_all(files, model, shapes):
+            for _ in _finite(name, _tensors_of(files, shapes)):
                 pass  # one at a time, so that memory never holds them all
 
 
@@ -154,6 +153,8 @@ def _naming(name: Name) -> Iterator[None]:
     """
     try:
         yield
+    except UnsupportedModelError as error:
+        raise error if str(error).startswith(f"{name}: ") else UnsupportedModelError(f"{name}: {error}") from error
     except (UserError, MemoryError):
         raise
     except Exception as error:
@@ -165,20 +166,25 @@ def _naming(name: Name) -> Iterator[None]:
         raise UnsupportedModelError(f"{name}: its weights cannot be read: {why}") from error
 
 
-def _has_all(files: Sequence[Path], model: Model) -> bool:
-    """Whether the headers of a checkpoint's safetensors files show that it can be read as it is."""
-    wanted, optional = _stored_shapes(model), {key for key, _ in model.named_buffers()}
+def _has_all(files: Sequence[Path], model: Model, stored: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the headers of a checkpoint's safetensors files show that it can be read as it is.
+
+    `stored` is by `_stored_shapes`. Raises UnsupportedModelError for weights that are no floats, which transformers would take
+    for numbers as they are.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    as_it_is = True
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118
-                if key not in wanted:
-                    if _in_backbone(key, model.family):
-                        return False
-                    continue
-                header = tensors.get_slice(key)
-                if header.get_dtype() not in FLOAT_DTYPES or tuple(header.get_shape()) != wanted.pop(key):
-                    return False
-    return wanted.keys() <= optional
+                if key in stored or _in_backbone(key, model.family):
+                    header = tensors.get_slice(key)
+                    found[key] = tuple(header.get_shape())
+                    as_it_is &= stored.get(key) == found[key]
+                    if header.get_dtype() not in FLOAT_DTYPES:
+                        kind = header.get_dtype()
+                        raise UnsupportedModelError(f"'{key}' is of type {kind}, so the weights are quantized")
+    return as_it_is and stored.keys() - found.keys() <= {key for key, _ in model.named_buffers()}
 
 
 def _stored_shapes(model: Model) -> dict[str, tuple[int, ...]]:

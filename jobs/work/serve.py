@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with deployment.running(deployment.application(spec, plan), args.host, args.port):
             announce(args, spec, plan, time.monotonic() - started)
-            deployment.wait()
+            deployment.wait(Complaints())
     except RuntimeError as error:
         raise command.FailedError(one_line(error)) from error
     return command.FAILED
@@ -95,6 +95,20 @@ def require_token(args: argparse.Namespace, spec: ServingSpec) -> None:
         raise InputError(
             "open", f"other machines would reach the server without a token: set ${TOKEN_VARIABLE}, or give --open"
         )
+
+
+class Complaints:
+    """Prints why replicas cannot serve, each cause once."""
+
+    def __init__(self) -> None:
+        self.printed: set[str] = set()
+
+    def __call__(self, message: str) -> None:
+        """Print the cause in a message of Serve's, which has the traceback of a replica."""
+        cause = command.cause_of(RuntimeError(message))
+        if cause not in self.printed:
+            print(f"replicas cannot serve: {cause}", file=sys.stderr, flush=True)
+        self.printed.add(cause)
 
 
 def announce(args: argparse.Namespace, spec: ServingSpec, plan: ActorPlan, seconds: float) -> None:

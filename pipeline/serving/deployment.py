@@ -10,7 +10,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ from ray.serve import Application
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, DeploymentStatus
 
 from models.early_exit import EarlyExitModel
 from models.precision import precision_on
@@ -167,8 +167,11 @@ def _serve_runs() -> bool:
     return True
 
 
-def wait() -> None:
-    """Wait forever; raise RuntimeError when the application has failed for good, or Ray is gone."""
+def wait(on_problem: Callable[[str], None]) -> None:
+    """Wait forever; raise RuntimeError when the application has failed for good, or Ray is gone.
+
+    `on_problem` takes what Serve says while replicas fail, or refuse to start, which it tries again and again.
+    """
     while True:
         try:
             status = serve.status().applications[APPLICATION]
@@ -176,4 +179,7 @@ def wait() -> None:
             raise RuntimeError(f"Ray Serve is gone: {type(error).__name__}") from error
         if status.status == ApplicationStatus.DEPLOY_FAILED:
             raise RuntimeError(status.message)
+        for deployment in status.deployments.values():
+            if deployment.status == DeploymentStatus.UNHEALTHY:
+                on_problem(deployment.message)
         time.sleep(POLL_SECONDS)

@@ -109,6 +109,8 @@ def read_labelled(
     Raises UserError for missing columns, files or labels, and InputError where all rows have the same label.
     """
     texts = read_texts(path, columns, limit)
+    if regression and class_names is not None:
+        raise InputError("class_names", f"{class_names}: values have no classes")
     if regression:
         return texts, [VALUE]
     if class_names is not None:

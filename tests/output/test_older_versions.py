@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.corpus.listing import Corpus
 from pipeline.errors import UserError
+from pipeline.output.generations import Generations
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import parquet_bytes
 from pipeline.output.results import published, shards
@@ -91,3 +92,30 @@ def test_a_folder_of_an_older_version_that_lacks_parts_is_not_patched(tmp_path: 
         pass
     run_all(folder, corpus, FINGERPRINT, overwrite=True)
     assert read_all(folder) == (ALL_IDS, {"good"})
+
+
+def test_the_precision_of_an_older_version_is_not_guessed(corpus: Corpus, folder: str) -> None:
+    """Its fingerprint has the word for it, which stood for something else on every machine."""
+    older, now = FINGERPRINT | {"dtype": "auto"}, FINGERPRINT | {"dtype": "bf16"}
+    run_all(folder, corpus, older)
+    with (
+        pytest.raises(UserError, match=r"results of another run: dtype was auto, is bf16\. Choose"),
+        Ledger(folder, now),
+    ):
+        pass
+
+
+def test_a_run_knows_the_fingerprint_of_what_it_goes_on_with(corpus: Corpus, folder: str) -> None:
+    def gone_on_with(*, overwrite: bool) -> str:
+        return Generations.read(folder).goes_on_from(overwrite=overwrite).get("dtype", "nothing")
+
+    assert (gone_on_with(overwrite=False), gone_on_with(overwrite=True)) == ("nothing", "nothing")
+    begun = FINGERPRINT | {"dtype": "fp32"}
+    with Ledger(folder, begun) as ledger:
+        ledger.begin(pa.schema([("id", pa.string())]))
+    assert (gone_on_with(overwrite=False), gone_on_with(overwrite=True)) == ("fp32", "nothing")
+    run_all(folder, corpus, begun)
+    assert (gone_on_with(overwrite=False), gone_on_with(overwrite=True)) == ("fp32", "nothing")
+    with Ledger(folder, FINGERPRINT | {"dtype": "bf16"}, overwrite=True) as ledger:
+        ledger.begin(pa.schema([("id", pa.string())]))
+    assert (gone_on_with(overwrite=False), gone_on_with(overwrite=True)) == ("fp32", "bf16")

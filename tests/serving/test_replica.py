@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.serve import build_parser
-from jobs.work.serve import serving_spec
+from jobs.work.serve import Complaints, serving_spec
 from models.early_exit import EarlyExitModel
 from pipeline.cluster.resources import ActorPlan
 from pipeline.errors import StorageError
@@ -61,3 +61,18 @@ def test_a_replica_computes_in_the_precision_that_the_server_began_in(dtype: str
     other = replace(spec, precision="int8 in bf16")
     with pytest.raises(StorageError, match=f"computes in {spec.precision}, and the run began in int8 in bf16"):
         deployment.Replica(other, PLAN)
+
+
+def test_a_cause_for_which_replicas_do_not_start_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Out of the traceback that Serve makes of it, at each of its tries."""
+    complain = Complaints()
+    for number in (3, 4):
+        complain(
+            f"The deployment failed to start {number} times in a row. Error:\n"
+            f"\x1b[36mray::ServeReplica()\x1b[39m (pid={number})\n"
+            '  File "x.py", line 1, in f\n    raise RuntimeError(traceback.format_exc()) from None\n'
+            "RuntimeError: Traceback (most recent call last):\n"
+            "pipeline.errors.StorageError: /models/m: other weights on host than the run began with; bring the same\n"
+        )
+    lines = capsys.readouterr().err
+    assert lines == "replicas cannot serve: /models/m: other weights on host than the run began with; bring the same\n"

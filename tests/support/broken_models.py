@@ -129,6 +129,14 @@ def not_finite(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def quantized(folder: Path) -> None:
+    """Store a matrix in 8 bits, and say so nowhere."""
+    weights = load_file(folder / "model.safetensors")
+    name = "bert.encoder.layer.1.output.dense.weight"
+    weights[name] = (weights[name] * 40).to(torch.int8)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def half(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
@@ -224,6 +232,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "a pickle a pointer": (as_pickle(text("pytorch_model.bin", POINTER)), "pytorch_model.bin is a pointer of git-lfs"),
     "a pickle cut off": (as_pickle(both(tensors, edited("pytorch_model.bin", half))), "its weights cannot be read: "),
     "a smaller vocabulary": (config(vocab_size=190), r"word_embeddings.weight' has shape \[200, 32\]"),
+    "weights of 8 bits": (
+        quantized,
+        "'bert.encoder.layer.1.output.dense.weight' is of type I8, so the weights are quant",
+    ),
     "weights that are no numbers": (
         not_finite,
         "'(bert.encoder.layer.1.output.dense.bias|backbone.layers.1.ffn.contract.bias)' holds a NaN or an infinity",

@@ -14,7 +14,7 @@ from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.errors import InputError, UserError
 from pipeline.rows import TokenRows
 from pipeline.training.distill import check_stream
-from pipeline.training.finetune import check_trainable, parse_class_names, split_off_dev
+from pipeline.training.finetune import check_trainable, parse_class_names, read_labelled, split_off_dev
 from pipeline.training.stream import StreamSpec, held_out
 
 
@@ -81,6 +81,12 @@ def test_class_names_are_two_or_more_each_its_own(given: str, problem: str, tmp_
     with pytest.raises(InputError, match=problem) as refused:
         parse_class_names(given)
     assert refused.value.field == "class_names"
+
+
+def test_values_have_no_class_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\ngood,1\n")
+    with pytest.raises(InputError, match="a,b: values have no classes"):
+        read_labelled(str(tmp_path), Columns(label="label"), None, regression=True, class_names="a,b")
 
 
 def stream(folder: Path, tokenizer: PreTrainedTokenizerFast) -> StreamSpec:
