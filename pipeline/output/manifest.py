@@ -105,7 +105,7 @@ def read_manifest(folder: str, name: str = MANIFEST) -> Manifest | None:
     try:
         with parsing(path, data[0]):
             facts = dict(json.loads(data[0]))
-            if type(facts["version"]) is not int:
+            if type(facts["version"]) is not int or facts["version"] < 1:
                 raise ValueError("no version")
             if facts["version"] in (OLDER_VERSION, MANIFEST_VERSION):
                 _check(facts)

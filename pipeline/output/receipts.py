@@ -65,7 +65,7 @@ MAX_PACKED_BYTES = 64 << 20
 
 
 def pack_receipts(receipts: Sequence[Receipt]) -> str:
-    """Pack receipts for the metadata of their part: some 500 bytes for one, and 30 for each of many.
+    """Pack receipts for the metadata of their part: some 500 bytes for one, and 60 for each of many.
 
     What was measured, seconds and memory, is left out: so work that is done twice makes the same file.
     """

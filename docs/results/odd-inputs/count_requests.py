@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Count the requests to S3 of a whole run, by what they are for, on an S3 server (moto) of this process.
 
-Each row has 16 texts, so that `--bundles 4 12` are runs that differ in nothing but the number of bundles: the difference is
-what a bundle costs, and the rest is what a run costs. Then the same command once more, which has nothing to do.
+Every file is a bundle of 16 rows, one of them a reject. So runs differ in nothing but the number of bundles: the difference is
+what a bundle costs, and the rest is what a run costs. Then the last command once more, which has nothing to do.
 
   python docs/results/odd-inputs/count_requests.py --bundles 4 12
 """
@@ -58,7 +58,7 @@ def count(server: S3Server, model: Path, root: str, *more: str) -> Counter[tuple
 
 
 def write_corpus(root: str, bundles: int) -> None:
-    """Write one file whose bundles have a reject each, an empty line."""
+    """Write a file for each bundle, whose first line is empty: a reject."""
     texts = [review.text for review in reviews(bundles * ROWS, seed=1)]
     lines = ["" if row % ROWS == 0 else text for row, text in enumerate(texts)]
     for number in range(bundles):
