@@ -23,6 +23,7 @@ __all__ = [
     "UserError",
     "is_failure",
     "one_line",
+    "printable",
     "require",
 ]
 
@@ -60,14 +61,29 @@ class DoesNotFitError(Exception):
     """Raise when the cluster lacks the resources for the wanted actors. Exit code 1: elsewhere the command may be right."""
 
 
-def one_line(error: BaseException, *, with_type: bool = False, limit: int | None = None) -> str:
-    """Write the message of an exception on one line of at most `limit` characters.
+MAX_LINE = 2000
+"""Characters of a line that quotes others: enough for any usual path and cause, and no screen is drowned by a hostile one."""
+
+
+def printable(text: str, limit: int = MAX_LINE) -> str:
+    r"""Write a text that is not ours as one line of at most `limit` characters, for terminals, logs, pages and notes.
+
+    What does not print is escaped: control codes, line breaks, marks that turn the direction of writing, and lone surrogates,
+    which stand for bytes that are no UTF-8. A line break becomes a backslash and an n.
+    """
+    head = text[: limit + 1]
+    if not head.isprintable():
+        head = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in head)
+    return head if len(head) <= limit else f"{head[: limit - 3]}..."
+
+
+def one_line(error: BaseException, *, with_type: bool = False, limit: int = MAX_LINE) -> str:
+    """Write the message of an exception on one line of at most `limit` characters, by `printable`.
 
     `with_type` puts the name of the exception's class in front; an exception without a message is that name alone.
     """
     message, name = " ".join(str(error).split()), type(error).__name__
-    text = f"{name}: {message}" if with_type and message else message or name
-    return text if limit is None or len(text) <= limit else f"{text[: limit - 3]}..."
+    return printable(f"{name}: {message}" if with_type and message else message or name, limit)
 
 
 def is_failure(error: BaseException) -> bool:

@@ -13,20 +13,25 @@ A bisection costs about twice the bundle in all, and 17 deaths for a poison row 
 
 A log stands for the one bundle that the process computes. So where several are at work in a process, each of them holds the
 lock on the engine as long as its log is there: else the death of one would be counted against the others.
+
+A log that is damaged, or does not account for each of the rows, counts as none: what it would have said is found out again.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from pipeline.output.parts import ATTEMPTS_FOLDER
 from pipeline.output.receipts import Receipt
 from pipeline.rejects import Reason, Reject
 from pipeline.storage.locate import storage_of
 
+LOG_NAME = re.compile(r"(read|start|tokenize|classify)-[0-9a-z-]+\.json")
+"""Name of a log, by what is bounded or by stage; what others keep in the folder is left alone."""
 MAX_DEATHS = 64
 """Deaths of workers at one bundle in one stage; a poison row among 16,384 costs 17, so this is enough for three of them."""
 MAX_STARTS = 4
@@ -64,9 +69,7 @@ class AttemptLog:
 
         Raises BrokenStageError if more than MAX_DEATHS workers died at the bundle.
         """
-        left = json.loads(_read(self.path) or "{}")
-        if left.get("rows") == rows:
-            self._recall(left)
+        if self._recall(_read(self.path), rows):
             self._count_death(stage)
         else:
             self.rows, self.suspects = rows, [(0, rows)]
@@ -120,11 +123,23 @@ class AttemptLog:
         del facts["path"], facts["bundle"]
         return facts
 
-    def _recall(self, facts: dict[str, Any]) -> None:
-        self.rows, self.deaths, self.at, self.lost = facts["rows"], facts["deaths"], tuple(facts["at"]), facts["lost"]
-        self.suspects = [tuple(pair) for pair in facts["suspects"]]
-        self.cleared = [tuple(pair) for pair in facts["cleared"]]
-        self.alone = {int(row): count for row, count in facts["alone"].items()}
+    def _recall(self, facts: Any, rows: int) -> bool:
+        """Take over what is known of these rows; return whether that accounts for each of them."""
+        try:
+            suspects, cleared = ([(int(a), int(b)) for a, b in facts[name]] for name in ("suspects", "cleared"))
+            at, lost = (int(facts["at"][0]), int(facts["at"][1])), [int(row) for row in facts["lost"]]
+            alone = {int(row): int(count) for row, count in facts["alone"].items()}
+            deaths = int(facts["deaths"])
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError):
+            return False
+        ranges = sorted([*suspects, *cleared, *((row, row + 1) for row in lost)])
+        ends = [0, *(stop for _, stop in ranges)]
+        whole = [start for start, _ in ranges] == ends[:-1] and ends[-1] == rows and all(a < b for a, b in ranges)
+        if not whole or at not in [*suspects, *cleared]:
+            return False
+        self.rows, self.deaths, self.at, self.lost = rows, deaths, at, lost
+        self.suspects, self.cleared, self.alone = suspects, cleared, alone
+        return True
 
 
 def halves(rows: range) -> tuple[range, range]:
@@ -144,6 +159,72 @@ def attempts_of(output: str | None, stage: str, receipts: Sequence[Receipt]) -> 
     return AttemptLog(f"{output}/{ATTEMPTS_FOLDER}/{stage}-{key}.json", bundle)
 
 
+@dataclass(slots=True)
+class ReadLog:
+    """What is known of a reading task at which processes die; its file exists while a process reads.
+
+    The first process notes nothing but that it has begun. Those after a death note each shard before they read it, and what two
+    of them have died of is given up: it is unreadable from there on.
+    """
+
+    path: str | None
+    """Where the log is; None without an output folder to keep it in."""
+    files: str
+    """What is read, in a user's words, such as `a.txt, or one of the 3 files after it`."""
+    deaths: int = 0
+    at: tuple[int, int] | None = None
+    """Number of the piece in the task, and of the row in its file, that was begun last."""
+    alone: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Deaths of processes that were at this piece and row."""
+
+    @classmethod
+    @contextmanager
+    def of(cls, output: str | None, key: str, files: str) -> Iterator[Self]:
+        """Begin to read; raise BrokenStageError if more than MAX_DEATHS processes died at the task."""
+        log = cls(None if output is None else f"{output}/{ATTEMPTS_FOLDER}/{key}.json", files)
+        log._recall()
+        try:
+            log._note()
+            yield log
+        finally:
+            if log.path is not None:
+                _remove(log.path)  # whatever happened, this process lived through it
+
+    @property
+    def lost(self) -> dict[int, dict[int, str]]:
+        """Return by piece the rows from which on it is given up, and the cause."""
+        lost: dict[int, dict[int, str]] = {}
+        for (piece, row), deaths in self.alone.items():
+            if deaths >= DEATHS_ALONE:
+                lost.setdefault(piece, {})[row] = f"{deaths} workers died while they read it"
+        return lost
+
+    def begin(self, piece: int, row: int) -> None:
+        """Note that the shard is read next which begins with this row of this piece."""
+        if self.deaths:
+            self.at = (piece, row)
+            self._note()
+
+    def _recall(self) -> None:
+        """Take over what a process left that has died, and count it."""
+        left = None if self.path is None else _read(self.path)
+        if left is None:
+            return
+        self.deaths = 1
+        with suppress(KeyError, ValueError, TypeError):  # a damaged log tells of one death
+            self.alone = {(int(piece), int(row)): int(deaths) for piece, row, deaths in left["alone"]}
+            self.deaths += int(left["deaths"])
+            for piece, row in [left["at"]] if left["at"] else []:
+                self.alone[piece, row] = self.alone.get((piece, row), 0) + 1
+        if self.deaths > MAX_DEATHS:
+            raise BrokenStageError(f"{self.deaths} workers died while they read {self.files}; take it out of the input")
+
+    def _note(self) -> None:
+        if self.path is not None:
+            alone = [[*at, deaths] for at, deaths in self.alone.items()]
+            _write(self.path, json.dumps({"deaths": self.deaths, "at": self.at, "alone": alone}))
+
+
 @contextmanager
 def bounded(output: str | None, key: str, most: int, when: str) -> Iterator[None]:
     """Bound the deaths of processes at work that has no rows to bisect, which Ray would try again for ever.
@@ -155,7 +236,8 @@ def bounded(output: str | None, key: str, most: int, when: str) -> Iterator[None
         yield
         return
     path = f"{output}/{ATTEMPTS_FOLDER}/{key}.json"
-    deaths = int(_read(path) or 0)
+    noted = _read(path)
+    deaths = noted if isinstance(noted, int) else 0
     try:
         if deaths >= most:
             raise BrokenStageError(f"{deaths} workers died {when}")
@@ -168,12 +250,15 @@ def bounded(output: str | None, key: str, most: int, when: str) -> Iterator[None
 def clear_attempts(output: str) -> None:
     """Remove all attempt logs of an output folder, when all shards are done or no worker is left."""
     storage, folder = storage_of(output), f"{output}/{ATTEMPTS_FOLDER}"
-    storage.delete([f"{folder}/{name}" for name in storage.names(folder)])
+    storage.delete([f"{folder}/{name}" for name in storage.names(folder) if LOG_NAME.fullmatch(name)])
 
 
-def _read(path: str) -> str | None:
+def _read(path: str) -> Any:
+    """Read a log; None if there is none, or a damaged one."""
     found = storage_of(path).read(path)
-    return found[0].decode() if found else None
+    with suppress(ValueError, RecursionError):
+        return json.loads(found[0]) if found else None
+    return None
 
 
 def _write(path: str, text: str) -> None:

@@ -90,7 +90,9 @@ def main() -> None:
     starts, ends, rows, read, waited = np.array(spans).T
     busy = time_at_work(starts, ends)
     print(f"{int(rows.sum()):,} rows in {len(spans)} bundles, {seconds:.0f} s on {os.cpu_count()} cores: ", end="")
-    print(f"{1e6 * read.sum() / rows.sum():.2f} us a row read, {1e6 * (ends - starts).sum() / rows.sum():.1f} us tokenized")
+    print(
+        f"{1e6 * read.sum() / rows.sum():.2f} us a row read, {1e6 * (ends - starts).sum() / rows.sum():.1f} us tokenized"
+    )
     print(f"tasks at work: {(busy * np.arange(len(busy))).sum() / busy.sum():.2f} in the mean; ", end="")
     print(", ".join(f"{count}: {100 * share / busy.sum():.1f} %" for count, share in enumerate(busy)))
     print(f"a bundle was waiting to be tokenized for {np.median(waited):.2f} s (median)")
