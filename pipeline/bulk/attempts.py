@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from pipeline.output.parts import ATTEMPTS_FOLDER
 from pipeline.output.receipts import Receipt
@@ -157,6 +157,72 @@ def attempts_of(output: str | None, stage: str, receipts: Sequence[Receipt]) -> 
     bundle += f" and {others:,} more shards" if others else ""
     key = hashlib.blake2b("".join(receipt.shard for receipt in receipts).encode(), digest_size=8).hexdigest()
     return AttemptLog(f"{output}/{ATTEMPTS_FOLDER}/{stage}-{key}.json", bundle)
+
+
+@dataclass(slots=True)
+class ReadLog:
+    """What is known of a reading task at which processes die; its file exists while a process reads.
+
+    The first process notes nothing but that it has begun. Those after a death note each shard before they read it, and what two
+    of them have died of is given up: it is unreadable from there on.
+    """
+
+    path: str | None
+    """Where the log is; None without an output folder to keep it in."""
+    files: str
+    """What is read, in a user's words, such as `a.txt, or one of the 3 files after it`."""
+    deaths: int = 0
+    at: tuple[int, int] | None = None
+    """Number of the piece in the task, and of the row in its file, that was begun last."""
+    alone: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Deaths of processes that were at this piece and row."""
+
+    @classmethod
+    @contextmanager
+    def of(cls, output: str | None, key: str, files: str) -> Iterator[Self]:
+        """Begin to read; raise BrokenStageError if more than MAX_DEATHS processes died at the task."""
+        log = cls(None if output is None else f"{output}/{ATTEMPTS_FOLDER}/{key}.json", files)
+        log._recall()
+        try:
+            log._note()
+            yield log
+        finally:
+            if log.path is not None:
+                _remove(log.path)  # whatever happened, this process lived through it
+
+    @property
+    def lost(self) -> dict[int, dict[int, str]]:
+        """Return by piece the rows from which on it is given up, and the cause."""
+        lost: dict[int, dict[int, str]] = {}
+        for (piece, row), deaths in self.alone.items():
+            if deaths >= DEATHS_ALONE:
+                lost.setdefault(piece, {})[row] = f"{deaths} workers died while they read it"
+        return lost
+
+    def begin(self, piece: int, row: int) -> None:
+        """Note that the shard is read next which begins with this row of this piece."""
+        if self.deaths:
+            self.at = (piece, row)
+            self._note()
+
+    def _recall(self) -> None:
+        """Take over what a process left that has died, and count it."""
+        left = None if self.path is None else _read(self.path)
+        if left is None:
+            return
+        self.deaths = 1
+        with suppress(KeyError, ValueError, TypeError):  # a damaged log tells of one death
+            self.alone = {(int(piece), int(row)): int(deaths) for piece, row, deaths in left["alone"]}
+            self.deaths += int(left["deaths"])
+            for piece, row in [left["at"]] if left["at"] else []:
+                self.alone[piece, row] = self.alone.get((piece, row), 0) + 1
+        if self.deaths > MAX_DEATHS:
+            raise BrokenStageError(f"{self.deaths} workers died while they read {self.files}; take it out of the input")
+
+    def _note(self) -> None:
+        if self.path is not None:
+            alone = [[*at, deaths] for at, deaths in self.alone.items()]
+            _write(self.path, json.dumps({"deaths": self.deaths, "at": self.at, "alone": alone}))
 
 
 @contextmanager

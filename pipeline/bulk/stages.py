@@ -9,16 +9,15 @@ turns one bundle into one bundle, so that a retry repeats exactly one. Rows that
 shard there, and no later stage sees them.
 """
 
-import json
 import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
-from pipeline.bulk.attempts import MAX_DEATHS, AttemptLog, attempts_of, bounded, clear_attempts
+from pipeline.bulk.attempts import AttemptLog, ReadLog, attempts_of, clear_attempts
 from pipeline.bulk.bundle import BUNDLE_ROWS, RECEIPTS_CELL, Bundle, gather
 from pipeline.bulk.codec import with_tokens
 from pipeline.bulk.quarantine import isolate
@@ -35,14 +34,15 @@ from pipeline.clock import Clock
 from pipeline.cluster.connect import shut_down
 from pipeline.cluster.resources import TASK_CPUS, TOKENIZE, ActorPlan, cluster_cores, resources_for
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.formats import is_fetched_whole
+from pipeline.corpus.formats import fetch, is_fetched_whole
 from pipeline.corpus.listing import InputFile
-from pipeline.corpus.plan import Piece, plan_reading
-from pipeline.corpus.reader import Shard, read_shards
+from pipeline.corpus.plan import LeftPiece, decode_task, encode_task, plan_reading
+from pipeline.corpus.reader import Shard, read_shards, unreadable
 from pipeline.corpus.tokenize import Tokenized, Tokenizer, TokenizerSpec
 from pipeline.output.receipts import Receipt, decode_receipts, encode_receipts
 from pipeline.rejects import Reason, Reject
 from pipeline.schema import PAIR, ROW, TEXT, TOKENS, TRUNCATED
+from pipeline.storage.base import StoredFile
 
 MAX_READ_TASKS = 1000
 """Reading is spread over at most this many tasks of Ray, so that they do not drown the scheduler."""
@@ -185,67 +185,51 @@ def blocks_of(chain: Dataset) -> Iterator[pa.Table]:
     yield from chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def encode_task(task: Sequence[Piece], done: Mapping[str, Collection[int]]) -> str:
-    """Encode what a reading task reads, and the starts of the shards that it leaves out."""
-    pieces = [
-        {
-            "file": asdict(piece.file),
-            "sections": piece.sections and [piece.sections.start, piece.sections.stop],
-            "done": sorted(row for row in done.get(piece.file.path, ()) if piece.rows is None or row in piece.rows),
-        }
-        for piece in task
-    ]
-    return json.dumps(pieces)
-
-
-@dataclass(frozen=True, slots=True)
-class _LeftPiece:
-    """What a reading task reads of a file."""
-
-    file: InputFile
-    sections: range | None
-    done: frozenset[int]
-    """Starts of the shards to leave out."""
-
-    @classmethod
-    def from_json(cls, piece: dict[str, Any]) -> Self:
-        sections = range(*piece["sections"]) if piece["sections"] else None
-        return cls(InputFile(**piece["file"]), sections, frozenset(piece["done"]))
-
-    def read(self, columns: Columns) -> Iterator[Shard]:
-        return (shard for shard in read_shards(self.file, columns, self.sections) if shard.start not in self.done)
-
-
 def _read(batch: pa.Table, columns: Columns, bundle_rows: int, output: str | None) -> Iterator[pa.Table]:
     """Read some pieces of files, bundle after bundle."""
-    pieces = [_LeftPiece.from_json(piece) for piece in json.loads(batch["item"][0].as_py())]
+    pieces = decode_task(batch["item"][0].as_py())
     first, others = pieces[0], len(pieces) - 1
     files = first.file.path + (f", or one of the {others} files after it" if others else "")
     key = f"read-{first.file.shard_id(0)}-{first.sections.start if first.sections else 0}"
-    with bounded(output, key, MAX_DEATHS, f"while they read {files}; take it out of the input"):
+    with ReadLog.of(output, key, files) as log:
         clock = Clock()
-        for shards in gather(_shards_left(pieces, columns), bundle_rows):
+        for shards in gather(_shards_left(pieces, columns, log), bundle_rows):
             yield Bundle.of_shards(shards, clock).to_arrow()
             clock = Clock()
 
 
-def _shards_left(pieces: list[_LeftPiece], columns: Columns) -> Iterator[Shard]:
-    """Read pieces of files, without the shards that are done.
+def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog) -> Iterator[Shard]:
+    """Read pieces of files, without the shards that are done, and without what processes have died of."""
+    for number, (piece, fetched) in enumerate(_fetched(pieces, ahead=1 if log.deaths else READ_AHEAD)):
+        given_up = log.lost.get(number, {})
+        if piece.first in given_up and piece.sections is None and not piece.done:  # opening it may be what they died of
+            yield unreadable(piece.file, columns, given_up[piece.first])
+            continue
+        shards = read_shards(piece.file, columns, piece.sections, fetched, given_up)
+        row = piece.first
+        while True:
+            log.begin(number, row)
+            shard = next(shards, None)
+            if shard is None:
+                break
+            row = shard.start + shard.span
+            if shard.start not in piece.done:
+                yield shard
 
-    Small files of S3 are read some at a time, since a request is mostly waiting.
-    """
+
+def _fetched(pieces: list[LeftPiece], ahead: int) -> Iterator[tuple[LeftPiece, StoredFile | None]]:
+    """Yield pieces, small files of S3 with their content: these are fetched some at a time, as a request is mostly waiting."""
     if not all(is_fetched_whole(piece.file) for piece in pieces):
-        for piece in pieces:
-            yield from piece.read(columns)
+        yield from ((piece, None) for piece in pieces)
         return
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        waiting: deque[Future[list[Shard]]] = deque()
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting: deque[tuple[LeftPiece, Future[StoredFile]]] = deque()
         for piece in pieces:
-            waiting.append(pool.submit(list, piece.read(columns)))
-            if len(waiting) > READ_AHEAD:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+            waiting.append((piece, pool.submit(fetch, piece.file)))
+            if len(waiting) > ahead:
+                first, content = waiting.popleft()
+                yield first, content.result()
+        yield from ((piece, content.result()) for piece, content in waiting)
 
 
 def _tokenize(

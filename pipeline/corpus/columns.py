@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from pipeline.corpus.formats import FileFormatError, file_columns, is_text
+from pipeline.corpus.decoders.raw import FileFormatError
+from pipeline.corpus.formats import file_columns, is_text
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import InputError, UserError
 

@@ -3,15 +3,17 @@
 plan_reading(files, readers=4)      # 10,000 files of 3 KB: 20 tasks; one file of 1 GB: 32 tasks of some row groups each
 """
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, pairwise
 from math import ceil
 
-from pipeline.corpus.formats import FileFormatError, section_starts
+from pipeline.corpus.decoders.raw import FileFormatError
+from pipeline.corpus.formats import section_starts
 from pipeline.corpus.listing import InputFile
 
 MIN_TASK_BYTES, MAX_TASK_BYTES = 2 << 20, 32 << 20
@@ -96,4 +98,43 @@ def _divide(file: InputFile, task_bytes: int) -> list[Piece]:
             size=file.size * (end - first) // len(starts),
         )
         for number, (first, end) in enumerate(pairwise(firsts))
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftPiece:
+    """What is left for a reading task to read of a file."""
+
+    file: InputFile
+    sections: range | None
+    first: int
+    """Number of its first row in the file."""
+    done: frozenset[int]
+    """Starts of the shards to leave out."""
+
+
+def encode_task(task: Sequence[Piece], done: Mapping[str, Collection[int]]) -> str:
+    """Encode what a reading task reads; `done` has the starts of the shards that it leaves out, by path."""
+    pieces = [
+        {
+            "file": asdict(piece.file),
+            "sections": piece.sections and [piece.sections.start, piece.sections.stop],
+            "first": 0 if piece.rows is None else piece.rows.start,
+            "done": sorted(row for row in done.get(piece.file.path, ()) if piece.rows is None or row in piece.rows),
+        }
+        for piece in task
+    ]
+    return json.dumps(pieces)
+
+
+def decode_task(task: str) -> list[LeftPiece]:
+    """Decode what `encode_task` returned."""
+    return [
+        LeftPiece(
+            file=InputFile(**piece["file"]),
+            sections=range(*piece["sections"]) if piece["sections"] else None,
+            first=piece["first"],
+            done=frozenset(piece["done"]),
+        )
+        for piece in json.loads(task)
     ]

@@ -6,22 +6,28 @@ sections after it are read all the same.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.formats import FileFormatError, RawRows, Section, iter_sections
+from pipeline.corpus.decoders.raw import FileFormatError, RawRows, Section
+from pipeline.corpus.decoders.sizes import row_bytes
+from pipeline.corpus.formats import iter_sections
 from pipeline.corpus.listing import InputFile
 from pipeline.rejects import Reason, Reject
+from pipeline.rows import IntArray
 from pipeline.schema import DETAIL, FILE, ID, KEPT, PAIR, REASON, REJECTS, ROW, TEXT, read_schema
+from pipeline.storage.base import StoredFile
 
 SHARD_ROWS = 16_384
 """About half a minute of BERT-base work on 2 CPU cores at early-exit speed; on a GPU about a second."""
 SHARD_BYTES = 64 << 20
-"""Bytes of text after which a shard ends early, so that a folder of books does not become a 16 GB shard."""
+"""Bytes of rows after which a shard ends early, so that a folder of books does not become a 16 GB shard."""
 
 UNREADABLE = Reject(Reason.NOT_TEXT, "the value cannot be read")
 
@@ -51,26 +57,33 @@ class Shard:
         return len(self.rows) + len(self.rejects)
 
 
-def read_shards(file: InputFile, columns: Columns, sections: range | None = None) -> Iterator[Shard]:
+def read_shards(
+    file: InputFile,
+    columns: Columns,
+    sections: range | None = None,
+    fetched: StoredFile | None = None,
+    given_up: Mapping[int, str] = MappingProxyType({}),
+) -> Iterator[Shard]:
     """Read a file, or some of its sections by number, as shards in row order, at least one.
 
-    Damage of the file becomes rejects and `read_error`. Raises StorageError if it cannot be reached or has changed since it was
-    listed.
+    `fetched` is the file if it has been fetched already. A section whose shard begins with a row in `given_up` is not read from
+    there on, for the cause that stands there. Damage of the file becomes rejects and `read_error`. Raises
+    StorageError if it cannot be reached or has changed since it was listed.
     """
-    opened = iter_sections(file, columns.names, sections)
+    opened = iter_sections(file, columns.names, sections, fetched)
     while True:
         try:
             section = next(opened, None)
         except FileFormatError as problem:
             if sections is None or 0 in sections:  # once, whoever reads the rest of the file
-                yield _unreadable(file, columns, str(problem))
+                yield unreadable(file, columns, str(problem))
             return
         if section is None:
             return
-        yield from _Cutter(file, columns, section).shards()
+        yield from _Cutter(file, columns, section, given_up).shards()
 
 
-def _unreadable(file: InputFile, columns: Columns, cause: str) -> Shard:
+def unreadable(file: InputFile, columns: Columns, cause: str) -> Shard:
     """Return the only shard of a file of which nothing can be read."""
 
     def fail() -> Iterator[RawRows]:
@@ -83,11 +96,13 @@ def _unreadable(file: InputFile, columns: Columns, cause: str) -> Shard:
 
 @dataclass(slots=True)
 class _Cutter:
-    """Cuts a section into shards."""
+    """Cuts a section into shards; where it cuts depends on the rows alone, and not on the chunks in which they come."""
 
     file: InputFile
     columns: Columns
     section: Section
+    given_up: Mapping[int, str] = field(default_factory=dict)
+    """Starts of shards that are not read, with the cause."""
     pending: list[pa.Table] = field(default_factory=list)
     """Checked rows of the shard to come, which has `count` rows and `size` bytes so far."""
     count: int = 0
@@ -105,24 +120,43 @@ class _Cutter:
         """Yield the shards of the section, at least one; the last tells whether the file ends with it."""
         schema = self._schema
         while True:
+            table, error = None, self.given_up.get(self.start)
             try:
-                raw, error = next(self.section.chunks, None), None
+                table = None if error else self._next_rows(schema)
             except FileFormatError as problem:
-                raw, error = None, str(problem)
-            if raw is None:
+                error = str(problem)
+            except MemoryError as problem:
+                error = str(FileFormatError.from_error(problem))
+            if table is None:
                 self.position = 1.0 if self.section.last else self.position
                 yield self._cut(last=self.section.last, error=error)
                 return
-            table = check_rows(self.file, self.columns, raw, schema)
-            while self.count + len(table) > SHARD_ROWS:
-                head = SHARD_ROWS - self.count
-                self._add(table.slice(0, head))
-                table = table.slice(head)
+            yield from self._add(table)
+
+    def _next_rows(self, schema: pa.Schema) -> pa.Table | None:
+        """Return the next chunk of rows, checked; None at the end."""
+        raw = next(self.section.chunks, None)
+        if raw is None:
+            return None
+        self.position = raw.position
+        return check_rows(self.file, self.columns, raw, schema)
+
+    def _add(self, table: pa.Table) -> Iterator[Shard]:
+        """Add rows to the shard to come, and yield each shard that is full before its next row."""
+        ends = np.cumsum(_table_bytes(table))
+        first = 0
+        while first < len(table):
+            before = int(ends[first - 1]) if first else 0
+            fit = int(np.searchsorted(ends, before + SHARD_BYTES - self.size, "right"))
+            end = min(fit, first + SHARD_ROWS - self.count)
+            if end == first and not self.count:
+                end += 1  # a row that fills a shard by itself
+            if end > first:
+                self.pending.append(table.slice(first, end - first))
+                self.count, self.size = self.count + end - first, self.size + int(ends[end - 1]) - before
+            if end < len(table):
                 yield self._cut()
-            if self.size and self.size + table.nbytes > SHARD_BYTES:
-                yield self._cut()
-            self._add(table)
-            self.position = raw.position
+            first = end
 
     @property
     def _schema(self) -> pa.Schema:
@@ -130,30 +164,33 @@ class _Cutter:
         schema = read_schema(self.columns.keep, pairs=self.columns.pair is not None)
         return pa.schema([*schema, (REASON, pa.string()), (DETAIL, pa.string())])
 
-    def _add(self, table: pa.Table) -> None:
-        if len(table):
-            self.pending.append(table)
-        self.count, self.size = self.count + len(table), self.size + table.nbytes
-
     def _cut(self, *, last: bool = False, error: str | None = None) -> Shard:
         """Make a shard of the pending rows, and begin the next one."""
         checked = pa.concat_tables(self.pending) if self.pending else self._schema.empty_table()
+        self.pending = []  # from here on each step lets go of what the one before it made
         usable = pc.is_null(checked[REASON])
+        rejects = _rejects(self.file, checked.filter(pc.invert(usable)))
+        checked = (checked.filter(usable) if len(rejects) else checked).drop_columns([REASON, DETAIL])
         end = self.start + self.count if error is None else self.section.end
         shard = Shard(
             id=self.file.shard_id(self.start),
             file=self.file,
             start=self.start,
-            rows=checked.filter(usable).drop_columns([REASON, DETAIL]).combine_chunks(),
-            rejects=_rejects(self.file, checked.filter(pc.invert(usable))),
+            rows=checked.combine_chunks(),
+            rejects=rejects,
             span=self.count if end is None else end - self.start,
             read_error=error,
             fraction=max(self.position - self.done_until, 0.0),
             last=last,
         )
         self.start, self.done_until = self.start + self.count, self.position
-        self.pending, self.count, self.size = [], 0, 0
+        self.count = self.size = 0
         return shard
+
+
+def _table_bytes(table: pa.Table) -> IntArray:
+    """Return the bytes of each row of a table of a single chunk."""
+    return np.sum([row_bytes(column.chunk(0)) for column in table.columns if column.num_chunks], 0, np.int64)
 
 
 def _rejects(file: InputFile, rows: pa.Table) -> pa.Table:
@@ -224,6 +261,9 @@ def _typed(values: pa.Array | list[object], kept: pa.Field, problems: list[Rejec
     fitting: list[object] = []
     for row, value in enumerate(values):
         try:
+            if isinstance(value, Reject) and value is not UNREADABLE and value.reason is not Reason.MISSING_COLUMN:
+                reason = value.reason if value.reason is Reason.INVALID_UTF8 else Reason.BAD_KEPT_VALUE
+                problems[row] = problems[row] or Reject(reason, value.detail)
             usable = None if isinstance(value, Reject) and value is not UNREADABLE else value
             fitting.append(pa.scalar(_as_text(usable) if pa.types.is_string(kept.type) else usable, kept.type).as_py())
         except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError):

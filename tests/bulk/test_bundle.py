@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.bulk.bundle import BUNDLE_REJECTS, Bundle, gather
 from pipeline.bulk.codec import token_rows, with_predictions, with_tokens
 from pipeline.bulk.spec import ClassifySpec
-from pipeline.bulk.stages import _read, _tokenize, _tokenizer, _write, encode_task, tokenize_rows
+from pipeline.bulk.stages import _read, _tokenize, _tokenizer, _write, tokenize_rows
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
-from pipeline.corpus.plan import Piece
+from pipeline.corpus.plan import Piece, encode_task
 from pipeline.corpus.reader import Shard, read_shards
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig

@@ -34,7 +34,7 @@ def test_every_file_is_in_one_task_in_order(sizes: list[int], readers: int) -> N
     tasks = plan_reading(files, readers)
     assert [piece.file for task in tasks for piece in task] == files
     for task in tasks:
-        assert len(task) == 1 or sum(piece.size for piece in task) <= 1.5 * MAX_TASK_BYTES
+        assert len(task) == 1 or sum(piece.size for piece in task) <= 2 * MAX_TASK_BYTES
 
 
 def test_ten_thousand_small_files_make_some_twenty_tasks() -> None:

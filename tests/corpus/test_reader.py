@@ -221,8 +221,9 @@ def test_a_column_that_is_null_in_the_first_file_is_text(tmp_path: Path) -> None
     [
         (b"text,a,text", "several columns 'text'"),
         ("caf\xe9,a,b".encode("latin-1"), "no column 'text'; it has caf\\udce9"),
-        ("text,a,b".encode("utf-16"), "no column 'text'"),
-        (b"", "no column 'text'; it has no header line"),
+        ("text,a,b".encode("utf-16"), "it is UTF-16, by its first bytes FF FE; write it as UTF-8"),
+        (b"", "no column 'text'; it has 1, 2, 3"),
+        (b'id,"te"xt', "its header cannot be read: field 2: text follows a closing quote"),
     ],
 )
 def test_an_unusable_header_is_reported_in_text_that_can_be_stored(header: bytes, message: str, tmp_path: Path) -> None:
@@ -240,8 +241,8 @@ def test_two_columns_of_one_name_in_parquet_are_reported(tmp_path: Path) -> None
 def test_a_quote_that_is_never_closed_swallows_nothing_in_silence(tmp_path: Path) -> None:
     lines = [b"id,text", b"1,good", b'2,"unclosed', b"3,x", b"4,y"]
     shards = read(write_lines(tmp_path / "a.csv", lines))
-    assert [row["text"] for row in rows_of(shards)] == ["good"]
-    assert shards[-1].read_error == "a quote is opened there and never closed"
+    assert [row["text"] for row in rows_of(shards)] == ["good", None, "x", "y"]
+    assert rows_of(shards)[1]["detail"] == "field 2: a quote is opened and never closed"
     whole = tmp_path / "b.csv"
     whole.write_bytes(b'id,text\n1,"closed at the very end"')
     assert [row["text"] for row in rows_of(read(whole))] == ["closed at the very end"]
@@ -307,7 +308,7 @@ def test_shards_partition_a_file(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.corpus.reader, "SHARD_ROWS", limit)
         patch.setattr(pipeline.corpus.reader, "SHARD_BYTES", 2000)
-        patch.setattr("pipeline.corpus.formats.CHUNK_ROWS", chunk)
+        patch.setattr("pipeline.corpus.decoders.raw.CHUNK_ROWS", chunk)
         shards, again = read(path), read(path)
     assert [row["text"] for row in rows_of(shards)] == texts
     assert all(len(shard.rows) <= limit for shard in shards)

@@ -1,0 +1,178 @@
+"""Parquet: row groups in batches that are bounded in bytes, whatever the rows, their encoding and the size of their pages.
+
+A file of some hundred bytes may stand for gigabytes: a page is unpacked as a whole, and a value that is stored once, in the
+dictionary of its column or as the prefix of others, may be that of every row. So the rows of a batch are as many as fit into
+BATCH_BYTES at the worst that metadata and page headers allow. A list alone may be longer than they tell.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.corpus.decoders import raw
+from pipeline.corpus.decoders.pages import Page, read_pages
+from pipeline.corpus.decoders.plain import plain
+from pipeline.corpus.decoders.raw import FileFormatError, RawRows, too_long
+from pipeline.corpus.decoders.sizes import row_bytes
+
+BATCH_BYTES = 64 << 20
+"""Most bytes of a batch, but for a single row that is longer, and for rows of lists of very different lengths."""
+MAX_PAGE_BYTES = 1 << 31
+"""Most bytes of the largest pages of all columns that are read, unpacked: Arrow's own limit for one page, since Arrow writes a
+page of a thousand texts however long these are. A dictionary takes twice its bytes while it is read."""
+
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+"""Bytes of a value by its physical type; those of FIXED_LEN_BYTE_ARRAY are in the schema."""
+DICTIONARIES = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+"""Encodings that store a value once and number it."""
+PREFIXES = "DELTA_BYTE_ARRAY"
+"""The encoding that stores of a value only what the one before it does not begin with."""
+
+
+def parquet_rows(
+    parquet: pq.ParquetFile, stored: BinaryIO, groups: range, columns: list[str], start: int
+) -> Iterator[RawRows]:
+    """Yield the rows of neighbouring row groups, which begin with row `start` of the file; raise what the decoder raises."""
+    metadata = parquet.metadata
+    for run, rows in _runs(parquet, stored, groups, columns):
+        end = start + sum(metadata.row_group(group).num_rows for group in run)
+        for batch in parquet.iter_batches(rows, row_groups=[*run], columns=columns, use_threads=False):
+            yield from _chunks(batch, columns, start, metadata.num_rows)
+            start += len(batch)
+        if start != end:
+            raise FileFormatError(f"row {start} is missing, of {end} rows up to the end of its row group")
+
+
+def _runs(parquet: pq.ParquetFile, stored: BinaryIO, groups: range, columns: list[str]) -> Iterator[tuple[range, int]]:
+    """Put small row groups together, since each reading has its cost; yield those to read as one, and the rows of a batch."""
+    leaves = [
+        number
+        for number, path in enumerate(_leaf_paths(parquet))
+        if any(path == c or path.startswith(f"{c}.") for c in columns)
+    ]
+    first, size = groups.start, 0
+    for group in groups:
+        rows, most = _batch_size(parquet, stored, group, leaves)
+        if group > first and (size + most > BATCH_BYTES or rows < raw.CHUNK_ROWS):
+            yield range(first, group), raw.CHUNK_ROWS
+            first, size = group, 0
+        size += most
+        if rows < raw.CHUNK_ROWS:
+            yield range(group, group + 1), rows
+            first, size = group + 1, 0
+    if first < groups.stop:
+        yield range(first, groups.stop), raw.CHUNK_ROWS
+
+
+def _leaf_paths(parquet: pq.ParquetFile) -> list[str]:
+    return [parquet.schema.column(number).path for number in range(len(parquet.schema))]
+
+
+def _batch_size(parquet: pq.ParquetFile, stored: BinaryIO, group: int, leaves: Sequence[int]) -> tuple[int, int]:
+    """Return the rows of a batch of a row group, and its bytes at worst; raise FileFormatError if its pages are too large."""
+    found = parquet.metadata.row_group(group)
+    made = [_Column.of(parquet.schema.column(leaf), found.column(leaf), found.num_rows, stored) for leaf in leaves]
+    pages = sum(column.largest_page for column in made)
+    if pages > MAX_PAGE_BYTES:
+        raise FileFormatError(
+            f"row group {group} has pages of {pages:,} bytes to unpack at once; {MAX_PAGE_BYTES:,} are the most"
+        )
+    rows = raw.CHUNK_ROWS
+    while rows > 1 and sum(column.most_bytes(rows) for column in made) > BATCH_BYTES:
+        rows //= 2
+    return rows, sum(column.most_bytes(rows) for column in made)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Column:
+    """What is known of a column of a row group before its pages are unpacked."""
+
+    width: int | None
+    """Bytes of each value; None for strings and the like."""
+    values_per_row: float
+    """One, but for lists: their average."""
+    size: int
+    """Bytes of all its pages, unpacked."""
+    pages: tuple[Page, ...]
+    """Its pages but for the dictionary, if they were looked at."""
+    largest_page: int
+    """Bytes of the largest page, or of all of them if they were not looked at."""
+    repeated: int
+    """Most bytes of a value that is stored once and may be that of many rows; 0 if there is none."""
+
+    @classmethod
+    def of(cls, column: pq.ColumnSchema, chunk: pq.ColumnChunkMetaData, rows: int, stored: BinaryIO) -> "_Column":
+        """Describe a column of a row group of so many rows; its pages are looked at where they may be large."""
+        width = column.length if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else WIDTHS.get(column.physical_type)
+        size, encodings = chunk.total_uncompressed_size, {*chunk.encodings}
+        has_dictionary, has_prefixes = bool(encodings & DICTIONARIES), PREFIXES in encodings
+        pages: list[Page] = []
+        if size > BATCH_BYTES or (width is None and has_prefixes):
+            pages = [*read_pages(stored, chunk)]
+        elif width is None and has_dictionary and size > BATCH_BYTES // raw.CHUNK_ROWS:
+            pages = [*islice(read_pages(stored, chunk), 1)]
+        data = tuple(page for page in pages if not page.is_dictionary)
+        largest = max((page.size for page in pages), default=size) if data else size
+        dictionary = max((page.size for page in pages if page.is_dictionary), default=largest)
+        return cls(
+            width=width,
+            values_per_row=chunk.num_values / max(rows, 1) if column.max_repetition_level else 1,
+            size=size,
+            pages=data,
+            largest_page=largest,
+            repeated=max(dictionary if has_dictionary else 0, largest if has_prefixes else 0),
+        )
+
+    def most_bytes(self, rows: int) -> int:
+        """Return the bytes that so many neighbouring rows may have when they are decoded."""
+        values = max(int(rows * self.values_per_row), 1)
+        if self.width is not None:
+            return values * self.width
+        return self._plain_bytes(values) + values * self.repeated
+
+    def _plain_bytes(self, values: int) -> int:
+        """Return the bytes of the largest neighbouring pages in which so many values may lie that are stored as they are."""
+        if not self.pages:
+            return self.size
+        ends = np.cumsum([page.values for page in self.pages])
+        totals = np.append(0, np.cumsum([page.size for page in self.pages]))
+        # At worst the first value is the last one of its page.
+        last = np.searchsorted(ends, ends - 1 + values).clip(max=len(ends) - 1)
+        return int((totals[last + 1] - totals[:-1]).max())
+
+
+def _chunks(batch: pa.RecordBatch, columns: list[str], start: int, total: int) -> Iterator[RawRows]:
+    """Cut a batch into chunks of CHUNK_BYTES; a row that is too long is a chunk of its own, and a reject."""
+    sizes = np.sum([row_bytes(batch.column(name)) for name in columns], 0)
+    totals = np.append(0, np.cumsum(sizes))
+    are_long = sizes > raw.MAX_ROW_BYTES
+    long_rows = np.append(np.flatnonzero(are_long), len(batch))
+    first = 0
+    while first < len(batch):
+        fit = int(np.searchsorted(totals, totals[first] + raw.CHUNK_BYTES, "right")) - 1
+        end = min(max(fit, first + 1), int(long_rows[np.searchsorted(long_rows, first + 1)]))
+        if are_long[first]:
+            end = first + 1
+            values: Mapping[str, pa.Array | list[object]] = dict.fromkeys(
+                columns, [too_long("the row", int(sizes[first]))]
+            )
+        else:
+            rows = batch.slice(first, end - first)
+            arrays = {name: _as_bytes(plain(rows.column(name))) for name in columns}
+            if len(long_rows) > 1:  # copies, so that the long row is not kept in memory with its neighbours
+                arrays = {name: array.take(pa.array(range(len(rows)))) for name, array in arrays.items()}
+            values = arrays
+        yield RawRows(start + first, values, (start + end) / max(total, 1))
+        first = end
+
+
+def _as_bytes(array: pa.Array) -> pa.Array:
+    """View strings as bytes: Arrow does not validate UTF-8 when it reads a file, and raises only when a value is converted."""
+    if pa.types.is_string(array.type):
+        return array.view(pa.binary())
+    return array.view(pa.large_binary()) if pa.types.is_large_string(array.type) else array
