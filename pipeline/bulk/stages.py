@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -36,7 +36,7 @@ from pipeline.cluster.resources import TASK_CPUS, TOKENIZE, ActorPlan, cluster_c
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.formats import fetch, is_fetched_whole
 from pipeline.corpus.listing import InputFile
-from pipeline.corpus.plan import LeftPiece, decode_task, encode_task, plan_reading
+from pipeline.corpus.plan import LeftPiece, Piece, decode_task, encode_task, plan_reading
 from pipeline.corpus.reader import Shard, read_shards, unreadable
 from pipeline.corpus.tokenize import Tokenized, Tokenizer, TokenizerSpec
 from pipeline.output.receipts import Receipt, decode_receipts, encode_receipts

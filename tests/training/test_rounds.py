@@ -69,7 +69,7 @@ def bundles_here(
 ) -> ReadHere:
     def blocks() -> Iterator[pa.Table]:
         for task in tasks:
-            for block in stages._read(pa.table({"item": [stages.encode_task(task, done)]}), columns, bundle_rows, None):
+            for block in stages._read(pa.table({"item": [plan.encode_task(task, done)]}), columns, bundle_rows, None):
                 yield stages._tokenize(block, tokenizer, columns.keep, part, None)
 
     return ReadHere(blocks())

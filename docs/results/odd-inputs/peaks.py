@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure the memory that reading takes, for the worst file of each format that we know: python docs/results/odd-inputs/peaks.py.
+"""Measure the memory that reading takes, for the worst file of each format: python docs/results/odd-inputs/peaks.py.
 
 Each file is read to its end in a process of its own, shard after shard, as a reading task does; what is printed is the peak of
 its resident memory, and how much of that was there before the file was opened.
