@@ -159,7 +159,7 @@ def _chunks(batch: pa.RecordBatch, columns: list[str], start: int, total: int) -
         if are_long[first]:
             end = first + 1
             alone: list[object] = [too_long("the row", int(sizes[first]))]
-            values: Mapping[str, pa.Array | list[object]] = {column: alone for column in columns}
+            values: Mapping[str, pa.Array | list[object]] = dict.fromkeys(columns, alone)
         else:
             rows = batch.slice(first, end - first)
             arrays = {name: _as_bytes(plain(rows.column(name))) for name in columns}
