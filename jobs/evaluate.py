@@ -29,8 +29,7 @@ from pipeline.errors import require
 
 def main(args: argparse.Namespace) -> None:
     """Do the work, whose modules are loaded here: by now the options are known to be right."""
-    if args.output:
-        require("matplotlib", extra="report")
+    require("sklearn", *(["matplotlib"] if args.output else []), extra="report")
     from jobs.work.evaluate import run
 
     run(args)

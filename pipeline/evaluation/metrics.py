@@ -2,15 +2,16 @@
 
     CLASSIFICATION["accuracy"](np.array([0, 1, 1]), np.array([0, 1, 0]))  # 0.667
 
-Each has a value for every sample of one row or more, whatever classes are in it.
+Each has a value for every sample of one row or more, whatever classes are in it. F1 and Matthews' correlation need
+scikit-learn, which the extra `report` brings; it is imported when one of them is computed.
 """
 
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import spearmanr
 
+from pipeline.errors import require
 from pipeline.rows import FloatArray
 
 Metric = Callable[[FloatArray, FloatArray], float]
@@ -26,24 +27,19 @@ def f1(predictions: FloatArray, targets: FloatArray, classes: int = 2) -> float:
 
     A class that is never predicted rightly counts 0, and so does class 1 of two where it does not occur at all.
     """
-    true, predicted = _counts(targets, classes), _counts(predictions, classes)
-    right = _counts(targets[predictions == targets], classes)
-    scores = 2 * right / np.maximum(true + predicted, 1)
-    return float(scores[1]) if classes == 2 else float(scores[true + predicted > 0].mean())
+    require("sklearn", extra="report")
+    from sklearn.metrics import f1_score
+
+    average = "macro" if classes > 2 else "binary"
+    return float(f1_score(targets, predictions, average=average, zero_division=0))
 
 
 def matthews(predictions: FloatArray, targets: FloatArray) -> float:
-    """Return Matthews' correlation coefficient, for any number of classes (Gorodkin 2004); 0 where one side has one class."""
-    classes = int(max(predictions.max(), targets.max())) + 1
-    true, predicted = _counts(targets, classes), _counts(predictions, classes)
-    rows, right = len(targets), float((predictions == targets).sum())
-    scale = (rows**2 - predicted @ predicted) * (rows**2 - true @ true)
-    return 0.0 if scale == 0 else float((right * rows - true @ predicted) / np.sqrt(scale))
+    """Return Matthews' correlation coefficient; 0 where one side has one class."""
+    require("sklearn", extra="report")
+    from sklearn.metrics import matthews_corrcoef
 
-
-def _counts(values: FloatArray, classes: int) -> npt.NDArray[np.float64]:
-    """Count rows by class, as [C]."""
-    return np.bincount(values.astype(np.int64), minlength=classes).astype(np.float64)
+    return 0.0 if _constant(predictions, targets) else float(matthews_corrcoef(targets, predictions))
 
 
 def correlation(predictions: FloatArray, targets: FloatArray) -> float:

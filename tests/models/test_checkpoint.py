@@ -1,5 +1,6 @@
 """Weights that do not fit a model are named by their header as by loading them."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,3 +186,15 @@ def test_fine_tuning_does_not_start_on_a_backbone_of_another_shape(saved: Path, 
     folder = changed(saved, tmp_path, cut("bert.embeddings.position_embeddings.weight"))
     with pytest.raises(UnsupportedModelError, match=r"position_embeddings.weight' has shape \[69, 32\]"):
         EarlyExitModel.from_pretrained(folder, new_labels=["a", "b"])
+
+
+def test_an_attention_that_is_not_installed_is_not_asked_for(saved: Path, tmp_path: Path) -> None:
+    """Where transformers reads the weights; how attention is computed has no effect on them."""
+    folder = changed(saved, tmp_path, WHOLE["names without the family's prefix"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "flash_attention_2"}))
+    model = EarlyExitModel.from_pretrained(folder)
+    checkpoint.check_weights(folder, EarlyExitModel.from_config(folder))
+    assert all(
+        torch.equal(v, model.state_dict()[k]) for k, v in EarlyExitModel.from_pretrained(saved).state_dict().items()
+    )
