@@ -158,8 +158,9 @@ def _chunks(batch: pa.RecordBatch, columns: list[str], start: int, total: int) -
         end = min(max(fit, first + 1), int(long_rows[np.searchsorted(long_rows, first + 1)]))
         if are_long[first]:
             end = first + 1
-            alone: list[object] = [too_long("the row", int(sizes[first]))]
-            values: Mapping[str, pa.Array | list[object]] = dict.fromkeys(columns, alone)
+            values: Mapping[str, pa.Array | list[object]] = {
+                name: [too_long("the row", int(sizes[first]))] for name in columns
+            }
         else:
             rows = batch.slice(first, end - first)
             arrays = {name: _as_bytes(plain(rows.column(name))) for name in columns}
