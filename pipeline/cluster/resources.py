@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import ray
 
-from pipeline.cluster.connect import has_own_ray
+from pipeline.cluster.address import find_cluster
 from pipeline.errors import DoesNotFitError
 
 Returned = TypeVar("Returned")
@@ -172,7 +172,7 @@ def ask_node(plan: ActorPlan, function: Callable[..., Returned], *args: object) 
 
     A Ray of our own has no node but this machine, where it is called at once.
     """
-    if has_own_ray():
+    if find_cluster() is None:
         return function(*args)
     task = ray.remote(num_cpus=TASK_CPUS["read"], num_gpus=plan.gpus, resources=plan.resources)(function)
     returned: Returned = ray.get(task.remote(*args))

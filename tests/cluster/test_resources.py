@@ -7,6 +7,7 @@ import torch
 
 from models.precision import best_dtype, precision_on
 from pipeline.cluster import resources
+from pipeline.cluster.address import ClusterAddress
 from pipeline.cluster.connect import join_or_start
 from pipeline.cluster.resources import ActorPlan, ask_node
 from tests.support.jobs import SHARED_RAY
@@ -24,7 +25,7 @@ def test_a_node_of_a_cluster_says_what_it_computes_in(monkeypatch: pytest.Monkey
     for name, value in SHARED_RAY.items():
         monkeypatch.setenv(name, value)
     join_or_start()
-    monkeypatch.setattr(resources, "running_cluster", lambda: "192.0.2.7:6379")
+    monkeypatch.setattr(resources, "find_cluster", lambda: ClusterAddress("192.0.2.7:6379", "RAY_ADDRESS"))
     assert ask_node(PLAN, lambda: os.getpid()) != os.getpid()
     cpu = torch.device("cpu")
     assert ask_node(PLAN, precision_on, "auto", cpu) == best_dtype(cpu)

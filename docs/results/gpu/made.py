@@ -116,6 +116,7 @@ def make_model(folder: Path, shape: str, head: str) -> None:
             if "query_key_value.weight" in name or "attention_out.weight" in name:
                 nn.init.normal_(parameter, std=ATTENTION_GAIN / model.shape.hidden**0.5)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
+    words += [f"[unused{number}]" for number in range(model.shape.vocabulary - len(words))]
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     with quiet_transformers():
