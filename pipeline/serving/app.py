@@ -77,7 +77,10 @@ async def _refuse_content(_request: Request, error: RequestValidationError) -> J
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return JSONResponse({"detail": "the body is no JSON"}, 400)
-    lines = [f"{'.'.join(map(str, problem['loc'][1:])) or 'body'}: {problem['msg']}" for problem in problems]
+    lines = [
+        f"{'.'.join(map(str, problem['loc'][1:])) or 'body'}: {problem['msg'].removeprefix('Value error, ')}"
+        for problem in problems
+    ]
     return JSONResponse({"detail": "; ".join(lines)}, 422)
 
 

@@ -4,7 +4,6 @@ import heapq
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from pipeline.calibration.guarantees import CONFIDENCE
 
@@ -52,7 +51,7 @@ class ClassifyRequest(BaseModel):
         if isinstance(body, dict) and (unknown := body.keys() - cls.model_fields.keys()):
             shown = ", ".join(repr(name[:NAME_CHARACTERS]) for name in heapq.nsmallest(NAMES_SHOWN, unknown))
             others = f" and {len(unknown) - NAMES_SHOWN:,} others" if len(unknown) > NAMES_SHOWN else ""
-            raise PydanticCustomError("unknown_names", "{names} are no fields of a request", {"names": shown + others})
+            raise ValueError(f"{shown}{others} are no fields of a request")
         return body
 
     def targets(self) -> dict[str, float]:
