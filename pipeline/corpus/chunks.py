@@ -1,6 +1,6 @@
 """Chunks: the unit in which training rows arrive, and the source of chunks for rows that are held in memory."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -53,7 +53,7 @@ class Chunk:
 class Source(Protocol):
     """Where chunks come from; every epoch has the same rows, in an order that the seed and the epoch decide."""
 
-    def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
+    def chunks(self, epoch: int, done: Collection[str]) -> Generator[Chunk, None, None]:
         """Yield this worker's rows of every chunk of an epoch, without the chunks whose keys are in `done`."""
         ...
 
@@ -68,7 +68,7 @@ class MemorySource:
     world_size: int = 1
     chunk_rows: int = 16_384
 
-    def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
+    def chunks(self, epoch: int, done: Collection[str]) -> Generator[Chunk, None, None]:
         """Yield this worker's rows of every chunk; its key is the index of its first row in the shuffled order."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.whole))
         for start in range(0, len(order), self.chunk_rows):

@@ -14,6 +14,7 @@ that was killed goes on exactly as it would have.
 import itertools
 import math
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -120,13 +121,15 @@ class Trainer:
         """Train on the chunks of this epoch that are left."""
         state = self.state
         self.loss_sum = self._on_device(state.loss_sum)
-        for chunk in self.source.chunks(state.epoch, frozenset(state.done_chunks)):
-            self._train_on(self.recipe.prepare(chunk))
-            state.done_chunks.extend(chunk.keys)
-            state.fraction = min(state.fraction + chunk.fraction, 1.0)
-            if time.monotonic() - self.saved > self.config.checkpoint_seconds:
-                state.loss_sum = float(self.loss_sum)
-                self._save()
+        # Where a signal ends the epoch, what reads the stream ends with it, while its Ray is still there.
+        with closing(self.source.chunks(state.epoch, frozenset(state.done_chunks))) as chunks:
+            for chunk in chunks:
+                self._train_on(self.recipe.prepare(chunk))
+                state.done_chunks.extend(chunk.keys)
+                state.fraction = min(state.fraction + chunk.fraction, 1.0)
+                if time.monotonic() - self.saved > self.config.checkpoint_seconds:
+                    state.loss_sum = float(self.loss_sum)
+                    self._save()
         state.loss_sum = float(self.loss_sum)
 
     def _train_on(self, chunk: Chunk) -> None:

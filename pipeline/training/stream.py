@@ -17,7 +17,8 @@ Every row is seen by exactly one worker, once an epoch.
 """
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -120,26 +121,26 @@ class StreamSource:
         """Read the stream of `spec`, without the dev rows of the files named in `leave_out`, as `held_out` returned them."""
         self.spec, self.group, self.leave_out, self.chunk_rows = spec, group, leave_out, chunk_rows
 
-    def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
+    def chunks(self, epoch: int, done: Collection[str]) -> Generator[Chunk, None, None]:
         """Yield this worker's rows of every chunk until the files or the limit end; its keys are `path:start:rows` of shards.
 
         All workers ask for chunks together, and get as many.
         """
         seen = [_Key.parse(key) for key in done]
         left = None if self.spec.limit is None else self.spec.limit - sum(key.rows for key in seen)
-        bundles = self._bundles(epoch, seen)
-        while left is None or left > 0:
-            bundle = next(bundles, None)
-            held = self._exchange(bundle)
-            if not held:
-                return
-            used = _within(held, left)
-            rows = self._rows(bundle, {(key.path, key.start): key.rows for key in used})
-            yield self._chunk(rows, held, used)
-            if left is not None:
-                left -= sum(key.rows for key in used)
+        with closing(self._bundles(epoch, seen)) as bundles:
+            while left is None or left > 0:
+                bundle = next(bundles, None)
+                held = self._exchange(bundle)
+                if not held:
+                    return
+                used = _within(held, left)
+                rows = self._rows(bundle, {(key.path, key.start): key.rows for key in used})
+                yield self._chunk(rows, held, used)
+                if left is not None:
+                    left -= sum(key.rows for key in used)
 
-    def _bundles(self, epoch: int, seen: list[_Key]) -> Iterator[Bundle]:
+    def _bundles(self, epoch: int, seen: list[_Key]) -> Generator[Bundle, None, None]:
         """Read and tokenize what is left of this worker's part of an epoch, in the order of its seed."""
         files = self.spec.corpus.files
         order = np.random.default_rng([self.spec.seed, epoch]).permutation(len(files))

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,7 +126,7 @@ class OneRowOfThree:
     def __init__(self, whole: Chunk) -> None:
         self.chunk = replace(whole.take(np.arange(1)), keys=("0",), fraction=1.0, global_rows=3, most_rows=3)
 
-    def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
+    def chunks(self, epoch: int, done: Collection[str]) -> Generator[Chunk, None, None]:
         yield self.chunk
 
 
@@ -199,7 +199,7 @@ class Interrupted:
     def __init__(self, source: MemorySource, after: int) -> None:
         self.source, self.left = source, after
 
-    def chunks(self, epoch: int, done: Collection[str]) -> Iterator[Chunk]:
+    def chunks(self, epoch: int, done: Collection[str]) -> Generator[Chunk, None, None]:
         for chunk in self.source.chunks(epoch, done):
             if self.left == 0:
                 raise StoppedError
