@@ -17,6 +17,7 @@ from pipeline.storage.locate import storage_of
 from tests.support.ledger import (
     ALL_IDS,
     FINGERPRINT,
+    SCHEMA,
     check_positions,
     files_in,
     make_corpus,
@@ -112,10 +113,10 @@ def test_a_run_knows_the_fingerprint_of_what_it_goes_on_with(corpus: Corpus, fol
     assert (gone_on_with(overwrite=False), gone_on_with(overwrite=True)) == ("nothing", "nothing")
     begun = FINGERPRINT | {"dtype": "fp32"}
     with Ledger(folder, begun) as ledger:
-        ledger.begin(pa.schema([("id", pa.string())]))
+        ledger.begin(SCHEMA)
     assert (gone_on_with(overwrite=False), gone_on_with(overwrite=True)) == ("fp32", "nothing")
     run_all(folder, corpus, begun)
     assert (gone_on_with(overwrite=False), gone_on_with(overwrite=True)) == ("fp32", "nothing")
     with Ledger(folder, FINGERPRINT | {"dtype": "bf16"}, overwrite=True) as ledger:
-        ledger.begin(pa.schema([("id", pa.string())]))
+        ledger.begin(SCHEMA)
     assert (gone_on_with(overwrite=False), gone_on_with(overwrite=True)) == ("fp32", "bf16")
