@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from pipeline.errors import InputError
 from pipeline.output.manifest import (
+    SHARDS_NAME,
+    SHARDS_PREFIX,
     DamagedNoteError,
     Fingerprint,
     Manifest,
@@ -23,8 +25,10 @@ from pipeline.output.manifest import (
     parse_fingerprint,
     parsing,
     read_manifest,
+    read_previous_manifest,
 )
-from pipeline.output.parts import MANIFEST, RECEIPTS_FOLDER, generation_of
+from pipeline.output.parts import MANIFEST, RECEIPTS_FOLDER, REJECTS_FOLDER, Output, generation_of
+from pipeline.output.receipt_log import batches, count_shards, read_segments, receipts_in_parts
 from pipeline.storage.locate import storage_of
 
 RUN_FILE = "run.json"
@@ -121,6 +125,14 @@ class Generations:
         manifest = read_manifest(self.folder)
         return replace(self, manifest=manifest, version=manifest.version if manifest else None)
 
+    def may_be_restored(self) -> bool:
+        """Return whether the manifest may be an earlier one, put back by hand: then a later list of shards may be there.
+
+        So it looks as well until a second manifest is published, and after a run that was killed as it published.
+        """
+        previous = read_previous_manifest(self.folder)
+        return self.manifest is not None and (previous is None or previous.has_list_of(self.manifest))
+
     @property
     def published(self) -> int:
         """Generation that the manifest names; 0 without one."""
@@ -207,3 +219,41 @@ def receipts_folder(folder: str, generation: int) -> str:
 def run_file(folder: str, generation: int) -> str:
     """Return the path of a generation's `run.json`, which is there from its first part until it is published."""
     return f"{receipts_folder(folder, generation)}/{RUN_FILE}"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundReceipts:
+    """Receipts of a generation that its manifest does not cover."""
+
+    data: list[bytes]
+    remarks: list[str]
+    """Lines on what was damaged."""
+
+
+def read_found_receipts(generations: Generations, output: Output) -> FoundReceipts:
+    """Read the segments of a generation, and lists of shards that no manifest names; for damaged segments, its parts."""
+    segments = read_segments(generations.segments.get(output.generation, ()))
+    recovered = receipts_in_parts(output.folder, output.names()) if segments.damaged else []
+    remarks = [f"{path}: is damaged; what it said is taken from the parts" for path in segments.damaged]
+    lists = _unnamed_lists(generations, output) if generations.may_be_restored() else []
+    return FoundReceipts(segments.whole + lists + recovered, remarks)
+
+
+def _unnamed_lists(generations: Generations, output: Output) -> list[bytes]:
+    """Read the lists of shards of a generation that its manifest does not name."""
+    folder, named = output.folder, generations.manifest.shards_path if generations.manifest else ""
+    names = [name for name in storage_of(folder).names(folder, SHARDS_PREFIX) if SHARDS_NAME.fullmatch(name)]
+    found = read_segments(f"{folder}/{name}" for name in names if f"{folder}/{name}" != named)
+    return [data for data in found.whole if all(output.owns(table["part"]) for table in batches([data], ["part"]))]
+
+
+def recover_list(manifest: Manifest, output: Output) -> list[bytes]:
+    """Read published receipts from the parts; raise DamagedNoteError if they tell of fewer shards than the manifest."""
+    published = manifest.facts["shards"]["rows"]
+    recovered = receipts_in_parts(output.folder, output.names())
+    if count_shards(recovered) < published:  # their rejects may tell which parts are gone, whose shards are then lost
+        recovered += receipts_in_parts(f"{output.folder}/{REJECTS_FOLDER}", output.names(REJECTS_FOLDER))
+    if (count := count_shards(recovered)) < published:
+        what = f"is gone or damaged, and the parts that are left tell of {count:,} of its {published:,} shards"
+        raise DamagedNoteError(manifest.shards_path, what, "bring it or them back")
+    return recovered

@@ -16,14 +16,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import InputError, StorageError, UserError
-from pipeline.output.generations import Generations, PendingRun, receipts_folder
+from pipeline.output.generations import (
+    Generations,
+    PendingRun,
+    read_found_receipts,
+    receipts_folder,
+    recover_list,
+)
 from pipeline.output.manifest import MANIFEST_VERSION, DamagedNoteError, Fingerprint, Manifest, read_previous_manifest
-from pipeline.output.parts import LOCK, MANIFEST, REJECTS_FOLDER, Output, generation_of
+from pipeline.output.parts import LOCK, MANIFEST, Output
 from pipeline.output.publish import (
     check_accounted_for,
     clean_up,
@@ -33,20 +38,12 @@ from pipeline.output.publish import (
     remove_list,
     write_manifest,
 )
-from pipeline.output.receipt_log import (
-    NO_SHARDS,
-    ReceiptLog,
-    batches,
-    read_segments,
-    receipts_in_parts,
-    shard_ids,
-)
+from pipeline.output.receipt_log import ReceiptLog, batches, read_segments
 from pipeline.output.receipts import Receipt
 from pipeline.output.shard_index import StoredParts, take_inventory
 from pipeline.output.totals import Totals
 from pipeline.storage.base import is_remote
 from pipeline.storage.local import lock_folder
-from pipeline.storage.locate import storage_of
 
 PUBLISH_TRIES = 10
 """A try fails only if another driver has published meanwhile."""
@@ -186,10 +183,10 @@ class Ledger:
 
         Raises InputError if such a part is of an earlier version, which cut files into shards in another way.
         """
-        published, found = self._published_receipts(), self._found_receipts()
-        # S3 loses no parts, and to list a million of them takes minutes.
-        stored = None if is_remote(self.folder) and not self._recovered else StoredParts.list(self.output)
-        inventory = take_inventory(published, found, stored if published or found else None)
+        published, found = self._published_receipts(), read_found_receipts(self._generations, self.output)
+        for line in found.remarks:
+            self._remark(line)
+        inventory = take_inventory(published, found.data, self._stored_parts() if published or found.data else None)
         self._published, self._unpublished = inventory.published, inventory.unpublished
         self._index, self._lost = inventory.index, inventory.lost
         if not len(self._lost):
@@ -199,6 +196,10 @@ class Ledger:
                 "output", f"{self.folder}: was written by another version of offramp and lacks parts; overwrite it"
             )
         self._remark(f"parts of {len(self._lost):,} shards are gone from {self.folder}; they are made again")
+
+    def _stored_parts(self) -> StoredParts | None:
+        """List the parts that are there; None on S3, which loses none, and takes minutes to list a million."""
+        return None if is_remote(self.folder) and not self._recovered else StoredParts.list(self.output)
 
     def _published_receipts(self) -> list[bytes]:
         """Read the list of published shards; where it is gone or damaged, make it again from the parts.
@@ -216,39 +217,15 @@ class Ledger:
             self._generations = self._generations.with_current_manifest()
             if self._own_manifest is None or not manifest.has_list_of(self._own_manifest):
                 return self._published_receipts()  # another driver has published meanwhile
-            recovered = self._recover(manifest)
+            recovered = recover_list(manifest, self.output)
+            self._recovered = {manifest.shards_path: recovered}
             self._remark(f"{error.path}: {error.what}; it is made again from what the parts say")
             return recovered
-
-    def _recover(self, manifest: Manifest) -> list[bytes]:
-        """Read the published receipts from the parts; raise DamagedNoteError if they tell of fewer shards than the manifest."""
-        published = manifest.facts["shards"]["rows"]
-        recovered = receipts_in_parts(self.folder, self._part_names())
-        if _count(recovered) < published:  # their rejects may tell which parts are gone, whose shards are then lost
-            recovered += receipts_in_parts(f"{self.folder}/{REJECTS_FOLDER}", self._part_names(REJECTS_FOLDER))
-        if (count := _count(recovered)) < published:
-            what = f"is gone or damaged, and the parts that are left tell of {count:,} of its {published:,} shards"
-            raise DamagedNoteError(manifest.shards_path, what, "bring it or them back")
-        self._recovered = {manifest.shards_path: recovered}
-        return recovered
-
-    def _found_receipts(self) -> list[bytes]:
-        """Read the receipts that were found at the start; those of damaged segments, from the parts."""
-        segments = read_segments(self._generations.segments.get(self.output.generation, ()))
-        recovered = [] if not segments.damaged else receipts_in_parts(self.folder, self._part_names())
-        for path in segments.damaged:
-            self._remark(f"{path}: is damaged; what it said is taken from the parts")
-        return segments.whole + recovered
 
     def _remark(self, line: str) -> None:
         """Note what was found lost or damaged, once."""
         if line not in self.remarks:
             self.remarks.append(line)
-
-    def _part_names(self, folder: str = "") -> list[str]:
-        """List the parts of this generation in the output folder, or in a folder below it."""
-        names = storage_of(self.folder).names(f"{self.folder}/{folder}".rstrip("/"), "part-")
-        return [name for name in names if generation_of(name) == self.output.generation]
 
     def _on_stored(self, receipt: Receipt) -> None:
         """Count a receipt that is stored; called by the log's thread."""
@@ -259,11 +236,12 @@ class Ledger:
         """Publish all receipts; return False if another driver has published since the manifest was read."""
         before = self._generations
         try:
-            published, found = self._published_receipts(), self._found_receipts()
-            # On a disk a shard whose part was lost may have been done again, and not been published yet.
-            earlier = published + found if is_remote(self.folder) else found + published
-            shards = list_shards(self._own_receipts(), earlier, self._lost, self.output)
-            check_accounted_for(published, shards, self.folder)
+            # What is published stays: its parts are safe, while another driver may remove unused ones of ours.
+            found = read_found_receipts(before, self.output).data
+            sources = [*self._published_receipts(), *found, *self._own_receipts()]
+            stored = self._stored_parts()
+            shards = list_shards(sources, stored.hold if stored else None, self.output)
+            check_accounted_for(sources, shards, self.folder)
             generation = self.output.generation
             facts = manifest_facts(
                 shards, self.fingerprint, self.schema, generation=generation, seconds=seconds, checked=checked
@@ -294,8 +272,3 @@ class Ledger:
         types = self._own_manifest is not None and self.schema != self._own_manifest.schema
         if published > own or other or types:
             raise InputError("output", f"{self.folder}: another run has published other results there meanwhile")
-
-
-def _count(receipts: list[bytes]) -> int:
-    """Count the shards that receipts tell of, each once."""
-    return len(np.unique(np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches(receipts, ["shard"]))])))

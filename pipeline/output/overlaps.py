@@ -18,13 +18,14 @@ from pipeline.errors import StorageError, one_line
 from pipeline.output.parts import Output
 from pipeline.output.receipt_log import (
     NO_SHARDS,
+    Hold,
     ShardIds,
     are_among,
     batches,
     distinct,
     first_ones,
+    ids_of,
     part_ids,
-    shard_ids,
 )
 from pipeline.output.receipts import from_table
 from pipeline.storage.locate import storage_of
@@ -54,18 +55,17 @@ class Moves:
         return receipts
 
 
-def separate(sources: list[bytes], without: ShardIds, output: Output) -> Moves:
+def separate(sources: list[bytes], hold: Hold | None, output: Output) -> Moves:
     """Write anew, each without the shards that an earlier one has, the parts of which `distinct` takes some shards only.
 
     Raises StorageError if such a part cannot be read.
     """
-    tables = list(batches(sources, ["shard", "part"]))
-    ids = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in tables)])
-    parts = np.concatenate([NO_SHARDS, *(part_ids(table) for table in tables)])
-    split = _split_parts(ids, parts, first_ones(ids, without))
+    ids, there = ids_of(sources, hold)
+    parts = np.concatenate([NO_SHARDS, *(part_ids(table) for table in batches(sources, ["part"]))])
+    split = _split_parts(ids, parts, first_ones(ids, there))
     if not len(split):
         return Moves({})
-    taken = [table.filter(pa.array(are_among(part_ids(table), split))) for table in distinct(sources, without)]
+    taken = [table.filter(pa.array(are_among(part_ids(table), split))) for table in distinct(sources, hold)]
     receipts = pa.concat_tables(taken).sort_by([("part", "ascending"), ("part_row", "ascending")])
     positions: dict[str, dict[str, object]] = {}
     for part in pc.unique(receipts["part"]).to_pylist():

@@ -73,6 +73,15 @@ class Output:
         storage_of(self.folder).write(f"{self.folder}/{folder}/{name}" if folder else f"{self.folder}/{name}", data)
         return name
 
+    def names(self, folder: str = "") -> list[str]:
+        """List the parts of this generation that are in the output folder, or in a folder below it."""
+        found = storage_of(self.folder).names(f"{self.folder}/{folder}" if folder else self.folder, "part-")
+        return [name for name in found if generation_of(name) == self.generation]
+
+    def owns(self, names: pa.ChunkedArray) -> bool:
+        """Return whether all of these names are those of parts of this generation."""
+        return len(self.digests_of(names.to_pylist())) == len(names)
+
     def digests_of(self, names: Sequence[str]) -> pa.Array:
         """Return the digests in those of these names that are parts of this generation."""
         candidates = pa.array(names, pa.string())

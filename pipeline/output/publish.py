@@ -30,7 +30,7 @@ from pipeline.output.overlaps import separate
 from pipeline.output.parts import MANIFEST, PREVIOUS_MANIFEST, REJECTS_FOLDER, Output, generation_of
 from pipeline.output.receipt_log import (
     NO_SHARDS,
-    ShardIds,
+    Hold,
     are_among,
     batches,
     distinct,
@@ -61,21 +61,15 @@ class ShardList:
     totals: Totals
 
 
-def list_shards(own: list[bytes], earlier: list[bytes], lost: ShardIds, output: Output) -> ShardList:
-    """Put receipts together, each shard once: this driver's own segments, and those that were there before or published.
+def list_shards(sources: list[bytes], hold: Hold | None, output: Output) -> ShardList:
+    """Put receipts together, each shard once, from the first source that has it and whose part is there.
 
-    Shards in `lost`, whose parts are missing, are listed only if this driver has done them again. Parts that share shards with
-    others are written anew without them.
+    Parts that share shards with others are written anew without them.
     """
-    again = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in distinct(own))])
-    # What is published stays: its parts are safe, while the other driver may remove unused ones of ours. On a disk, where parts
-    # can be lost, nobody else has published.
-    sources = [*own, *earlier] if len(lost) else [*earlier, *own]
-    without = np.setdiff1d(lost, again)
-    moves = separate(sources, without, output)
+    moves = separate(sources, hold, output)
     totals, index, sink = Totals(), ShardIndex(), pa.BufferOutputStream()
     with pq.ParquetWriter(sink, RECEIPTS, compression="zstd") as writer:
-        for table in distinct(sources, without):
+        for table in distinct(sources, hold):
             totals = totals.plus_table(table)
             index.add_table(table)
             writer.write_table(moves.apply(table))
@@ -83,15 +77,15 @@ def list_shards(own: list[bytes], earlier: list[bytes], lost: ShardIds, output: 
     return ShardList(data=data, shards=len(index), files=len(index.files), totals=totals)
 
 
-def check_accounted_for(published: list[bytes], shards: ShardList, folder: str) -> None:
-    """Raise InputError, naming a file, unless a list has every shard of the published one: nothing vanishes without a word."""
+def check_accounted_for(sources: list[bytes], shards: ShardList, folder: str) -> None:
+    """Raise InputError, naming a file, unless a list has every shard of some receipts: nothing vanishes without a word."""
     listed = np.sort(np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches([shards.data], ["shard"]))]))
-    for table in batches(published, ["shard", "file", "start"]):
+    for table in batches(sources, ["shard", "file", "start"]):
         for missing in table.filter(pa.array(~are_among(shard_ids(table), listed))).slice(0, 1).to_pylist():
-            what = (
-                f"the part with rows of {missing['file']} from row {missing['start']} on is gone and was not made again"
+            what = f"the part with rows of {missing['file']} from row {missing['start']} on is gone"
+            raise InputError(
+                "output", f"{folder}: {what}; the same command makes it again, or start over with `overwrite`"
             )
-            raise InputError("output", f"{folder}: {what}; start over with `overwrite`")
 
 
 def manifest_facts(
@@ -207,7 +201,7 @@ def remove_leftovers(generations: Generations) -> None:
     for location in (folder, f"{folder}/{REJECTS_FOLDER}", *receipts):
         hidden = storage.names(location, ".")
         storage.delete(f"{location}/{name}" for name in hidden if TEMPORARY_NAME.fullmatch(name))
-    if generations.damaged:  # what they name is not known
+    if generations.damaged or generations.may_be_restored():  # what they name is not known, or still wanted
         return
     manifests = (generations.manifest, read_previous_manifest(folder))
     named = {manifest.shards_path for manifest in manifests if manifest}

@@ -228,10 +228,13 @@ def are_among(ids: ShardIds, ascending: ShardIds) -> npt.NDArray[np.bool_]:
     return ascending[np.minimum(np.searchsorted(ascending, ids), len(ascending) - 1)] == ids
 
 
-def distinct(sources: list[bytes], without: ShardIds = NO_SHARDS) -> Iterator[pa.Table]:
-    """Read receipts, each shard once, from the first source that has it; shards in `without` are left out."""
-    ids = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches(sources, ["shard"]))])
-    wanted = first_ones(ids, without)
+Hold = Callable[[pa.Table], npt.NDArray[np.bool_]]
+"""Returns which receipts, by their columns "shard", "part" and "rejects_part", name files that are there: [N]."""
+
+
+def distinct(sources: list[bytes], hold: Hold | None = None) -> Iterator[pa.Table]:
+    """Read receipts, each shard once, from the first source that has it, and whose files are there."""
+    wanted = first_ones(*ids_of(sources, hold))
     done = 0
     for table in batches(sources, RECEIPTS.names):
         mask = wanted[done : done + len(table)]
@@ -239,9 +242,21 @@ def distinct(sources: list[bytes], without: ShardIds = NO_SHARDS) -> Iterator[pa
         done += len(table)
 
 
-def first_ones(ids: ShardIds, without: ShardIds) -> npt.NDArray[np.bool_]:
-    """Return which ids occur for the first time and are not among `without`: [N]."""
+def ids_of(sources: list[bytes], hold: Hold | None = None) -> tuple[ShardIds, npt.NDArray[np.bool_]]:
+    """Return the shards of receipts, and whether their files are there, all of them where nothing is lost: [N], [N]."""
+    tables = list(batches(sources, ["shard", "part", "rejects_part"]))
+    ids = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in tables)])
+    there = [np.ones(len(table), bool) if hold is None else hold(table) for table in tables]
+    return ids, np.concatenate([np.zeros(0, bool), *there])
+
+
+def first_ones(ids: ShardIds, there: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which ids occur for the first time among those that are there: [N]."""
     first = np.zeros(len(ids), bool)
-    first[np.unique(ids, return_index=True)[1]] = True
-    first &= ~are_among(ids, np.sort(without))
+    first[np.flatnonzero(there)[np.unique(ids[there], return_index=True)[1]]] = True
     return first
+
+
+def count_shards(sources: list[bytes]) -> int:
+    """Count the shards that receipts tell of, each once."""
+    return len(np.unique(np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches(sources, ["shard"]))])))

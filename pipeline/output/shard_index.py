@@ -23,10 +23,11 @@ from pipeline.output.receipt_log import (
     ShardIds,
     are_among,
     batches,
+    first_ones,
+    ids_of,
     parse_ids,
     part_ids,
     rejects_ids,
-    shard_ids,
 )
 from pipeline.output.receipts import RECEIPTS, Receipt
 from pipeline.output.totals import Totals
@@ -194,13 +195,8 @@ def take_inventory(published: list[bytes], found: list[bytes], stored: StoredPar
 
     Raises UserError if there are results of a file from before and after it changed.
     """
-    columns = ["shard", "part", "rejects_part"]
-    named = [table for sources in (published, found) for table in batches(sources, columns)]
-    ids = np.concatenate([NO_SHARDS, *(shard_ids(table) for table in named)])
-    there = np.concatenate([np.ones(len(t), bool) if stored is None else stored.hold(t) for t in named] or [ids == 0])
-    first = np.flatnonzero(there)[np.unique(ids[there], return_index=True)[1]]
-    wanted = np.zeros(len(ids), bool)
-    wanted[first] = True
+    ids, there = ids_of([*published, *found], stored.hold if stored else None)
+    wanted = first_ones(ids, there)
     gone = ~are_among(ids, np.sort(ids[wanted]))
     inventory, row = Inventory(lost=np.unique(ids[gone])), 0
 

@@ -133,6 +133,34 @@ def test_after_a_stop_only_what_no_manifest_names_is_unpublished(corpus: Corpus,
         assert (ledger.unpublished().rows_in, ledger.totals().rows_in) == (0, 90)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("when", ["own", "earlier", "published"])
+def test_a_part_that_goes_while_a_run_is_at_work_is_named_and_made_again(when: str, kind: str, tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path), ("a.txt", "b.txt", "c.txt")), make_folder(str(tmp_path))
+    done = [receipt(corpus, number, 0, 30, last=True) for number in range(3)]
+    names: dict[str, str] = {}
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        names["published"] = getattr(finish(ledger, done[0])[0], kind)
+        ledger.publish(1.0, {})
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        names["earlier"] = getattr(finish(ledger, done[1])[0], kind)
+    with Ledger(folder, FINGERPRINT) as ledger:
+        names["own"] = getattr(finish(ledger, done[2])[0], kind)
+        ledger.flush()
+        Path(folder, names[when]).unlink()
+        file = {"published": "a", "earlier": "b", "own": "c"}[when]
+        with pytest.raises(
+            InputError, match=rf"rows of .*/{file}\.txt from row 0 on is gone; the same command makes it"
+        ):
+            ledger.publish(1.0, {})
+        assert published(folder).facts["files"] == 1
+    run_all(folder, corpus, FINGERPRINT)
+    assert len(read_all(folder)[0]) == 90
+    check_positions(folder)
+
+
 def test_overwriting_says_which_files_the_new_results_will_lack(corpus: Corpus, folder: str) -> None:
     run_all(folder, corpus, FINGERPRINT)
     a, b = corpus.files
@@ -150,7 +178,9 @@ def test_a_list_that_lacks_a_published_shard_is_not_published(tmp_path: Path) ->
     before, after = (parquet_bytes(receipts_table(some)) for some in (receipts, receipts[:1]))
     whole = ShardList(data=before, shards=2, files=1, totals=Totals())
     check_accounted_for([after], whole, "/out")
-    with pytest.raises(InputError, match=r"/out: the part with rows of .*/a\.txt from row 20 on is gone.*`overwrite`"):
+    with pytest.raises(
+        InputError, match=r"/out: the part with rows of .*/a\.txt from row 20 on is gone; .*`overwrite`"
+    ):
         check_accounted_for([before], replace(whole, data=after), "/out")
 
 

@@ -1,7 +1,6 @@
 """Notes that are cut, foreign or gone: one line that names the file and a way out, and overwriting gets past every one."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,6 +131,49 @@ def test_the_previous_manifest_stands_in_for_a_damaged_one(corpus: Corpus, folde
     assert read_all(folder) == (ALL_IDS, {"good"})
     assert run_all(folder, more, FINGERPRINT)
     assert len(read_all(folder)[0]) == 90
+
+
+@pytest.mark.parametrize("how", ["copied", "moved"])
+def test_what_was_published_since_the_previous_manifest_is_found_again(
+    how: str, corpus: Corpus, folder: str, place: str
+) -> None:
+    """Its list of shards is still there, so that nothing is lost even if the input of the last run is gone."""
+    run_all(folder, corpus, FINGERPRINT)
+    more = make_corpus(place, ("c.txt",))
+    run_all(folder, more, FINGERPRINT)
+    damage(folder, "_manifest.json", b"")
+    previous = storage_of(folder).read(f"{folder}/_manifest.previous.json")
+    assert previous
+    damage(folder, "_manifest.json", previous[0])
+    storage_of(folder).delete([f"{place}/in/c.txt", *([f"{folder}/_manifest.previous.json"] if how == "moved" else [])])
+    with Ledger(folder, FINGERPRINT) as ledger:
+        assert ledger.unfinished(corpus.files, keep_gone=True) == {}
+        assert (ledger.totals().rows_in, ledger.unpublished().rows_in) == (90, 30)
+        last = make_corpus(place, ("d.txt",))
+        ledger.begin(SCHEMA)
+        finish(ledger, receipt(last, 2, 0, 30, last=True))
+        ledger.publish(1.0, {})
+    assert len(read_all(folder)[0]) == 120
+    check_positions(folder)
+    with Ledger(folder, FINGERPRINT):  # which sweeps
+        assert len([name for name in files_in(folder) if name.startswith("_shards-")]) <= 2 + (place[:2] == "s3")
+
+
+def test_a_list_of_another_generation_is_not_taken_in(corpus: Corpus, folder: str, place: str) -> None:
+    """A run that overwrites leaves one if it is killed between its list and its manifest."""
+    run_all(folder, corpus, FINGERPRINT)
+    with Ledger(folder, OTHER, overwrite=True) as stopped:
+        stopped.begin(SCHEMA)
+        finish(stopped, receipt(corpus, 0, 0, 30, last=True), label="new")
+        stopped.flush()
+        (segment,) = (
+            name for name in files_in(folder) if name.startswith("_receipts/g2/") and name != "_receipts/g2/run.json"
+        )
+        data = storage_of(folder).read(f"{folder}/{segment}")
+        assert data
+        damage(folder, "_shards-0123456789abcdef.parquet", data[0])
+    run_all(folder, make_corpus(place, ("c.txt",)), FINGERPRINT)
+    assert (len(read_all(folder)[0]), read_all(folder)[1]) == (90, {"good"})
 
 
 def test_the_previous_manifest_of_overwritten_results_is_no_way_out(corpus: Corpus, folder: str) -> None:
@@ -285,29 +327,3 @@ def test_a_reader_that_a_run_overtakes_opens_what_that_run_has_published(
 
     monkeypatch.setattr("pipeline.output.results.read_manifest", slow)
     assert open_results(folder).count_rows() == 4 * 28
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"\x1b[2J\x1b]0;owned\x07", b"line\nbreak" * 1000, b""])
-def test_a_lock_with_strange_content_is_one_short_line(content: bytes, tmp_path: Path) -> None:
-    folder = make_folder(str(tmp_path))
-    with Ledger(folder, FINGERPRINT):
-        Path(folder, "_lock").write_bytes(content)
-        with pytest.raises(UserError, match="another run is writing there") as error, Ledger(folder, FINGERPRINT):
-            pass
-    assert str(error.value).isprintable()
-    assert len(str(error.value)) < 1000 + len(folder)
-    with Ledger(folder, FINGERPRINT):
-        assert Path(folder, "_lock").read_text().startswith(f"process {os.getpid()} on ")
-
-
-def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
-    folder, victim = make_folder(str(tmp_path)), tmp_path / "victim"
-    victim.write_text("precious")
-    Path(folder, "_lock").symlink_to(victim)
-    with pytest.raises(UserError, match="_lock: is no file; remove it"), Ledger(folder, FINGERPRINT, overwrite=True):
-        pass
-    assert victim.read_text() == "precious"
-    Path(folder, "_lock").unlink()
-    Path(folder, "_lock").mkdir()
-    with pytest.raises(UserError, match="_lock: is no file; remove it"), Ledger(folder, FINGERPRINT):
-        pass

@@ -231,6 +231,7 @@ def test_a_part_that_is_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Pat
     for name in (f"part-{DIGITS}.parquet", f"_rejects/part-{DIGITS}.parquet", f"_shards-{DIGITS}.parquet"):
         Path(folder, name).symlink_to(victim)
     run_all(folder, corpus, OTHER, "new", overwrite=True)
+    run_all(folder, corpus, FINGERPRINT, "newer", overwrite=True)
     assert not [name for name in files_in(folder) if DIGITS in name]
     assert victim.read_text() == "precious"
 

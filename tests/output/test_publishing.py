@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -231,3 +232,29 @@ def test_the_manifest_is_json_that_people_can_read(tmp_path: Path) -> None:
     facts = json.loads(Path(path).read_text())
     assert facts["schema"]["columns"] == {"id": "string", "label": "string"}
     assert Path(folder, facts["shards"]["path"]).exists()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\x1b[2J\x1b]0;owned\x07", b"line\nbreak" * 1000, b""])
+def test_a_lock_with_strange_content_is_one_short_line(content: bytes, tmp_path: Path) -> None:
+    folder = make_folder(str(tmp_path))
+    with Ledger(folder, FINGERPRINT):
+        Path(folder, "_lock").write_bytes(content)
+        with pytest.raises(UserError, match="another run is writing there") as error, Ledger(folder, FINGERPRINT):
+            pass
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000 + len(folder)
+    with Ledger(folder, FINGERPRINT):
+        assert Path(folder, "_lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    folder, victim = make_folder(str(tmp_path)), tmp_path / "victim"
+    victim.write_text("precious")
+    Path(folder, "_lock").symlink_to(victim)
+    with pytest.raises(UserError, match="_lock: is no file; remove it"), Ledger(folder, FINGERPRINT, overwrite=True):
+        pass
+    assert victim.read_text() == "precious"
+    Path(folder, "_lock").unlink()
+    Path(folder, "_lock").mkdir()
+    with pytest.raises(UserError, match="_lock: is no file; remove it"), Ledger(folder, FINGERPRINT):
+        pass
