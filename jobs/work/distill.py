@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
 def stream_of(args: argparse.Namespace, model: EarlyExitModel, tokenizer: TokenizerSpec) -> StreamSpec:
     """Find the files of the stream and their columns."""
     corpus = results_as_corpus(args.labels) if args.labels else list_inputs(args.input)
+    for remark in corpus.remarks:
+        print(remark)
     names = loading.text_columns(args, args.label_column)
     columns = resolve_columns(corpus.files, names, keep=[LOGITS] if args.labels else [])
     return StreamSpec(

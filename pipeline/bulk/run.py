@@ -43,8 +43,10 @@ from pipeline.output.generations import Generations
 from pipeline.output.ledger import Ledger
 from pipeline.output.manifest import Fingerprint
 from pipeline.output.parts import Output, prepare_folder
+from pipeline.output.results import results_as_corpus
 from pipeline.output.totals import Totals
 from pipeline.schema import output_schema
+from pipeline.storage.tree import OwnResultsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,9 +148,9 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
 
     Raises UserError for a request that cannot be met, and UnfinishedRunError if the run fails in the middle.
     """
-    corpus = list_inputs(request.input, may_be_empty=request.incremental)
-    if corpus.ignored:
-        request.log(f"{len(corpus.ignored)} files of other kinds are left alone, such as {corpus.ignored[0]}")
+    corpus = _list_corpus(request)
+    for remark in corpus.remarks:
+        request.log(remark)
     check_exits(request.model.meta, request.engine)
     if find_cluster() is None:  # the machines of a cluster are others than this one, and check for themselves
         check_precision(dtype_of(request.precision or request.engine.dtype), request.model.meta.shape)
@@ -169,6 +171,14 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
         check_finite(request.model.directory, request.model.meta)
         with _kept_if_unfinished(request, spec, ledger):
             return _classify(request, corpus, left, spec, ledger)
+
+
+def _list_corpus(request: BulkRequest) -> Corpus:
+    """List the input; of a folder that another run wrote, the parts that its manifest names."""
+    try:
+        return list_inputs(request.input, may_be_empty=request.incremental)
+    except OwnResultsError:
+        return results_as_corpus(request.input)
 
 
 def settled_precision(request: BulkRequest, folder: str) -> str:

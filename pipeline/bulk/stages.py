@@ -200,7 +200,7 @@ def _read(batch: pa.Table, columns: Columns, bundle_rows: int, output: str | Non
 
 def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog) -> Iterator[Shard]:
     """Read pieces of files, without the shards that are done, and without what processes have died of."""
-    for number, (piece, fetched) in enumerate(_fetched(pieces, prefetched=1 if log.deaths else READ_AHEAD)):
+    for number, (piece, fetched) in enumerate(_fetched(pieces, prefetch=1 if log.deaths else READ_AHEAD)):
         given_up = log.lost.get(number, {})
         if piece.first in given_up and piece.sections is None and not piece.done:  # opening it may be what they died of
             yield unreadable(piece.file, columns, given_up[piece.first])
@@ -217,16 +217,16 @@ def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog) -> Ite
                 yield shard
 
 
-def _fetched(pieces: list[LeftPiece], prefetched: int) -> Iterator[tuple[LeftPiece, StoredFile | None]]:
+def _fetched(pieces: list[LeftPiece], prefetch: int) -> Iterator[tuple[LeftPiece, StoredFile | None]]:
     """Yield pieces, small files of S3 with their content: these are fetched some at a time, as a request is mostly waiting."""
     if not all(is_fetched_whole(piece.file) for piece in pieces):
         yield from ((piece, None) for piece in pieces)
         return
-    with ThreadPoolExecutor(prefetched) as pool:
+    with ThreadPoolExecutor(prefetch) as pool:
         waiting: deque[tuple[LeftPiece, Future[StoredFile]]] = deque()
         for piece in pieces:
             waiting.append((piece, pool.submit(fetch, piece.file)))
-            if len(waiting) > prefetched:
+            if len(waiting) > prefetch:
                 first, content = waiting.popleft()
                 yield first, content.result()
         yield from ((piece, content.result()) for piece, content in waiting)

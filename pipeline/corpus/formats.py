@@ -70,7 +70,7 @@ def section_groups(metadata: pq.FileMetaData) -> list[range]:
 
 def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
     """Return the columns of a file and their types (None: any JSON value); raise FileFormatError if it cannot be read."""
-    if file.format == "text":
+    if file.format == "text" and file.problem is None:
         return {TEXT_COLUMN: pa.string()}
     with _reading(file), _open_listed(file) as stored:
         if file.format == "parquet":
@@ -92,7 +92,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def is_fetched_whole(file: InputFile) -> bool:
     """Return whether a file is read by one request: one of S3 that is no larger than the buffer it is read through."""
-    return is_remote(file.path) and file.size <= REMOTE_BUFFER_BYTES
+    return is_remote(file.path) and file.size <= REMOTE_BUFFER_BYTES and file.problem is None
 
 
 def fetch(file: InputFile) -> StoredFile:
@@ -110,7 +110,7 @@ def _reading(file: InputFile) -> Iterator[None]:
     try:
         yield
     except (*DAMAGE, FileFormatError) as error:
-        if not is_fetched_whole(file):
+        if not is_fetched_whole(file) and file.problem is None:
             _check_unchanged(file, storage_of(file.path).stat(file.path))
         if isinstance(error, FileFormatError):
             raise
@@ -133,6 +133,8 @@ def _check_unchanged(file: InputFile, now: Entry | None) -> None:
 
 def _open_listed(file: InputFile, fetched: StoredFile | None = None) -> BinaryIO:
     """Open a file for buffered reading; raise StorageError if it cannot be reached or has changed since it was listed."""
+    if file.problem is not None:
+        raise FileFormatError(file.problem)
     stored = fetched or (fetch(file) if is_fetched_whole(file) else storage_of(file.path).open(file.path))
     try:
         _check_unchanged(file, stored.entry)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -104,11 +105,17 @@ def _texts_by_shard(path: str, columns: Columns) -> Iterator[Texts]:
 
 
 def _list_files(path: str) -> list[InputFile]:
-    """List the files of labelled texts; raise UserError for a wrong path, which is not the argument `input` here."""
+    """List the files of labelled texts, and say on stderr what is left alone.
+
+    Raises UserError for a wrong path, which is not the argument `input` here.
+    """
     try:
-        return list_inputs(path).files
+        corpus = list_inputs(path)
     except InputError as error:
         raise UserError(error.message) from error
+    for remark in corpus.remarks:
+        print(remark, file=sys.stderr)
+    return corpus.files
 
 
 def tokenize_texts(texts: Texts, tokenizer: Tokenizer, classes: Sequence[str] = (), path: str | None = None) -> Chunk:

@@ -1,15 +1,21 @@
-"""The files of a corpus: a file, a folder or a glob, local or on S3, as InputFile records. No file is opened here."""
+"""The files of a corpus: a file, a folder or a glob, local or on S3, as InputFile records. No file is opened here.
 
-import glob
+Every file counts once, and of all that is not read the corpus has a remark: see `storage.tree` and `storage.layouts`.
+"""
+
 import hashlib
 import os
-import re
+import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
-from pipeline.errors import InputError
-from pipeline.storage.base import Entry, absolute, is_remote
+from pipeline.errors import InputError, printable
+from pipeline.storage.base import Entry, absolute, is_remote, translate_errors
+from pipeline.storage.globs import Glob
+from pipeline.storage.layouts import layout_of
 from pipeline.storage.locate import storage_of
+from pipeline.storage.tree import LeftOut, Tree, tree_of_entries, tree_on_disk
 
 FORMATS = {
     ".parquet": "parquet",
@@ -28,7 +34,7 @@ class InputFile:
     """A file of the corpus; another size or version means other content."""
 
     path: str
-    """Absolute, or an s3:// address."""
+    """Absolute and without links, or an s3:// address."""
     name: str
     """Path relative to the input folder, which rows without an id of their own are named after."""
     size: int
@@ -39,6 +45,8 @@ class InputFile:
     """One of "parquet", "jsonl", "csv", "tsv" and "text"."""
     compression: str | None
     """Either "gzip" or "zstd"; None for a file that is not compressed."""
+    problem: str | None = None
+    """Why it cannot be read whatever its content; None if nothing is known against it."""
 
     def shard_id(self, start: int) -> str:
         """Return the id of the shard that starts at this row: the same on every run while the file is the same."""
@@ -53,6 +61,8 @@ class Corpus:
     files: list[InputFile]
     ignored: list[str]
     """Names of the other files in the folder, whose formats are unknown."""
+    remarks: list[str] = field(default_factory=list)
+    """What is left alone, in a line for each reason."""
 
     @property
     def size(self) -> int:
@@ -61,87 +71,115 @@ class Corpus:
 
 
 def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
-    """List a file, a folder (recursively) or a glob; raise UserError if there is nothing to read.
+    """List a file, a folder (recursively) or a glob.
 
-    With `may_be_empty`, a folder without files and a glob without matches are an empty corpus.
+    With `may_be_empty`, a folder without files and a glob without matches are an empty corpus. Raises InputError if there is
+    nothing to read, for a link that leads nowhere, and for a folder whose own rules say which of its files count.
     """
-    location = absolute(pattern)
-    storage = storage_of(location)
-    # On S3 a name without a known extension is taken for a folder: credentials for its files alone get a 403 for its own name.
-    single = storage.stat(location) if not is_remote(location) or _format_of(location) else None
+    # On S3 a slash more at the end is part of the keys.
+    location = pattern.removesuffix("/") if is_remote(pattern) else absolute(pattern)
+    single = _single(location)
     if single is not None:
         file = _input_file(single, os.path.basename(location))
         if file is None:
-            raise InputError("input", f"{location}: unknown extension; known are {_extensions()}")
+            raise InputError("input", f"{printable(location)}: unknown extension; known are {_extensions()}")
         return Corpus([file], [])
-    root, entries = _find(location)
-    if root is None:
-        if may_be_empty and (glob.has_magic(location) or is_remote(location)):  # S3 has no empty folders
+    root, tree = _tree(location)
+    if tree is not None and tree.matched_folders and not tree.files:
+        raise InputError("input", f"{location}: matches folders and no file; write {location}/* for the files in them")
+    if tree is None or not (tree.files or tree.left_out or tree.is_folder):
+        if may_be_empty and (is_remote(location) or Glob.of(location)):  # S3 has no empty folders
             return Corpus([], [])
         raise InputError("input", f"{pattern}: no such file, folder or match")
-    files, ignored = _sort_out(root, entries)
-    if not files and not may_be_empty:
-        also = f" ({len(ignored)} other files there, such as {ignored[0]})" if ignored else ""
+    corpus = _corpus_of(tree)
+    if corpus.files:
+        _refuse_table_above(root)
+        tree.refuse_layouts(root)
+    elif not may_be_empty:
+        also = f" ({'; '.join(corpus.remarks)})" if corpus.remarks else ""
         raise InputError("input", f"{pattern}: no file to read{also}; known extensions are {_extensions()}")
-    return Corpus(files, ignored)
+    return corpus
+
+
+def _single(location: str) -> Entry | None:
+    """Return the file that a location is, or None; raise InputError if it is neither a file nor a folder."""
+    if is_remote(location):
+        # A name without a known extension is taken for a folder: credentials for its files alone get a 403 for its own name.
+        return storage_of(location).stat(location) if _format_of(location) else None
+    where = printable(location)
+    if os.path.islink(location) and not os.path.exists(location):
+        target = printable(os.readlink(location))
+        raise InputError("input", f"{where}: is a link to {target}, which is not there")
+    with translate_errors(location):
+        mode = os.stat(location).st_mode if os.path.exists(location) else stat.S_IFDIR
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError("input", f"{where}: is a pipe, a socket or a device; write its content to a file")
+    return storage_of(location).stat(os.path.realpath(location)) if stat.S_ISREG(mode) else None
+
+
+def _tree(location: str) -> tuple[str, Tree | None]:
+    """Return the folder that names are relative to, and what was found there; a folder comes before a glob of that name."""
+    glob = Glob.of(location)
+    root = location if glob is None else glob.root
+    if is_remote(location):
+        storage = storage_of(location)
+        tree = tree_of_entries(location, storage.walk(location), None)
+        tree.is_folder = bool(tree.files or tree.left_out)
+        if glob is None or tree.is_folder:
+            return location, tree
+        return root, tree_of_entries(root, storage.walk(root), glob)
+    if os.path.isdir(location):
+        root, glob = location, None
+    if not os.path.isdir(root):
+        return root, None
+    tree = tree_on_disk(root, glob)
+    tree.is_folder = glob is None
+    return root, tree
+
+
+def _refuse_table_above(folder: str) -> None:
+    """Raise InputError if a folder is a part of a table: a partition by Hive's naming, or the data beside its metadata."""
+    storage = storage_of(folder)
+    while (name := folder.rpartition("/")[2]) == "data" or "=" in name:
+        folder = folder.rpartition("/")[0]
+        layout = layout_of([*storage.children(folder or "/")], partial(_names_in, folder))
+        if layout:
+            raise InputError("input", f"{printable(folder)}: {layout}")
+
+
+def _names_in(folder: str, name: str) -> list[str]:
+    return [*storage_of(folder).children(f"{folder}/{name}")]
+
+
+def _corpus_of(tree: Tree) -> Corpus:
+    """Sort out the files of a tree by their extensions."""
+    files, ignored = [], []
+    for name, entry in sorted(tree.files.items()):
+        file = _input_file(entry, name)
+        files.append(file) if file else ignored.append(_escaped(name))
+    left_out = tree.left_out | ({LeftOut.OTHER_KIND: ignored} if ignored else {})
+    return Corpus(files, ignored, [_remark(why, names) for why, names in left_out.items()])
+
+
+def _remark(why: LeftOut, names: list[str]) -> str:
+    what, are = ("file" if why is LeftOut.OTHER_KIND else "name"), "is"
+    if len(names) > 1:
+        what, are = f"{what}s", "are"
+    return f"{len(names):,} {what} {why} {are} left alone, such as {printable(_escaped(names[0]))}"
 
 
 def of_entries(root: str, entries: Iterable[Entry]) -> Corpus:
     """Return the corpus of these files, which lie below the folder `root`."""
-    files = [_input_file(entry, entry.path.removeprefix(root).lstrip("/")) for entry in entries]
+    files = [_input_file(entry, entry.path.removeprefix(root)[1:]) for entry in entries]
     return Corpus([file for file in files if file is not None], [])
-
-
-def _find(location: str) -> tuple[str | None, list[Entry]]:
-    """Return the folder that names are relative to, and the files of a folder or a glob; None and nothing if there are none."""
-    storage = storage_of(location)
-    if os.path.isdir(location):
-        return location, list(storage.walk(location))
-    root = _fixed_part(location)
-    if is_remote(location):
-        wanted = _glob_pattern(location.removeprefix(root).lstrip("/")) if root != location else None
-        entries = [
-            e for e in storage.walk(root) if wanted is None or wanted.fullmatch(e.path.removeprefix(root).lstrip("/"))
-        ]
-    else:
-        matches = dict.fromkeys(glob.glob(location, recursive=True))  # with ** a file may match more than once
-        entries = [entry for path in matches if (entry := storage.stat(path)) is not None]
-        if matches and not entries:
-            raise InputError(
-                "input", f"{location}: matches folders and no file; write {location}/* for the files in them"
-            )
-    return (root if entries else None), entries
-
-
-def _sort_out(root: str, entries: list[Entry]) -> tuple[list[InputFile], list[str]]:
-    """Return the files to read, by name, and the names of others; leave out hidden files and the outputs of earlier runs."""
-    files, ignored = [], []
-    for name, entry in sorted((entry.path.removeprefix(root).lstrip("/"), entry) for entry in entries):
-        if name.startswith(("_", ".")) or "/_" in name or "/." in name:
-            continue
-        file = _input_file(entry, name)
-        files.append(file) if file else ignored.append(name)
-    return files, ignored
 
 
 def matches(pattern: str, path: str) -> bool:
     """Return whether an absolute glob matches a path, or is the path itself."""
-    return path == pattern or (glob.has_magic(pattern) and _glob_pattern(pattern).fullmatch(path) is not None)
-
-
-def _fixed_part(location: str) -> str:
-    """Return the folders of a glob before its first wildcard: "/data/in" of "/data/in/*/a.csv"."""
-    parts = location.split("/")
-    magic = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    return "/".join(parts[:magic])
-
-
-def _glob_pattern(pattern: str) -> re.Pattern[str]:
-    """Translate a glob to a regular expression: `*` and `?` stay within a name, and `**` matches any number of folders."""
-    meaning = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    pieces = re.split(r"(\*\*/|\*\*$|\*|\?|\[[^\]]+\])", pattern)
-    plain = (p.replace("[!", "[^", 1) if p.startswith("[") else re.escape(p) for p in pieces)
-    return re.compile("".join(meaning.get(piece, text) for piece, text in zip(pieces, plain, strict=True)))
+    glob = Glob.of(pattern)
+    return path == pattern or (
+        glob is not None and path.startswith(f"{glob.root}/") and glob.matches(path.removeprefix(f"{glob.root}/"))
+    )
 
 
 def _format_of(name: str) -> tuple[str, str | None] | None:
@@ -153,17 +191,26 @@ def _format_of(name: str) -> tuple[str, str | None] | None:
 
 
 def _input_file(entry: Entry, name: str) -> InputFile | None:
+    """Describe a file; return None if its extension is unknown."""
     known = _format_of(name)
     if known is None:
         return None
     kind, compression = known
-    try:
-        entry.path.encode()
-    except UnicodeEncodeError as error:
-        raise InputError("input", f"the name of {entry.path!r} is no UTF-8; rename that file") from error
+    path = _escaped(entry.path)
     return InputFile(
-        path=entry.path, name=name, size=entry.size, version=entry.version, format=kind, compression=compression
+        path=path,
+        name=_escaped(name),
+        size=entry.size,
+        version=entry.version,
+        format=kind,
+        compression=compression,
+        problem=None if path == entry.path else "its name is no UTF-8; rename it",
     )
+
+
+def _escaped(name: str) -> str:
+    r"""Return a name as valid text: bytes that are no UTF-8, which lone surrogates stand for, as `\\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _extensions() -> str:

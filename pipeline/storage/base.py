@@ -39,7 +39,7 @@ class Entry:
 
 
 class RawFile(Protocol):
-    """An open file of Python or of Arrow."""
+    """An open file of a disk, or of S3."""
 
     def readinto(self, buffer: memoryview, /) -> int | None: ...
     def seek(self, offset: int, whence: int = 0, /) -> int: ...
@@ -100,6 +100,10 @@ class Storage(Protocol):
 
     def names(self, folder: str, prefix: str = "") -> Iterator[str]:
         """List the names, beginning with `prefix`, of the files directly in a folder, in any order."""
+        ...
+
+    def children(self, folder: str) -> Iterator[str]:
+        """List the names of the files and folders directly in a folder, in any order."""
         ...
 
     def make_folder(self, path: str) -> None:

@@ -74,6 +74,10 @@ class LocalStorage:
                     if entry.name.startswith(prefix) and not entry.is_dir():
                         yield entry.name
 
+    def children(self, folder: str) -> Iterator[str]:
+        with translate_errors(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield from retried(lambda: os.listdir(folder), _may_pass, BACK_OFF_SECONDS)
+
     def make_folder(self, path: str) -> None:
         _whole(path, lambda: make_folders(path))
 

@@ -1,4 +1,4 @@
-"""S3 and servers that speak its protocol: pyarrow.fs reads; boto3 lists, and writes with conditions.
+"""S3 and servers that speak its protocol, by boto3; a key may be anything that S3 takes.
 
 Every file is written by a single put of at most some hundred MB. So an object appears at once and whole, and there are no
 multipart uploads to abort or to clean up. Every process finds endpoint and credentials by itself in the usual way, from AWS_*
@@ -31,7 +31,8 @@ from botocore.parsers import ResponseParserError
 from pyarrow import fs
 
 from pipeline.errors import RefusedError, StorageError, UserError, one_line, printable
-from pipeline.storage.base import MAX_PATH, S3_SCHEME, Entry, StoredFile, translate_errors
+from pipeline.storage.base import MAX_PATH, S3_SCHEME, Entry, StoredFile
+from pipeline.storage.ranges import RangeFile
 from pipeline.storage.retry import growing_waits, retried
 
 T = TypeVar("T")
@@ -75,10 +76,10 @@ class S3Storage:
     """The storage of s3:// addresses; it has no state, since a process makes one client for each setting of its environment."""
 
     def open(self, path: str) -> StoredFile:
-        with translate_errors(path):
-            file = arrow_filesystem(path).open_input_file(path.removeprefix(S3_SCHEME))
-            version = file.metadata().get("ETag", b"").decode().strip('"')
-            return StoredFile(Entry(path, file.size(), version), file)
+        entry = self.stat(path)
+        if entry is None:
+            raise RefusedError(f"{printable(path, MAX_PATH)}: no such object")
+        return StoredFile(entry, RangeFile(entry.size, partial(_read_range, entry)))
 
     def read(self, path: str) -> tuple[bytes, str] | None:
         return _whole(path, lambda: _get(path))
@@ -91,7 +92,7 @@ class S3Storage:
     def walk(self, folder: str) -> Iterator[Entry]:
         for bucket, page in _pages(folder, Prefix=_key_prefix(folder)):
             for item in page.get("Contents", ()):
-                if not item["Key"].endswith("/"):  # consoles make such objects to show an empty folder
+                if item["Size"] or not item["Key"].endswith("/"):  # consoles make empty objects that show a folder
                     modified = item["LastModified"].timestamp()
                     yield Entry(f"{S3_SCHEME}{bucket}/{item['Key']}", item["Size"], _version(item), modified)
 
@@ -100,6 +101,13 @@ class S3Storage:
         for _bucket, page in _pages(folder, Prefix=parent + prefix, Delimiter="/"):
             for item in page.get("Contents", ()):
                 yield item["Key"].removeprefix(parent)
+
+    def children(self, folder: str) -> Iterator[str]:
+        parent = _key_prefix(folder)
+        for _bucket, page in _pages(folder, Prefix=parent, Delimiter="/"):
+            keys = [item["Key"] for item in page.get("Contents", ())]
+            keys += [item["Prefix"] for item in page.get("CommonPrefixes", ())]
+            yield from (key.removeprefix(parent).removesuffix("/") for key in keys)
 
     def make_folder(self, path: str) -> None:
         pass  # a key needs no folder
@@ -122,6 +130,22 @@ def _get(path: str) -> tuple[bytes, str] | None:
         response = _client().get_object(**_bucket_and_key(path))
         return response["Body"].read(), _version(response)
     return None
+
+
+def _read_range(entry: Entry, first: int, last: int) -> bytes:
+    """Read some bytes of an object; raise StorageError if it is another one than this."""
+    return _whole(entry.path, lambda: _get_range(entry, first, last))
+
+
+def _get_range(entry: Entry, first: int, last: int) -> bytes:
+    wanted = {"Range": f"bytes={first}-{last}", "IfMatch": entry.version}
+    try:
+        data: bytes = _client().get_object(**_bucket_and_key(entry.path), **wanted)["Body"].read()
+    except ClientError as error:
+        if _code(error) in CONFLICT:
+            raise StorageError(f"{printable(entry.path, MAX_PATH)}: changed after it was listed") from error
+        raise
+    return data
 
 
 def _head(path: str) -> Entry | None:
@@ -242,8 +266,8 @@ def _bucket_and_key(path: str) -> dict[str, str]:
 
 def _key_prefix(folder: str) -> str:
     """Return the prefix that the keys below a folder have in common: "folder/", or nothing for a whole bucket."""
-    key = _bucket_and_key(folder)["Key"].rstrip("/")
-    return f"{key}/" if key else ""
+    _bucket, slash, key = folder.removeprefix(S3_SCHEME).partition("/")
+    return f"{key}/" if slash else ""
 
 
 def _pages(folder: str, **options: str) -> Iterator[tuple[str, dict[str, Any]]]:

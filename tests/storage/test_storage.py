@@ -154,15 +154,6 @@ def test_what_cannot_be_listed_is_not_left_out_in_silence(tmp_path: Path, monkey
         list_inputs(str(tmp_path))
 
 
-def test_a_name_that_is_no_utf8_is_reported(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"caf\xe9.md")).touch()
-    (tmp_path / "a.txt").touch()
-    assert len(list_inputs(str(tmp_path)).files) == 1
-    (tmp_path / os.fsdecode(b"caf\xe9.txt")).touch()
-    with pytest.raises(UserError, match=r"caf\\udce9\.txt' is no UTF-8; rename"):
-        list_inputs(str(tmp_path))
-
-
 def test_unknown_schemes_are_named() -> None:
     with pytest.raises(UserError, match="gs://bucket: known are local paths and s3://"):
         list_inputs("gs://bucket")

@@ -147,11 +147,9 @@ def _check_compressed(stored: BinaryIO, compression: str) -> None:
 
 def _without_mark(head: bytes) -> bytes:
     """Return the first bytes of a file without a mark of UTF-8; raise FileFormatError if they are of another kind."""
-    for byte_order, encoding in WIDE_MARKS.items():
-        if head.startswith(byte_order):
-            raise FileFormatError(
-                f"it is {encoding}, by its first bytes {byte_order.hex(' ').upper()}; write it as UTF-8"
-            )
+    for start, encoding in WIDE_MARKS.items():
+        if head.startswith(start):
+            raise FileFormatError(f"it is {encoding}, by its first bytes {start.hex(' ').upper()}; write it as UTF-8")
     for signature, kind in SIGNATURES.items():
         if re.match(signature, head, re.DOTALL):
             raise FileFormatError(f"its content is {kind}, not lines of text; name it after what it is")

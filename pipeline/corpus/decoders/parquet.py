@@ -50,14 +50,14 @@ def parquet_rows(
 
 def _runs(parquet: pq.ParquetFile, stored: BinaryIO, groups: range, columns: list[str]) -> Iterator[tuple[range, int]]:
     """Put small row groups together, since each reading has its cost; yield those to read as one, and the rows of a batch."""
-    leaf_numbers = [
+    numbers = [
         number
         for number, path in enumerate(_leaf_paths(parquet))
         if any(path == c or path.startswith(f"{c}.") for c in columns)
     ]
     first, size = groups.start, 0
     for group in groups:
-        rows, most = _batch_size(parquet, stored, group, leaf_numbers)
+        rows, most = _batch_size(parquet, stored, group, numbers)
         if group > first and (size + most > BATCH_BYTES or rows < raw.CHUNK_ROWS):
             yield range(first, group), raw.CHUNK_ROWS
             first, size = group, 0
@@ -73,12 +73,10 @@ def _leaf_paths(parquet: pq.ParquetFile) -> list[str]:
     return [parquet.schema.column(number).path for number in range(len(parquet.schema))]
 
 
-def _batch_size(parquet: pq.ParquetFile, stored: BinaryIO, group: int, leaf_numbers: Sequence[int]) -> tuple[int, int]:
+def _batch_size(parquet: pq.ParquetFile, stored: BinaryIO, group: int, numbers: Sequence[int]) -> tuple[int, int]:
     """Return the rows of a batch of a row group, and its bytes at worst; raise FileFormatError if its pages are too large."""
     found = parquet.metadata.row_group(group)
-    made = [
-        _Column.of(parquet.schema.column(leaf), found.column(leaf), found.num_rows, stored) for leaf in leaf_numbers
-    ]
+    made = [_Column.of(parquet.schema.column(leaf), found.column(leaf), found.num_rows, stored) for leaf in numbers]
     pages = sum(column.largest_page for column in made)
     if pages > MAX_PAGE_BYTES:
         raise FileFormatError(
