@@ -101,7 +101,8 @@ class _Records:
         if isinstance(fields, list):
             return fields, size
         # Of a single column nothing tells whether its lines are records. A text that long is more likely than a lost quote.
-        if self._are_records(taken) and (self._width != 1 or size <= raw.MAX_ROW_BYTES):
+        broken = fields.reason is not Reason.WRONG_FIELD_COUNT
+        if self._are_records(taken, broken=broken) and (self._width != 1 or size <= raw.MAX_ROW_BYTES):
             self._lines.put_back(taken)
             return self._record(content_of(first)), len(first)
         while not closed and (line := self._lines.next()) is not None:
@@ -118,19 +119,22 @@ class _Records:
             closed = _has_odd_quotes(line)
         return taken, size, closed
 
-    def _are_records(self, lines: Sequence[Line]) -> bool:
-        """Return whether most of these lines, as far as they are judged, have as many fields as a record of this file."""
+    def _are_records(self, lines: Sequence[Line], *, broken: bool) -> bool:
+        """Return whether most of these lines, as far as they are judged, have as many fields as a record of this file.
+
+        With `broken`, so may lines whose quotes are broken.
+        """
         judged = [content_of(line) for line in lines[:JUDGED_LINES] if isinstance(line, bytes)]
         judged = [content for content in judged if content]
-        return 2 * sum(map(self._is_like_record, judged)) > len(judged)
+        return 2 * sum(self._is_like_record(content, broken=broken) for content in judged) > len(judged)
 
-    def _is_like_record(self, content: bytes) -> bool:
+    def _is_like_record(self, content: bytes, *, broken: bool) -> bool:
         if self._width is None:
             return False
         fields = parse_record(content.decode("utf-8", "surrogateescape"))
         if isinstance(fields, list):
             return len(fields) == self._width
-        return content.count(b",") + 1 >= self._width  # it is broken too; some of its commas may be text
+        return broken and content.count(b",") + 1 >= self._width  # some of its commas may be text
 
 
 def _has_odd_quotes(line: Line) -> bool:

@@ -86,7 +86,7 @@ def _refuse_document(lines: Lines) -> None:
 
 def _begins_array(first: bytes | None, second: bytes | None) -> bool:
     """Return whether a file whose first line begins with a bracket is an array, and the line not merely a bad row of JSONL."""
-    if first is None or second is None or first.endswith(b","):
+    if first is None or second is None or first == b"[" or first.endswith(b","):
         return True
     try:
         json.loads(first)
