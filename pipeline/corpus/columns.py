@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from pipeline.corpus.decoders.plain import plain_type
 from pipeline.corpus.decoders.raw import FileFormatError
 from pipeline.corpus.formats import file_columns, is_text
+from pipeline.corpus.kept import can_carry, kept_type
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import InputError, UserError
 
@@ -53,7 +55,7 @@ def resolve_columns(
         raise InputError("keep", f"{clash[0]}: the output has a column of that name itself")
     file, types = _first_readable(files)
     _check_columns(columns, keep, file.path, types)
-    return replace(columns, keep=pa.schema([(name, _kept_type(types[name])) for name in travelling]))
+    return replace(columns, keep=pa.schema([(name, kept_type(types[name])) for name in travelling]))
 
 
 def _check_columns(columns: Columns, keep: Sequence[str], path: str, types: dict[str, pa.DataType | None]) -> None:
@@ -67,16 +69,11 @@ def _check_columns(columns: Columns, keep: Sequence[str], path: str, types: dict
         kind = types[name] if name is not None else None
         if kind is not None and not is_text(kind):
             raise InputError(argument, f"{name}: in {path} it is of type {kind}, not text")
-
-
-def _kept_type(kind: pa.DataType | None) -> pa.DataType:
-    """Return a type that a column can have in all files: text if the first file has no type for it, and no dictionary.
-
-    The dictionary of a later file may be larger than the first one's index type allows.
-    """
-    if kind is None or pa.types.is_null(kind):
-        return pa.string()
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    if columns.id is not None and pa.types.is_nested(plain_type(types[columns.id] or pa.string())):
+        raise InputError("id_column", f"{columns.id}: in {path} it is of type {types[columns.id]}, which names no row")
+    for argument, name in others[1:]:
+        if name is not None and not can_carry(kept_type(types[name])):
+            raise InputError(argument, f"{name}: in {path} it is of type {types[name]}, which Parquet cannot hold")
 
 
 def _first_readable(files: Sequence[InputFile]) -> tuple[InputFile, dict[str, pa.DataType | None]]:

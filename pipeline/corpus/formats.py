@@ -13,11 +13,12 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.corpus.decoders import raw
+from pipeline.corpus.decoders import int96, raw
 from pipeline.corpus.decoders.delimited import delimited_rows, read_header
 from pipeline.corpus.decoders.jsonl import jsonl_columns, jsonl_rows
 from pipeline.corpus.decoders.lines import Lines
 from pipeline.corpus.decoders.parquet import parquet_rows
+from pipeline.corpus.decoders.plain import plain_type
 from pipeline.corpus.decoders.raw import DAMAGE, FileFormatError, RawRows, Section, check_header
 from pipeline.corpus.decoders.text import TEXT_COLUMN, text_rows
 from pipeline.corpus.listing import InputFile
@@ -84,10 +85,8 @@ def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
 
 def is_text(kind: pa.DataType) -> bool:
     """Return whether a column of this type can hold text."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(test(kind) for test in tests) or kind == pa.string_view()
+    return any(test(plain_type(kind)) for test in tests)
 
 
 def is_fetched_whole(file: InputFile) -> bool:
@@ -147,7 +146,7 @@ def _open_listed(file: InputFile, fetched: StoredFile | None = None) -> BinaryIO
 def _open_parquet(file: InputFile, stored: BinaryIO) -> pq.ParquetFile:
     """Open a Parquet file; its columns are read by pieces, and not each of them as a whole."""
     size = REMOTE_BUFFER_BYTES if is_remote(file.path) else LOCAL_BUFFER_BYTES
-    return pq.ParquetFile(stored, buffer_size=size, pre_buffer=False)
+    return pq.ParquetFile(stored, buffer_size=size, pre_buffer=False, coerce_int96_timestamp_unit=int96.UNIT)
 
 
 def _parquet_sections(file: InputFile, stored: BinaryIO, columns: list[str], wanted: range | None) -> Iterator[Section]:

@@ -5,7 +5,7 @@ huge. A section that cannot be read, at all or beyond some row, ends with a shar
 sections after it are read all the same.
 """
 
-import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from pipeline.corpus.columns import Columns
 from pipeline.corpus.decoders.raw import FileFormatError, RawRows, Section
 from pipeline.corpus.decoders.sizes import row_bytes
 from pipeline.corpus.formats import iter_sections
+from pipeline.corpus.kept import UNREADABLE, fit
 from pipeline.corpus.listing import InputFile
 from pipeline.rejects import Reason, Reject
 from pipeline.rows import IntArray
@@ -28,8 +29,6 @@ SHARD_ROWS = 16_384
 """About half a minute of BERT-base work on 2 CPU cores at early-exit speed; on a GPU about a second."""
 SHARD_BYTES = 64 << 20
 """Bytes of rows after which a shard ends early, so that a folder of books does not become a 16 GB shard."""
-
-UNREADABLE = Reject(Reason.NOT_TEXT, "the value cannot be read")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,11 +207,11 @@ def check_rows(file: InputFile, columns: Columns, raw: RawRows, schema: pa.Schem
         arrays[PAIR], pair_problems = _check_texts(raw.columns[columns.pair], columns.pair)
         problems = [first or second for first, second in zip(problems, pair_problems, strict=True)]
     for kept in columns.keep:
-        arrays[KEPT + kept.name] = _typed(raw.columns[kept.name], kept, problems)
+        arrays[KEPT + kept.name] = _kept(raw.columns[kept.name], kept, problems)
     arrays[TEXT] = texts
     default_ids = [f"{file.name}:{row}" for row in range(raw.start, raw.start + count)]
     given = raw.columns[columns.id] if columns.id is not None else None
-    arrays[ID] = default_ids if given is None else _ids(given, default_ids)
+    arrays[ID] = default_ids if given is None else _ids(given, default_ids, str(columns.id), problems)
     arrays[REASON] = [problem and problem.reason for problem in problems]
     arrays[DETAIL] = [problem and problem.detail for problem in problems]
     return pa.table([pa.array(arrays[f.name], f.type) for f in schema], schema=schema)
@@ -251,30 +250,18 @@ def check_text(value: object, column: str) -> tuple[str | None, Reject | None]:
     return value, None
 
 
-def _typed(values: pa.Array | list[object], kept: pa.Field, problems: list[Reject | None]) -> pa.Array:
-    """Convert a kept column to its type; a value that does not fit makes its row a reject."""
-    if isinstance(values, pa.Array):
-        try:
-            return values.cast(kept.type)
-        except pa.ArrowException:
-            values = _plain(values)
-    fitting: list[object] = []
-    for row, value in enumerate(values):
-        try:
-            if isinstance(value, Reject) and value is not UNREADABLE and value.reason is not Reason.MISSING_COLUMN:
+def _kept(values: pa.Array | list[object], kept: pa.Field, problems: list[Reject | None]) -> pa.Array:
+    """Convert a kept column to its type; a value that would not come back as it went in makes its row a reject."""
+    if not isinstance(values, pa.Array):
+        for row, value in enumerate(values):
+            if isinstance(value, Reject) and value.reason is not Reason.MISSING_COLUMN:
                 reason = value.reason if value.reason is Reason.INVALID_UTF8 else Reason.BAD_KEPT_VALUE
                 problems[row] = problems[row] or Reject(reason, value.detail)
-            usable = None if isinstance(value, Reject) and value is not UNREADABLE else value
-            fitting.append(pa.scalar(_as_text(usable) if pa.types.is_string(kept.type) else usable, kept.type).as_py())
-        except (pa.ArrowException, UnicodeError, TypeError, ValueError, OverflowError):
-            fitting.append(None)
-            problems[row] = problems[row] or Reject(Reason.BAD_KEPT_VALUE, f"column '{kept.name}': not {kept.type}")
-    return pa.array(fitting, kept.type)
-
-
-def _as_text(value: object) -> object:
-    """Write numbers, booleans, lists and objects as JSON, and leave all other values as they are."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | int | float | list | dict) else value
+        values = [None if isinstance(value, Reject) else value for value in values]
+    array, misfits = fit(values, kept.type)
+    for row in misfits:
+        problems[row] = problems[row] or Reject(Reason.BAD_KEPT_VALUE, f"column '{kept.name}': not {kept.type}")
+    return array
 
 
 def _plain(values: pa.Array) -> list[object]:
@@ -285,18 +272,35 @@ def _plain(values: pa.Array) -> list[object]:
         return [_plain(values.slice(row, 1))[0] for row in range(len(values))] if len(values) > 1 else [UNREADABLE]
 
 
-def _ids(values: pa.Array | list[object], defaults: list[str]) -> list[str]:
-    """Return ids as strings; a row whose id is null, unreadable or nested is named after its file and number."""
+def _ids(values: pa.Array | list[object], defaults: list[str], column: str, problems: list[Reject | None]) -> list[str]:
+    """Return ids as text. A row without one is named after its file and number; so is one whose id is none, a reject."""
     given = _plain(values) if isinstance(values, pa.Array) else values
-    return [_id(value, default) for value, default in zip(given, defaults, strict=True)]
+    ids: list[str] = []
+    for row, (value, default) in enumerate(zip(given, defaults, strict=True)):
+        text = id_text(value)
+        if text is None and not is_absent(value):
+            problems[row] = problems[row] or Reject(Reason.BAD_KEPT_VALUE, f"column '{column}' holds no id")
+        ids.append(default if text is None else text)
+    return ids
 
 
-def _id(value: object, default: str) -> str:
+def is_absent(value: object) -> bool:
+    """Return whether a row has no id: null, NaN, or no such key."""
+    if isinstance(value, Reject):
+        return value.reason is Reason.MISSING_COLUMN
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def id_text(value: object) -> str | None:
+    """Write an id as text; return None for what names nothing: no value, or bytes that are no UTF-8, a list, an object."""
+    if is_absent(value) or isinstance(value, Reject | list | tuple | dict):
+        return None
     try:
         text = value.decode() if isinstance(value, bytes) else value
-        if isinstance(text, str):
-            text.encode()
-            return text
+        if isinstance(text, bool):
+            return str(text).lower()
+        text = str(text)
+        text.encode()
     except UnicodeError:
-        return default
-    return default if value is None or isinstance(value, Reject | list | dict | bool) else str(value)
+        return None
+    return text

@@ -210,10 +210,10 @@ def test_memory_that_is_not_there_costs_the_file_and_not_the_run(
     (file,) = list_inputs(str(tmp_path)).files
     read = parquet._chunks
 
-    def fail(batch: pa.RecordBatch, columns: list[str], start: int, total: int) -> Iterator[RawRows]:
+    def fail(batch: pa.RecordBatch, columns: list[str], start: int, *rest: Any) -> Iterator[RawRows]:
         if start == 1000:
             raise pa.ArrowMemoryError("malloc of size 9223372036854775744 failed")
-        return read(batch, columns, start, total)
+        return read(batch, columns, start, *rest)
 
     monkeypatch.setattr(parquet, "_chunks", fail)
     monkeypatch.setattr("pipeline.corpus.formats.SECTION_ROWS", 1000)

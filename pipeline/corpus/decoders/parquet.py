@@ -11,14 +11,17 @@ from itertools import islice
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.decoders import raw
+from pipeline.corpus.decoders.int96 import has_digits_below, int96_columns
 from pipeline.corpus.decoders.pages import Page, read_pages
 from pipeline.corpus.decoders.plain import plain
 from pipeline.corpus.decoders.raw import FileFormatError, RawRows, too_long
 from pipeline.corpus.decoders.sizes import row_bytes
+from pipeline.rejects import Reason, Reject
 
 BATCH_BYTES = 64 << 20
 """Most bytes of a batch, but for a single row that is longer, and for rows of lists of very different lengths."""
@@ -34,15 +37,19 @@ PREFIXES = "DELTA_BYTE_ARRAY"
 """The encoding that stores of a value only what the one before it does not begin with."""
 
 
+CUT = Reject(Reason.BAD_KEPT_VALUE, "the time has digits below microseconds")
+
+
 def parquet_rows(
     parquet: pq.ParquetFile, stored: BinaryIO, groups: range, columns: list[str], start: int
 ) -> Iterator[RawRows]:
     """Yield the rows of neighbouring row groups, which begin with row `start` of the file; raise what the decoder raises."""
-    metadata = parquet.metadata
+    metadata, times = parquet.metadata, int96_columns(parquet, columns)
     for run, rows in _runs(parquet, stored, groups, columns):
         end = start + sum(metadata.row_group(group).num_rows for group in run)
-        for batch in parquet.iter_batches(rows, row_groups=[*run], columns=columns, use_threads=False):
-            yield from _chunks(batch, columns, start, metadata.num_rows)
+        batches = parquet.iter_batches(rows, row_groups=[*run], columns=columns, use_threads=False)
+        for batch, cut in zip(batches, has_digits_below(stored, times, [*run], rows), strict=False):
+            yield from _chunks(batch, columns, start, metadata.num_rows, cut)
             start += len(batch)
         if start != end:
             raise FileFormatError(f"row {start} is missing, of {end} rows up to the end of its row group")
@@ -146,27 +153,34 @@ class _Column:
         return int((totals[last + 1] - totals[:-1]).max())
 
 
-def _chunks(batch: pa.RecordBatch, columns: list[str], start: int, total: int) -> Iterator[RawRows]:
-    """Cut a batch into chunks of CHUNK_BYTES; a row that is too long is a chunk of its own, and a reject."""
+def _chunks(
+    batch: pa.RecordBatch, columns: list[str], start: int, total: int, cut: Mapping[str, npt.NDArray[np.bool_]]
+) -> Iterator[RawRows]:
+    """Cut a batch into chunks of CHUNK_BYTES.
+
+    A row that is too long is a chunk of its own, and a reject; so is one with a time that is `cut`, by column.
+    """
     sizes = np.sum([row_bytes(batch.column(name)) for name in columns], 0)
     totals = np.append(0, np.cumsum(sizes))
     are_long = sizes > raw.MAX_ROW_BYTES
-    long_rows = np.append(np.flatnonzero(are_long), len(batch))
+    are_alone = np.any([are_long, *cut.values()], 0)
+    lone_rows = np.append(np.flatnonzero(are_alone), len(batch))
     first = 0
     while first < len(batch):
         fit = int(np.searchsorted(totals, totals[first] + raw.CHUNK_BYTES, "right")) - 1
-        end = min(max(fit, first + 1), int(long_rows[np.searchsorted(long_rows, first + 1)]))
-        if are_long[first]:
+        end = min(max(fit, first + 1), int(lone_rows[np.searchsorted(lone_rows, first + 1)]))
+        if are_alone[first]:
             end = first + 1
+        if are_long[first]:
             values: Mapping[str, pa.Array | list[object]] = {
                 name: [too_long("the row", int(sizes[first]))] for name in columns
             }
         else:
             rows = batch.slice(first, end - first)
             arrays = {name: _as_bytes(plain(rows.column(name))) for name in columns}
-            if len(long_rows) > 1:  # copies, so that the long row is not kept in memory with its neighbours
+            if are_long.any():  # copies, so that the long row is not kept in memory with its neighbours
                 arrays = {name: array.take(pa.array(range(len(rows)))) for name, array in arrays.items()}
-            values = arrays
+            values = arrays | {name: [CUT] for name, are_cut in cut.items() if are_cut[first]}
         yield RawRows(start + first, values, (start + end) / max(total, 1))
         first = end
 
