@@ -41,6 +41,7 @@ def test_poison_rows_cost_themselves_and_nothing_else(
         "kills.txt": ["KILL-TOKENIZE"],
         "kills-later.txt": [of_length(UPSETTING_TOKENS)],
     }
+    (corpus / "kills-reader.txt").write_text("\n".join([*GOOD[:3], "KILL-READ"]))
     for name, texts in clean.items():
         (corpus / name).write_text("\n".join([*texts, *poison.get(name, [])]))
     options = [
@@ -62,12 +63,14 @@ def test_poison_rows_cost_themselves_and_nothing_else(
     rejects = pd.read_parquet(out / "_rejects").set_index("id").sort_index()
     assert rejects.reason.to_dict() == {
         "kills-later.txt:1": "killed_worker",
+        "kills-reader.txt": "unreadable_file",
         "kills.txt:1": "killed_worker",
         "raises.txt:20": "tokenize_failed",
         "raises.txt:21": "classify_failed",
     }
     assert rejects.detail["raises.txt:20"] == "ValueError: this text cannot be tokenized"
     assert rejects.detail["kills.txt:1"].startswith("tokenize: 2 workers died")
+    assert rejects.detail["kills-reader.txt"] == "from row 0 on: 2 workers died while they read it"
     totals = json.loads((out / "_manifest.json").read_text())["totals"]
     assert (totals["rows_in"], totals["rows_out"], totals["rows_rejected"]) == (146, 142, 4)
     assert not list(out.glob("_attempts/*"))

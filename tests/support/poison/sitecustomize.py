@@ -2,6 +2,7 @@
 
 Python imports this module by itself when it starts, so it reaches Ray's workers without a line in the product.
 
+    a text that contains  KILL-READ                        when it is read
     a text that contains  RAISE-TOKENIZE | KILL-TOKENIZE   when it is tokenized
     a row of              61 tokens                        when it is classified
     a row of              62 tokens                        then too: as a GPU does, whose errors are sticky
@@ -20,7 +21,7 @@ class Poisoner(importlib.abc.MetaPathFinder):
     """Lets a module load as usual and then wraps one of its methods."""
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        if name not in ("pipeline.corpus.tokenize", "pipeline.engine.engine"):
+        if name not in POISONERS:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         assert spec is not None
@@ -29,10 +30,21 @@ class Poisoner(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             load(module)
-            poison_tokenizer(module) if name == "pipeline.corpus.tokenize" else poison_engine(module)
+            POISONERS[name](module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
+
+
+def poison_reader(module: ModuleType) -> None:
+    check = module.check_rows
+
+    def poisoned(file, columns, raw, schema):  # type: ignore[no-untyped-def]
+        if any(b"KILL-READ" in text for text in raw.columns["text"] if isinstance(text, bytes)):
+            os._exit(9)
+        return check(file, columns, raw, schema)
+
+    module.check_rows = poisoned
 
 
 def poison_tokenizer(module: ModuleType) -> None:
@@ -61,4 +73,9 @@ def poison_engine(module: ModuleType) -> None:
     module.Engine.run = poisoned
 
 
+POISONERS = {
+    "pipeline.corpus.reader": poison_reader,
+    "pipeline.corpus.tokenize": poison_tokenizer,
+    "pipeline.engine.engine": poison_engine,
+}
 sys.meta_path.insert(0, Poisoner())
