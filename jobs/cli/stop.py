@@ -3,7 +3,8 @@
 Python runs the handler of a signal between two steps of the main thread's own code: not while that waits for minutes in a
 training step in C++, in an import or in Ray's start. And libraries put handlers of their own in place of ours. So a thread
 learns of the signal from the system itself, by `signal.set_wakeup_fd`, gives the main thread some seconds to unwind, and
-then ends the process.
+then ends the process. And where the handler runs inside a finalizer (a generator that falls out of use), Python swallows what
+it raises: then it is called once more.
 """
 
 import contextlib
@@ -21,6 +22,9 @@ ORDERLY_SECONDS = 4.0
 """Time for an orderly end: a bulk run that stores its receipts and ends its actors takes 2 s on two busy cores."""
 FLUSH_SECONDS = 0.5
 """Time that an abandoned process gives to what it has printed."""
+
+SWALLOWED_SECONDS = 0.02
+"""Time between a swallowed end and the next attempt."""
 
 
 def abandon(code: int) -> NoReturn:
@@ -53,6 +57,7 @@ class StopWatch:
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         for number in SIGNALS:
             signal.signal(number, self._unwind)
+        sys.unraisablehook = self._swallowed
         threading.Thread(target=self._watch, name="stop", daemon=True).start()
 
     def _unwind(self, number: int, _frame: FrameType | None) -> NoReturn:
@@ -61,6 +66,16 @@ class StopWatch:
             signal.signal(each, signal.SIG_IGN)
         self.asked = self.asked or signal.Signals(number)
         sys.exit(128 + number)
+
+    def _swallowed(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if self.asked is None or not isinstance(unraisable.exc_value, SystemExit):
+            sys.__unraisablehook__(unraisable)
+            return
+        signal.signal(self.asked, self._unwind)
+        main = threading.main_thread().ident
+        assert main is not None
+        # What is raised in this hook is swallowed too, so it must have ended by then.
+        threading.Timer(SWALLOWED_SECONDS, signal.pthread_kill, (main, self.asked)).start()
 
     def _watch(self) -> None:
         while (number := os.read(self._read, 1)[0]) not in SIGNALS:

@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -180,7 +180,7 @@ def receipts_of(chain: Dataset) -> Iterator[list[Receipt]]:
             yield decode_receipts(text)
 
 
-def blocks_of(chain: Dataset) -> Iterator[pa.Table]:
+def blocks_of(chain: Dataset) -> Generator[pa.Table, None, None]:
     """Run a chain and yield its blocks as they are done."""
     yield from chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 

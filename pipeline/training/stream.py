@@ -153,7 +153,9 @@ class StreamSource:
             mine, starts, self.spec.columns, self.spec.tokenizer, bundle_rows=self.chunk_rows, part=part
         )
         chain.context.execution_options.preserve_order = True  # or a run would not repeat with its seed
-        return (Bundle.from_arrow(block) for block in blocks_of(chain))
+        # A generator that only falls out of use swallows what is raised while it ends, an end by SIGTERM too.
+        with closing(blocks_of(chain)) as blocks:
+            yield from map(Bundle.from_arrow, blocks)
 
     def _exchange(self, bundle: Bundle | None) -> list[_Held]:
         """Return the shards that the workers hold in this round, each once; name files that cannot be read to their end."""

@@ -191,3 +191,26 @@ run_alone(work, JobParser("A job.", kept="nothing", stop_seconds=0.1), [])
             job.kill()
     assert job.returncode == 128 + number
     assert stderr == f"-c: stopped by {number.name}: nothing\n"
+
+
+def test_an_end_that_a_finalizer_swallows_is_asked_for_again() -> None:
+    code = """
+import gc, signal, sys, time
+from jobs.cli.stop import StopWatch
+
+StopWatch(30.0, lambda number: None)
+
+def values():
+    try:
+        yield 1
+    finally:
+        signal.raise_signal(signal.SIGTERM)  # while the generator falls out of use
+
+for value in values():
+    break
+gc.collect()
+time.sleep(20)
+print("swallowed")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "", "")

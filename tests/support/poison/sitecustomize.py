@@ -44,7 +44,7 @@ def poison_reader(module: ModuleType) -> None:
             os._exit(9)
         return check(file, columns, raw, schema)
 
-    module.check_rows = poisoned
+    vars(module)["check_rows"] = poisoned
 
 
 def poison_tokenizer(module: ModuleType) -> None:
