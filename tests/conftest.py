@@ -21,11 +21,9 @@ settings.load_profile("offramp")
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cluster, config or hub of the machine's reaches a test."""
+    """No cluster or config of the machine's reaches a test."""
     for name in ("OFFRAMP_CONFIG", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from models.early_exit import EarlyExitModel
 from models.errors import UnsupportedModelError
 from tests.models.test_families import our_last_logits, reference_logits
 from tests.support.config_fields import (
+    ACTIVATIONS,
     FIELDS,
     HONOURED,
     NOT_IN_JSON,
@@ -35,7 +36,17 @@ ALIKE = ("gelu_python", "gelu_10")
 NAMES = {"id2label", "num_labels", "problem_type", "transformers_weights"}
 """Fields that say what logits are of, and not what they are."""
 
-CASES = [(family, name, value) for family in CONFIGS for name, field in FIELDS.items() for value in field.values]
+SOME_ACTIVATIONS = ("gelu_new", "quick_gelu", "relu")
+"""Tried in every family; the others are tried in BERT alone, since all families look them up by one function."""
+NOT_WITH_OTHERS = {"attn_implementation"}
+"""Fields without effect that transformers does not take beside all others, here `output_attentions`."""
+CASES = [
+    (family, name, value)
+    for family in CONFIGS
+    for name, field in FIELDS.items()
+    for value in (SOME_ACTIVATIONS if field.values is ACTIVATIONS and family != "bert" else field.values)
+    if effect_in(family, name) in (HONOURED, REFUSED)
+]
 
 
 def make(folder: Path, family: str, **changes: Any) -> dict[str, Any]:
@@ -70,12 +81,19 @@ def default(family: str, folder: Path) -> torch.Tensor:
     return expected(folder)
 
 
+def matches_transformers(folder: Path) -> torch.Tensor:
+    """Compare our logits of ROWS with transformers', and return these."""
+    theirs = expected(folder)
+    ours = our_last_logits(EarlyExitModel.from_pretrained(folder), ROWS)
+    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+    return theirs
+
+
 @pytest.mark.parametrize(("family", "name", "value"), CASES, ids=[f"{f}-{n}-{v!s:.20}" for f, n, v in CASES])
-def test_a_field_is_honoured_or_refused_or_changes_nothing(
+def test_a_field_is_honoured_or_refused(
     family: str, name: str, value: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    effect = effect_in(family, name)
-    if effect == REFUSED:
+    if effect_in(family, name) == REFUSED:
         config = tmp_path / "config.json"
         config.write_text(json.dumps(json.loads(CONFIGS[family].to_json_string(use_diff=False)) | {name: value}))
         with pytest.raises(UnsupportedModelError, match=f"^{tmp_path}: {name} in config.json ") as refused:
@@ -83,17 +101,30 @@ def test_a_field_is_honoured_or_refused_or_changes_nothing(
         assert "\n" not in str(refused.value)
         return
     make(tmp_path, family, **{name: value})
-    theirs = expected(tmp_path)
-    ours = our_last_logits(EarlyExitModel.from_pretrained(tmp_path), ROWS)
-    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
-    if FIELDS[name].changes_shapes and effect == HONOURED:
+    theirs = matches_transformers(tmp_path)
+    if FIELDS[name].changes_shapes or name in NAMES or value in (*ALIKE, getattr(CONFIGS[family], name, None)):
         return
     before = default(family, tmp_path_factory.getbasetemp() / "defaults" / family)
-    differs = bool((theirs - before).abs().max() > TOLERANCE)
-    if effect != HONOURED:
-        assert not differs
-    elif name not in NAMES and value not in (*ALIKE, getattr(CONFIGS[family], name, None)):
-        assert differs, "this value shows nothing"
+    assert (theirs - before).abs().max() > TOLERANCE, "this value shows nothing"
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_fields_without_effect_change_nothing(
+    family: str, alone: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """All of them are set at once: to their first other values, then to their second ones, and so on."""
+    fields = {
+        name: field.values
+        for name, field in FIELDS.items()
+        if effect_in(family, name) not in (HONOURED, REFUSED) and alone == (name in NOT_WITH_OTHERS)
+    }
+    before = default(family, tmp_path_factory.getbasetemp() / "defaults" / family)
+    for number in range(max(map(len, fields.values()))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        make(folder, family, **{name: values[number % len(values)] for name, values in fields.items()})
+        torch.testing.assert_close(matches_transformers(folder), before, atol=TOLERANCE, rtol=0)
 
 
 def test_no_activation_is_forgotten(tmp_path: Path) -> None:

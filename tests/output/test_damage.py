@@ -45,6 +45,8 @@ GARBAGE = {
     "Parquet": parquet_bytes(pa.table({"a": [1]})),
 }
 """What a power cut, a full disk, another program or a hand may leave in the stead of a note."""
+NO_LIST = ("empty", "zeros", "Parquet")
+"""Those of it that a reader of Parquet files tells apart."""
 EDITS: dict[str, Callable[[dict[str, object]], object]] = {
     "no fingerprint": lambda facts: facts.pop("fingerprint"),
     "a fingerprint of numbers": lambda facts: facts.update(fingerprint={"model": 1}),
@@ -223,7 +225,7 @@ def test_a_damaged_run_file_beside_a_manifest_may_be_removed(corpus: Corpus, fol
     assert len(read_all(folder)[0]) == 90
 
 
-@pytest.mark.parametrize("what", ["gone", *GARBAGE, "half"])
+@pytest.mark.parametrize("what", ["gone", *NO_LIST, "half"])
 def test_a_list_of_shards_is_made_again_from_the_parts(what: str, corpus: Corpus, folder: str, place: str) -> None:
     run_all(folder, corpus, FINGERPRINT)
     listed = published(folder).shards_path.rsplit("/", 1)[1]
@@ -280,7 +282,7 @@ def test_a_list_that_the_parts_cannot_tell_is_refused_by_name(corpus: Corpus, fo
     assert read_all(folder) == (ALL_IDS, {"new"})
 
 
-@pytest.mark.parametrize("what", [*GARBAGE, "half"])
+@pytest.mark.parametrize("what", [*NO_LIST, "half"])
 def test_a_damaged_segment_costs_no_work(what: str, corpus: Corpus, folder: str) -> None:
     with Ledger(folder, FINGERPRINT) as stopped:
         stopped.begin(SCHEMA)

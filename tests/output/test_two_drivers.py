@@ -196,7 +196,7 @@ def write_rejecting(ledger: Ledger, done: Receipt, rejects: int) -> list[Receipt
     return ledger.output.write([placed], good, pa.Table.from_pylist(bad, REJECTS))
 
 
-@pytest.mark.parametrize("rejects", [(4, 0), (0, 4), (4, 1), (1, 4), (30, 0), (0, 30)])
+@pytest.mark.parametrize("rejects", [(4, 0), (1, 4), (30, 0), (0, 30)])
 @pytest.mark.parametrize("order", ["a publishes", "b publishes", "both publish", "b publishes, then a"])
 def test_two_drivers_that_differ_in_rejects_leave_one_of_the_two_results(
     order: str, rejects: tuple[int, int], s3: S3Server
