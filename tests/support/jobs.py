@@ -45,6 +45,7 @@ def run_job_here(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
         patch.setattr(sys, "argv", [name, *options])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # the job sets its own
         for variable, value in SHARED_RAY.items():
             patch.setenv(variable, value)
         try:
