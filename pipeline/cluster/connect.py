@@ -105,14 +105,20 @@ def shut_down() -> None:
 def leave_ray() -> None:
     """Leave Ray at the end of this process; a Ray of our own is killed, with what it has spilled to the disk.
 
-    To end its processes one after the other and with grace, as Ray does when Python exits, takes three seconds.
+    To end its processes one after the other and with grace, as Ray does when Python exits, takes three seconds. The process has
+    to end at once after this: where a thread of it misses the raylet, Ray's C++ core ends it with an exit code of its own.
     """
     if family := _family():
+        raylets = [process for process in family if _name(process) == "raylet"]
+        for raylet in raylets:  # what waits for it goes on waiting, and what is killed is no news to it
+            with contextlib.suppress(psutil.NoSuchProcess):
+                raylet.suspend()
         if ray.is_initialized():  # and not in the middle of its start
             # What Ray has spilled to the disk would stay there; only its own end removes it.
             worker._global_node.destroy_external_storage()
-        _kill(family)
+        _kill([process for process in family if process not in raylets])
         private_folder.remove()
+        _kill(raylets)
     else:
         ray.shutdown()  # here, because at Python's exit it sleeps first
 
@@ -125,6 +131,13 @@ def has_own_ray() -> bool:
 def _family() -> list[psutil.Process]:
     """List the processes of a Ray of our own, also of one that is still starting; empty without one."""
     return psutil.Process().children(recursive=True) if has_own_ray() else []
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _kill(processes: list[psutil.Process]) -> None:

@@ -41,7 +41,7 @@ def make() -> str:
 
 
 def remove() -> None:
-    """Remove the folder, once no process of Ray is left that uses it."""
+    """Remove the folder, once no process of Ray is at work that uses it."""
     while _made:
         folder, lock = _made.pop()
         shutil.rmtree(folder, ignore_errors=True)

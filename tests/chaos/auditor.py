@@ -54,8 +54,8 @@ Answers = dict[str, tuple[str, int]]
 """Label and exit layer by id."""
 
 
-def audit(corpus: Path, output: Path, reference: Path | None = None) -> Audit:
-    """Audit an output folder; `reference` is that of an undisturbed run."""
+def audit(corpus: Path, output: Path, reference: Path | None = None, *, has_orphans: bool = False) -> Audit:
+    """Audit an output folder; `reference` is that of an undisturbed run. Orphans are parts that no manifest tells of."""
     expected = expected_rows(corpus)
     parts, rejects = listed_parts(output)
     answers, counts = read_answers(output, parts)
@@ -72,7 +72,7 @@ def audit(corpus: Path, output: Path, reference: Path | None = None) -> Audit:
         strange=sum(row not in expected for row in found),
         misplaced=sum(row in (bad if good else counts) for row, good in expected.items()),
         differing=sum(answers.get(row) != answer for row, answer in truth.items()),
-        unlisted=len(there ^ {*parts, *rejects}),
+        unlisted=len({*parts, *rejects} - there if has_orphans else {*parts, *rejects} ^ there),
     )
 
 

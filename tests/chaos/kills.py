@@ -1,21 +1,27 @@
-"""What is killed in a round, and when: drawn from a seed, carried out with SIGKILL."""
+"""What is done to the runs of a round, and when: drawn from a seed.
+
+Processes are killed with SIGKILL. A driver is a zombie that is stopped, as by a machine that hangs, and goes on when another
+has done its work or begun it.
+"""
 
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from tests.chaos.places import Place
 
 VICTIMS = ("actor", "task", "workers", "raylet", "driver")
+DRIVERS = ("rival", "zombie")
+"""A second driver begins beside the first, or while the first is stopped."""
 STEPS = ("rejects", "writing", "part", "receipt", "attempt", "last part")
 """Of a bundle's way into the result: its rejects are there but not its part; its part is being written; is there but not its
 receipt; has its receipt; an actor has begun it; all parts are there but not the manifest."""
-POLL_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill of a plan."""
+    """One kill of a plan, or another thing that is done to a driver."""
 
     victim: str
     step: str | None
@@ -28,29 +34,31 @@ class Kill:
         return f"{self.victim}@{when}"
 
 
-def plan_of(seed: int, number: int, parts: int) -> list[list[Kill]]:
-    """Draw the kills of a round: for each of its disturbed runs, one to three, one after the other."""
+def plan_of(seed: int, number: int, parts: int, *, drivers: bool = False) -> list[list[Kill]]:
+    """Draw the kills of a round: for each of its disturbed runs, one to three, one after the other; and a second driver."""
     draw = random.Random(f"{seed}/{number}")
     runs = []
     for _ in range(draw.choice([1, 1, 2])):
         kills = [_kill(draw, parts) for _ in range(draw.choice([1, 2, 3]))]
+        if drivers:
+            kills.append(_kill(draw, parts, draw.choice(DRIVERS)))
         # Nothing is left to be killed after the driver, nor after the last part.
         runs.append(sorted(kills, key=lambda kill: (kill.step == "last part", kill.victim == "driver")))
     return runs
 
 
-def _kill(draw: random.Random, parts: int) -> Kill:
+def _kill(draw: random.Random, parts: int, driver: str | None = None) -> Kill:
     step = draw.choice([None, *STEPS])
     # At a step of the commit it is the writing process that matters, or the driver.
     victims = VICTIMS if step in (None, "attempt") else ("workers", "workers", "driver", "raylet")
     victim = "driver" if step == "last part" else draw.choice(victims)
-    return Kill(victim, step, draw.randint(1, max(parts // 2, 1)), draw.uniform(0, 4))
+    return Kill(driver or victim, step, draw.randint(1, max(parts // 2, 1)), draw.uniform(0, 4))
 
 
 class Watch:
     """Watches an output folder from outside."""
 
-    def __init__(self, output: Path, parts: int) -> None:
+    def __init__(self, output: Place, parts: int) -> None:
         self.output, self.parts = output, parts
 
     def wait(self, kill: Kill, over: Callable[[], bool]) -> bool:
@@ -72,20 +80,12 @@ class Watch:
                 happened = bool(self.seen(kill.step) - before)
             if happened:
                 return True
-            time.sleep(POLL_SECONDS)
+            time.sleep(self.output.poll_seconds)
         return False
 
     def seen(self, step: str | None) -> set[str]:
         """Return what is there now that shows a step; receipts by their file's size, which grows."""
         patterns = {"rejects": "_rejects/part-*", "writing": ".part-*.tmp", "attempt": "_attempts/classify-*"}
         if step != "receipt":
-            return {path.name for path in self.output.glob(patterns.get(step or "", "part-*"))}
-        files = list(self.output.glob("_receipts/*/*.parquet"))
-        return {f"{path}:{_size(path)}" for path in files if not path.is_dir()}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+            return {*self.output.find(patterns.get(step or "", "part-*"))}
+        return {f"{name}:{size}" for name, size in self.output.find("_receipts/*/*.parquet").items()}
