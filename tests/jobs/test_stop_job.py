@@ -112,15 +112,15 @@ def test_stopped_labelling_goes_on_with_what_is_left(
 ) -> None:  # and so does classify.py: see test_classify_job.py
     out, more = tmp_path / "out", tmp_path / "more"
     more.mkdir()
-    for number in range(64):
+    for number in range(32):
         shutil.copy(corpus / "00.parquet", more / f"{number:02}.parquet")
     options = ["--model", str(model_directory), "--input", str(more), "--output", str(out), "--bundle-rows", "1500"]
     stop("label.py", options, lambda _: shards_kept(out) > 1).wait()
     kept = shards_kept(out)
-    assert 2 <= kept < 64
+    assert 2 <= kept < 32
     again = run_job_here("label.py", *options)
     assert again.returncode == 0, again.stderr
-    assert f"{1500 * (64 - kept):,} rows in" in again.stdout
+    assert f"{1500 * (32 - kept):,} rows in" in again.stdout
 
 
 @pytest.mark.e2e

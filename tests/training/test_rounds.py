@@ -150,7 +150,7 @@ def flat(lists: list[list[int]]) -> list[int]:
 USABLE = [row for row in range(ROWS) if row != 7]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_every_row_is_one_workers_once_an_epoch(workers: int, spec: StreamSpec) -> None:
     rounds, labels = run(spec, workers)
     assert sorted(flat(labels)) == USABLE
@@ -163,7 +163,7 @@ def test_every_row_is_one_workers_once_an_epoch(workers: int, spec: StreamSpec) 
         assert other[1] != labels
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_these_streams_are_dealt_out_or_read_by_all(workers: int, spec: StreamSpec) -> None:
     tasks = plan.plan_reading(spec.corpus.files, stream.TASKS_PER_WORKER * workers)
     dealt = workers <= (1 if spec.corpus.files[0].format == "csv" else 3)
