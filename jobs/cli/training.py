@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser, *, epochs: int, batch: int, rat
     parser.add_argument(
         "--workers", type=options.positive, default=1, metavar="N", help="Ray Train workers; 1 trains in this process"
     )
+    options.add_wait_option(parser)
     parser.add_argument(
         "--checkpoint-seconds",
         type=float,

@@ -18,7 +18,7 @@ from pipeline.training.checkpoint import claim, release
 from pipeline.training.config import TrainingConfig
 from pipeline.training.workers import Work, run_workers
 
-INDIFFERENT = ("config", "workers", "output", "checkpoint_seconds")
+INDIFFERENT = ("config", "workers", "wait_for", "output", "checkpoint_seconds")
 """Options that may change when an unfinished training goes on, since they do not decide its result."""
 
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
     claim(output, _identity(vars(args) | resolved))
     print_line(about)
     try:
-        run_workers(work, args.workers)
+        run_workers(work, args.workers, wait_for=dict(args.wait_for))
     except (RayError, TrainingFailedError) as error:
         go_on = "the same command goes on from the last checkpoint"
         raise command.FailedError(f"{command.cause_of(error)}\n{go_on}") from error

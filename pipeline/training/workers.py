@@ -3,7 +3,8 @@
 import contextlib
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -15,7 +16,7 @@ from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.connect import join_or_start
-from pipeline.cluster.resources import check_free, plan_actors
+from pipeline.cluster.resources import check_free, plan_actors, wait_for_nodes
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import Log
 
@@ -28,16 +29,20 @@ Work = Callable[[ProcessGroup, str, Log], None]
 """What every worker does, given the group, its device, and where lines for the user go."""
 
 
-def run_workers(work: Work, workers: int, log: Log = print) -> None:
+def run_workers(
+    work: Work, workers: int, log: Log = print, *, wait_for: Mapping[str, float] = MappingProxyType({})
+) -> None:
     """Run `work` in this process, or in `workers` processes of a Ray cluster that is joined or started.
 
-    If a worker dies, all are started again; they go on from the last checkpoint. Raises DoesNotFitError if the cluster has not
-    the resources.
+    It begins once the cluster has the resources of `wait_for`, such as {"GPU": 8}. If a worker dies, all are started again;
+    they go on from the last checkpoint. Raises DoesNotFitError if the cluster has not the resources.
     """
+    if workers > 1 or wait_for:
+        join_or_start()
+        wait_for_nodes(wait_for, log)
     if workers == 1:
         work(ProcessGroup(), "cuda" if torch.cuda.is_available() else "cpu", log)
         return
-    join_or_start()
     plan = plan_actors(workers)
     check_free(plan)
     with tempfile.TemporaryDirectory() as scratch, LogRelay(log) as queue:

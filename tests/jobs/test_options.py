@@ -21,12 +21,12 @@ OPTIONS = {
     """,
     "distill": """
         batch-rows checkpoint-seconds config dev epochs head head-learning-rate input label-column label-share labels
-        learning-rate limit max-tokens model output pair-column seed temperature text-column train-backbone workers
+        learning-rate limit max-tokens model output pair-column seed temperature text-column train-backbone wait-for workers
     """,
     "finetune": """
         backbone batch-rows checkpoint-seconds class-names config dev early-stopping epochs exit-weights head
         head-learning-rate label-column learning-rate limit max-tokens output pair-column seed strategy task text-column train
-        workers
+        wait-for workers
     """,
     "calibrate": """
         confidence config criterion data dtype label-column max-disagreement max-tokens model no-timing pair-column rows seed

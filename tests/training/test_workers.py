@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,12 +20,14 @@ from transformers import BertConfig, PreTrainedTokenizerFast
 
 from models.early_exit import EarlyExitModel
 from pipeline.bulk.stages import tokenized_bundles
+from pipeline.cluster import resources
 from pipeline.cluster.connect import join_or_start
 from pipeline.corpus import plan
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import TokenizerSpec
+from pipeline.errors import DoesNotFitError
 from pipeline.rows import TokenRows
 from pipeline.schema import VALUE
 from pipeline.training.config import TrainingConfig
@@ -92,6 +95,21 @@ def lose_the_queue() -> None:
         ray.kill(queue.actor)
         send(queue, "after")
     print(json.dumps(lines))
+
+
+def wait_for_nodes_that_do_not_come() -> None:
+    resources.NODES_SECONDS = 0.0
+    try:
+        run_workers(lambda group, device, log: log("at work"), 1, wait_for={"CPU": 1000})
+    except DoesNotFitError as error:
+        print(error)
+    run_workers(lambda group, device, log: log("at work"), 1, wait_for={"CPU": 1})
+
+
+def test_a_training_begins_when_the_nodes_are_there() -> None:
+    refused, began = run_here("wait_for_nodes_that_do_not_come")
+    assert re.fullmatch(r"waited 0 minutes for nodes: the cluster has \d+ of 1000 CPUs", refused)
+    assert began == "at work"
 
 
 def test_a_queue_that_dies_stops_neither_worker_nor_driver() -> None:
