@@ -129,6 +129,10 @@ def _blocks(stored: BinaryIO, compression: str | None) -> Iterator[bytes]:
             failure = error
         if block:
             yield bytes(block)
+    if failure is not None and "requires too much memory" in str(failure):  # which zstd says of windows alone
+        raise FileFormatError(
+            "its zstd window is larger than 128 MiB; compress it again, by at most --long=27"
+        ) from failure
     if failure is not None:
         raise failure
 
