@@ -50,15 +50,30 @@ def fit(values: pa.Array | Sequence[object], kind: pa.DataType) -> tuple[pa.Arra
 
 
 def _fit_values(values: Sequence[object], kind: pa.DataType) -> tuple[pa.Array, BoolArray]:
-    """Convert values of JSON or CSV: together where all are of one simple type, else one by one."""
-    if _is_text(kind):
-        return _joined([_fit_one(value, kind) for value in values], kind)
-    kinds = {type(value) for value in values if value is not None}
-    if len(kinds) == 1 and kinds <= {str, int, float, bool}:
-        try:
+    """Convert values of JSON or CSV: together those of one Python type, which Arrow would bring to a type of its own choice."""
+    by_type: dict[type, list[int]] = {}
+    for row, value in enumerate(values):
+        by_type.setdefault(type(value), []).append(row)
+    if len(by_type) == 1 or _is_text(kind):
+        return _fit_alike(values, kind)
+    array, fits_B = _joined([_fit_alike([values[row] for row in rows], kind) for rows in by_type.values()], kind)
+    back = np.argsort(np.concatenate([*by_type.values()])) if by_type else np.zeros(0, np.int64)
+    return array.take(pa.array(back)), fits_B[back]
+
+
+def _fit_alike(values: Sequence[object], kind: pa.DataType) -> tuple[pa.Array, BoolArray]:
+    """Convert values together if they all come back, else one by one."""
+    all_fit = np.ones(len(values), np.bool_)
+    try:
+        if _is_text(kind):
+            return pa.array([_as_text(value) for value in values], kind), all_fit
+        if not isinstance(next(iter(values), None), list | dict):
             return _fit_array(pa.array(values), kind)
-        except UNFIT:
-            pass
+        made = pa.array(values, kind)
+        if repr(made.to_pylist()) == repr(values):  # which tells 1 and 1.0 and True apart
+            return made, all_fit
+    except UNFIT:
+        pass
     return _joined([_fit_one(value, kind) for value in values], kind)
 
 
@@ -133,7 +148,10 @@ def _there_and_back(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, Bool
     back = made.cast(values.type)
     if back.equals(values):
         return made, np.ones(len(values), np.bool_)
-    same = [back.slice(row, 1).equals(values.slice(row, 1)) for row in range(len(values))]
+    if pa.types.is_nested(values.type):
+        same = [back.slice(row, 1).equals(values.slice(row, 1)) for row in range(len(values))]
+    else:
+        same = np.logical_or(pc.equal(back, values).fill_null(False), pc.and_(back.is_null(), values.is_null()))
     if pa.types.is_floating(values.type):
         both_nan = pc.and_(pc.is_nan(values), pc.is_nan(back)).fill_null(False)
         same = np.logical_or(same, both_nan.to_numpy(zero_copy_only=False))
