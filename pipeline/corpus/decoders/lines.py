@@ -131,7 +131,7 @@ def _blocks(stored: BinaryIO, compression: str | None) -> Iterator[bytes]:
             yield bytes(block)
     if failure is not None and "requires too much memory" in str(failure):  # which zstd says of windows alone
         raise FileFormatError(
-            "its zstd window is larger than 128 MiB; compress it again, by at most --long=27"
+            "its zstd window is larger than 128 MiB; compress it again with a smaller one"
         ) from failure
     if failure is not None:
         raise failure
