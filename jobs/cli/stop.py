@@ -69,7 +69,8 @@ class StopWatch:
         sys.exit(128 + number)
 
     def _swallowed(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        if self.asked is None or not isinstance(unraisable.exc_value, SystemExit):
+        in_main = threading.current_thread() is threading.main_thread()
+        if self.asked is None or not in_main or not isinstance(unraisable.exc_value, SystemExit):
             sys.__unraisablehook__(unraisable)
             return
         signal.signal(self.asked, self._unwind)

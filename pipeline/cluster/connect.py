@@ -113,12 +113,14 @@ def leave_ray() -> None:
         for raylet in raylets:  # what waits for it goes on waiting, and what is killed is no news to it
             with contextlib.suppress(psutil.NoSuchProcess):
                 raylet.suspend()
-        if ray.is_initialized():  # and not in the middle of its start
-            # What Ray has spilled to the disk would stay there; only its own end removes it.
-            worker._global_node.destroy_external_storage()
-        _kill([process for process in family if process not in raylets])
-        private_folder.remove()
-        _kill(raylets)
+        try:
+            if ray.is_initialized():  # and not in the middle of its start
+                # What Ray has spilled to the disk would stay there; only its own end removes it.
+                worker._global_node.destroy_external_storage()
+        finally:
+            _kill([process for process in family if process not in raylets])
+            private_folder.remove()
+            _kill(raylets)
     else:
         ray.shutdown()  # here, because at Python's exit it sleeps first
 

@@ -35,7 +35,7 @@ def kept_type(kind: pa.DataType | None) -> pa.DataType:
 def can_carry(kind: pa.DataType) -> bool:
     """Return whether the output can hold values of this type."""
     try:
-        pq.write_table(pa.table({"k": pa.nulls(1, kind)}), io.BytesIO())
+        pq.write_table(pa.table({"k": pa.array([], kind)}), io.BytesIO())
     except UNFIT:
         return False
     return True
@@ -70,11 +70,15 @@ def _fit_alike(values: Sequence[object], kind: pa.DataType) -> tuple[pa.Array, B
         if not isinstance(next(iter(values), None), list | dict):
             return _fit_array(pa.array(values), kind)
         made = pa.array(values, kind)
-        if repr(made.to_pylist()) == repr(values):  # which tells 1 and 1.0 and True apart
-            return made, all_fit
+        back = made.to_pylist()
     except UNFIT:
-        pass
-    return _joined([_fit_one(value, kind) for value in values], kind)
+        return _joined([_fit_one(value, kind) for value in values], kind)
+    # As text, 1 and 1.0 and True are not the same.
+    others = [row for row, value in enumerate(values) if repr(back[row]) != repr(value)]
+    array, fits_B = _joined([(made, all_fit), *(_fit_one(values[row], kind) for row in others)], kind)
+    rows = np.arange(len(values))
+    rows[others] = len(values) + np.arange(len(others))
+    return array.take(pa.array(rows)), fits_B[rows]
 
 
 def _fit_one(value: object, kind: pa.DataType) -> tuple[pa.Array, BoolArray]:
@@ -109,9 +113,9 @@ def _fit_array(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, BoolArray
             part = part.take(pa.array(np.arange(len(part))))
         try:
             done.append(convert(part, kind))
-        except UNFIT:
-            if len(part) == 1:
-                done.append((pa.nulls(1, kind), np.array([part.null_count == 1])))
+        except UNFIT as error:
+            if len(part) <= 1 or isinstance(error, pa.ArrowNotImplementedError):  # which no value has a part in
+                done.append((pa.nulls(len(part), kind), part.is_null().to_numpy(zero_copy_only=False)))
             else:
                 waiting += [part.slice(len(part) // 2), part.slice(0, len(part) // 2)]
     return _joined(done, kind)
@@ -143,19 +147,31 @@ def _validated(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, BoolArray
 
 
 def _there_and_back(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, BoolArray]:
-    made = values.cast(kind)
+    if pa.types.is_integer(values.type) and pa.types.is_decimal(kind):  # Arrow wants room for the largest integer
+        made = values.cast(pa.decimal256(76, kind.scale)).cast(kind)
+    else:
+        made = values.cast(kind)
     made.validate(full=True)
     back = made.cast(values.type)
     if back.equals(values):
         return made, np.ones(len(values), np.bool_)
+    return made, _same(back, values)
+
+
+def _same(back: pa.Array, values: pa.Array) -> BoolArray:
+    """Return which values are the same: [B]; NaN is NaN."""
     if pa.types.is_nested(values.type):
-        same = [back.slice(row, 1).equals(values.slice(row, 1)) for row in range(len(values))]
-    else:
-        same = np.logical_or(pc.equal(back, values).fill_null(False), pc.and_(back.is_null(), values.is_null()))
+        try:
+            pairs = zip(back.to_pylist(), values.to_pylist(), strict=True)
+            return np.array([repr(one) == repr(other) for one, other in pairs], np.bool_)
+        except UNFIT:  # Python cannot hold them
+            return np.array([back.slice(row, 1).equals(values.slice(row, 1)) for row in range(len(values))], np.bool_)
+    if pa.types.is_float16(values.type):
+        back, values = back.cast(pa.float32()), values.cast(pa.float32())
+    same = pc.or_(pc.equal(back, values).fill_null(False), pc.and_(back.is_null(), values.is_null()))
     if pa.types.is_floating(values.type):
-        both_nan = pc.and_(pc.is_nan(values), pc.is_nan(back)).fill_null(False)
-        same = np.logical_or(same, both_nan.to_numpy(zero_copy_only=False))
-    return made, np.array(same, np.bool_)
+        same = pc.or_(same, pc.and_(pc.is_nan(values), pc.is_nan(back)).fill_null(False))
+    return np.asarray(same.to_numpy(zero_copy_only=False), np.bool_)
 
 
 def _written_as_json(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, BoolArray]:

@@ -6,11 +6,11 @@ Every file counts once, and of all that is not read the corpus has a remark: see
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipeline.errors import InputError, printable
+from pipeline.errors import InputError, RefusedError, printable
 from pipeline.storage.base import Entry, absolute, is_remote, translate_errors
 from pipeline.storage.globs import Glob
 from pipeline.storage.layouts import layout_of
@@ -93,8 +93,9 @@ def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
         raise InputError("input", f"{pattern}: no such file, folder or match")
     corpus = _corpus_of(tree)
     if corpus.files:
-        _refuse_table_above(root)
         tree.refuse_layouts(root)
+        for folder in [root if is_remote(root) else os.path.realpath(root), *tree.linked_folders]:
+            corpus.remarks.extend(_refuse_table_above(folder))
     elif not may_be_empty:
         also = f" ({'; '.join(corpus.remarks)})" if corpus.remarks else ""
         raise InputError("input", f"{pattern}: no file to read{also}; known extensions are {_extensions()}")
@@ -120,7 +121,7 @@ def _single(location: str) -> Entry | None:
 def _tree(location: str) -> tuple[str, Tree | None]:
     """Return the folder that names are relative to, and what was found there; a folder comes before a glob of that name."""
     glob = Glob.of(location)
-    root = location if glob is None else glob.root
+    root = location if glob is None else glob.root or "/"
     if is_remote(location):
         storage = storage_of(location)
         tree = tree_of_entries(location, storage.walk(location), None)
@@ -132,17 +133,24 @@ def _tree(location: str) -> tuple[str, Tree | None]:
         root, glob = location, None
     if not os.path.isdir(root):
         return root, None
-    tree = tree_on_disk(root, glob)
+    tree = tree_on_disk(root, glob, lambda name: _format_of(name) is not None)
     tree.is_folder = glob is None
     return root, tree
 
 
-def _refuse_table_above(folder: str) -> None:
-    """Raise InputError if a folder is a part of a table: a partition by Hive's naming, or the data beside its metadata."""
+def _refuse_table_above(folder: str) -> Iterator[str]:
+    """Raise InputError if a folder is a part of a table: a partition by Hive's naming, or the data beside its metadata.
+
+    Yields a remark if that cannot be known.
+    """
     storage = storage_of(folder)
     while (name := folder.rpartition("/")[2]) == "data" or "=" in name:
         folder = folder.rpartition("/")[0]
-        layout = layout_of([*storage.children(folder or "/")], partial(_names_in, folder))
+        try:
+            layout = layout_of([*storage.children(folder or "/")], partial(_names_in, folder))
+        except RefusedError:
+            yield f"{printable(folder)} cannot be listed: whether {printable(name)} is a part of a table is not known"
+            return
         if layout:
             raise InputError("input", f"{printable(folder)}: {layout}")
 

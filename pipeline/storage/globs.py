@@ -28,16 +28,16 @@ class Glob:
 
     def matches(self, name: str, *, hidden: bool = False) -> bool:
         """Return whether a file of this name below the root is meant; with `hidden`, as if no name were hidden."""
-        return len(self.parts) in self._states(name, hidden)
+        return len(self.parts) in self.states(name, hidden)
 
     def may_hold(self, folder: str, *, hidden: bool = False) -> bool:
         """Return whether a file below this folder could be meant."""
-        return any(state < len(self.parts) for state in self._states(folder, hidden))
+        return any(state < len(self.parts) for state in self.states(folder, hidden))
 
-    def _states(self, name: str, hidden: bool) -> set[int]:
+    def states(self, name: str, hidden: bool = False) -> set[int]:
         """Return how many parts of the pattern may have matched at the end of a name."""
         states = self._and_without_folders({0})
-        for piece in name.split("/"):
+        for piece in name.split("/") if name else ():
             following = set()
             for state in states:
                 part = self.parts[state] if state < len(self.parts) else None
@@ -61,8 +61,8 @@ class Glob:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a name begins with what Hadoop, and all that reads its folders, passes over."""
-    return name.startswith(("_", "."))
+    """Return whether a name begins with what Hadoop, and all that reads its folders, passes over; a partition does not."""
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
 @functools.lru_cache(maxsize=256)

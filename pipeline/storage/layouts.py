@@ -7,20 +7,22 @@ rules, so the folder is refused by name, and never read as if it were a plain on
 import re
 from collections.abc import Callable, Collection
 
-TABLES = {
-    "a Delta Lake table": {"_delta_log"},
-    "an Apache Hudi table": {".hoodie"},
-    "an Apache Paimon table": {"snapshot", "manifest", "schema"},
-    "a transactional table of Hive": {"_orc_acid_version"},
-    "what a stream of Spark wrote": {"_spark_metadata"},
-}
-"""Kinds of folders, by names that are all in them."""
+TABLES = [
+    ("a Delta Lake table", {"_delta_log"}),
+    ("an Apache Hudi table", {".hoodie"}),
+    ("an Apache Hudi table", {".hoodie_partition_metadata"}),
+    ("an Apache Paimon table", {"snapshot", "manifest", "schema"}),
+    ("a transactional table of Hive", {"_orc_acid_version"}),
+    ("what a stream of Spark wrote", {"_spark_metadata"}),
+]
+"""Kinds of folders, and names that are all in them."""
 ICEBERG_METADATA = re.compile(r".*\.metadata\.json(\.gz)?|version-hint\.text")
 HIVE_TRANSACTION = re.compile(r"(base|delta|delete_delta)_\d{7,}.*")
 OUR_PART = re.compile(r"part-[0-9a-f]{16}(\.g\d+)?\.parquet")
 OUR_RESULTS = (
     "holds results of offramp, whose manifest says which parts count; classify, label and distill take it as a whole"
 )
+OUR_RUN = "holds a run of offramp that has not ended; the command that began it goes on with it"
 
 
 def layout_of(names: Collection[str], inside: Callable[[str], Collection[str]]) -> str | None:
@@ -33,7 +35,7 @@ def layout_of(names: Collection[str], inside: Callable[[str], Collection[str]]) 
 
 
 def _table(names: set[str], inside: Callable[[str], Collection[str]]) -> str | None:
-    kind = next((kind for kind, signs in TABLES.items() if signs <= names), None)
+    kind = next((kind for kind, signs in TABLES if signs <= names), None)
     if "metadata" in names and any(map(ICEBERG_METADATA.fullmatch, inside("metadata"))):
         kind = "an Apache Iceberg table"
     elif any(map(HIVE_TRANSACTION.fullmatch, names)):
@@ -58,6 +60,8 @@ def _saved(names: set[str]) -> str | None:
     has_arrow = any(name.endswith(".arrow") for name in names)
     if "dataset_dict.json" in names or (has_arrow and {"state.json", "dataset_info.json"} & names):
         return "is what datasets' save_to_disk wrote, in Arrow files, which are not read; write it by to_parquet"
-    if "_manifest.json" in names and any(map(OUR_PART.fullmatch, names)):
+    if not any(map(OUR_PART.fullmatch, names)):
+        return None
+    if "_manifest.json" in names:
         return OUR_RESULTS
-    return None
+    return OUR_RUN if {"_receipts", "_attempts"} & names else None

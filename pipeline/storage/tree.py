@@ -10,7 +10,7 @@ import errno
 import heapq
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -51,6 +51,8 @@ class Tree:
     """Whether it was asked for as a folder, and not by a glob."""
     matched_folders: bool = False
     """Whether the glob matches folders, of which nothing is read."""
+    linked_folders: list[str] = field(default_factory=list)
+    """Real paths of the folders that links lead to."""
     layouts: dict[str, str] = field(default_factory=dict)
     """Folders that are not to be read by their listing, by name, and what is to be said of them."""
 
@@ -101,7 +103,7 @@ def tree_of_entries(folder: str, entries: Iterable[Entry], glob: Glob | None) ->
             tree.files[name] = entry
         elif glob is None or glob.matches(name, hidden=True):
             hidden["/".join(pieces[: first_hidden + 1])] = None
-    tree.matched_folders = glob is not None and any(map(glob.matches, names))
+    tree.matched_folders = glob is not None and any(name and glob.matches(name) for name in names)
     for name in hidden:
         tree.leave_out(LeftOut.HIDDEN, name)
     for name, there in names.items():
@@ -113,9 +115,12 @@ def _names_below(names: dict[str, set[str]], folder: str, inner: str) -> set[str
     return names.get(join(folder, inner), set())
 
 
-def tree_on_disk(folder: str, glob: Glob | None) -> Tree:
-    """Walk a folder; raise InputError for a link that leads nowhere, StorageError for a folder that cannot be listed."""
-    return _Walk(glob).of(folder)
+def tree_on_disk(folder: str, glob: Glob | None, is_readable: Callable[[str], bool]) -> Tree:
+    """Walk a folder; raise InputError for a link that leads nowhere, StorageError for a folder that cannot be listed.
+
+    Of several names of a file, those are preferred that `is_readable`.
+    """
+    return _Walk(glob, is_readable).of(folder)
 
 
 @dataclass(slots=True)
@@ -133,14 +138,14 @@ class _File:
 class _Walk:
     """A walk over folders, those without a link first."""
 
-    def __init__(self, glob: Glob | None) -> None:
-        self.glob = glob
+    def __init__(self, glob: Glob | None, is_readable: Callable[[str], bool]) -> None:
+        self.glob, self.is_readable = glob, is_readable
         self.tree = Tree()
         self.files: list[_File] = []
         self.links: list[tuple[int, str, str]] = []
         """Links that are to be followed, with their depth and names; a heap, so that these say which is the first."""
-        self.seen: dict[Identity, str] = {}
-        """Names of the folders that were entered."""
+        self.seen: dict[tuple[Identity, frozenset[int]], str] = {}
+        """Names of the folders that were entered, by what of the glob they match, which under another name may be more."""
 
     def of(self, folder: str) -> Tree:
         """Walk all that is below a folder."""
@@ -158,7 +163,8 @@ class _Walk:
         while waiting:
             path, name = waiting.pop()
             with translate_errors(path), _unless_gone():
-                if (first := self.seen.setdefault(_identity(os.stat(path), path), name)) != name:
+                key = _identity(os.stat(path), path), frozenset(self.glob.states(name) if self.glob else ())
+                if (first := self.seen.setdefault(key, name)) != name:
                     self._leave_twice(name, first)
                     continue
                 with os.scandir(path) as found:
@@ -203,6 +209,7 @@ class _Walk:
                 raise
         real = os.path.realpath(path)
         if stat.S_ISDIR(status.st_mode):
+            self.tree.linked_folders.append(real)
             self._note_match(name)
             self._enter(real, name, by_link=True)
         else:
@@ -222,11 +229,14 @@ class _Walk:
         """Yield the files, each once."""
         first: dict[Identity, str] = {}
         linked = {file.identity for file in self.files if file.several_names}
-        for file in sorted(self.files, key=lambda file: (file.by_link, file.name.count("/"), file.name)):
+        for file in sorted(self.files, key=self._rank):
             if file.identity in linked and (name := first.setdefault(file.identity, file.name)) != file.name:
                 self._leave_twice(file.name, name)
             else:
                 yield file
+
+    def _rank(self, file: _File) -> tuple[bool, bool, int, str]:
+        return not self.is_readable(file.name), file.by_link, file.name.count("/"), file.name
 
     def _leave_twice(self, name: str, first: str) -> None:
         self.tree.leave_out(LeftOut.TWICE, f"{name} (which is {first or 'the folder itself'})")

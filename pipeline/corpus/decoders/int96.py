@@ -26,7 +26,8 @@ def int96_columns(parquet: pq.ParquetFile, columns: list[str]) -> list[str]:
         column = parquet.schema.column(number)
         if column.physical_type == "INT96":
             found += [name for name in columns if column.path == name]
-            nested = next((name for name in columns if column.path.startswith(f"{name}.")), None)
+            above = [name for name in columns if column.path.startswith(f"{name}.")]  # or a name with a dot in it
+            nested = next((name for name in above if pa.types.is_nested(parquet.schema_arrow.field(name).type)), None)
             if nested is not None:
                 raise FileFormatError(
                     f"column '{nested}' holds times of 96 bits in a list or a struct, which are not read"

@@ -45,7 +45,9 @@ def parquet_rows(
 ) -> Iterator[RawRows]:
     """Yield the rows of neighbouring row groups, which begin with row `start` of the file; raise what the decoder raises."""
     metadata, times = parquet.metadata, int96_columns(parquet, columns)
-    for run, rows in _runs(parquet, stored, groups, columns):
+    # Arrow cannot put together dictionaries inside of lists or structs, and batches with dictionaries end with a row group.
+    by_group = bool(times) or any(map(has_inner_dictionary, map(parquet.schema_arrow.field, columns)))
+    for run, rows in _runs(parquet, stored, groups, columns, by_group=by_group):
         end = start + sum(metadata.row_group(group).num_rows for group in run)
         batches = parquet.iter_batches(rows, row_groups=[*run], columns=columns, use_threads=False)
         for batch, cut in zip(batches, has_digits_below(stored, times, [*run], rows), strict=False):
@@ -55,7 +57,15 @@ def parquet_rows(
             raise FileFormatError(f"row {start} is missing, of {end} rows up to the end of its row group")
 
 
-def _runs(parquet: pq.ParquetFile, stored: BinaryIO, groups: range, columns: list[str]) -> Iterator[tuple[range, int]]:
+def has_inner_dictionary(field: pa.Field) -> bool:
+    """Return whether a column has dictionaries in its lists, structs or maps."""
+    inner = [field.type.field(number) for number in range(field.type.num_fields)]
+    return any(pa.types.is_dictionary(each.type) or has_inner_dictionary(each) for each in inner)
+
+
+def _runs(
+    parquet: pq.ParquetFile, stored: BinaryIO, groups: range, columns: list[str], *, by_group: bool
+) -> Iterator[tuple[range, int]]:
     """Put small row groups together, since each reading has its cost; yield those to read as one, and the rows of a batch."""
     numbers = [
         number
@@ -65,7 +75,7 @@ def _runs(parquet: pq.ParquetFile, stored: BinaryIO, groups: range, columns: lis
     first, size = groups.start, 0
     for group in groups:
         rows, most = _batch_size(parquet, stored, group, numbers)
-        if group > first and (size + most > BATCH_BYTES or rows < raw.CHUNK_ROWS):
+        if group > first and (by_group or size + most > BATCH_BYTES or rows < raw.CHUNK_ROWS):
             yield range(first, group), raw.CHUNK_ROWS
             first, size = group, 0
         size += most
