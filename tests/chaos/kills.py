@@ -40,8 +40,8 @@ def plan_of(seed: int, number: int, parts: int, *, drivers: bool = False) -> lis
     runs = []
     for _ in range(draw.choice([1, 1, 2])):
         kills = [_kill(draw, parts) for _ in range(draw.choice([1, 2, 3]))]
-        if drivers:
-            kills.append(_kill(draw, parts, draw.choice(DRIVERS)))
+        if drivers:  # first, so that the others are killed beside it
+            kills.insert(0, _kill(draw, max(parts // 2, 1), draw.choice(DRIVERS)))
         # Nothing is left to be killed after the driver, nor after the last part.
         runs.append(sorted(kills, key=lambda kill: (kill.step == "last part", kill.victim == "driver")))
     return runs

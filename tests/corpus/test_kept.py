@@ -18,7 +18,7 @@ from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.reader import Shard, read_shards
 from pipeline.errors import InputError
 from pipeline.output.parts import parquet_bytes
-from tests.support.arrow_types import CASES, DAY, NOON, TEXTS, UNWRITABLE, UTC
+from tests.support.arrow_types import CASES, DAY, NOON, STRINGS, TEXTS, UNWRITABLE, UTC
 
 
 def write(folder: Path, name: str, values: pa.Array, **options: Any) -> None:
@@ -189,6 +189,7 @@ def comes_back(made: pa.Array, source: pa.Array) -> None:
         (pa.timestamp("us"), pa.array([5]), [None]),
         (pa.int64(), pa.array([NOON]), [None]),
         (pa.decimal128(5, 2), pa.array([0.25, 0.126]), [Decimal("0.25"), None]),
+        (pa.decimal128(5, 2), pa.array([7, 12345], pa.int32()), [Decimal("7.00"), None]),
         (pa.string(), pa.array([b"a", b"\xff"]), ["a", None]),
         (pa.string(), pa.array([1.5, 7.0, float("nan")]), ["1.5", "7", "nan"]),
         (pa.string(), pa.array([[1], [float("nan")]]), ["[1.0]", None]),
@@ -220,6 +221,7 @@ def test_conversions_that_arrow_makes_silently_are_misfits(
         (pa.timestamp("us"), ["2024-02-29T12:30:15", "2024-02-29T12:30:15Z", "12.5.2024"], [NOON, None, None]),
         (pa.list_(pa.string()), ["a"], [None]),
         (pa.int64(), [1, 1.0, 1.5, True, "1", 2**70, [1], None], [1, 1, None, None, 1, None, None, None]),
+        (pa.decimal128(5, 2), [5, 5.25, "5.25", 0.125], [Decimal("5.00"), Decimal("5.25"), Decimal("5.25"), None]),
         (pa.bool_(), [True, 1, "true"], [True, None, True]),
         (pa.float64(), [1, 0.1, 2**53 + 1], [1.0, 0.1, None]),
         (pa.list_(pa.int64()), [[1], [], [1.5], ["a"], {"a": 1}], [[1], [], None, None, None]),
@@ -242,6 +244,58 @@ def test_a_string_inside_a_list_that_is_no_utf8_costs_its_row(tmp_path: Path) ->
     _, (shard,) = read(tmp_path / "in", Columns(text="text"), ["k"])
     assert shard.rows["keep.k"].to_pylist() == [["a"], None]
     assert shard.rejects["row"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["a", "b"] * 10_000).dictionary_encode(),
+        pa.array([["a"], ["b", "c"]] * 10_000, pa.list_(STRINGS)),
+        pa.array([[{"x": "a"}], []] * 10_000, pa.list_(pa.struct([("x", STRINGS)]))),
+    ],
+)
+def test_categories_in_small_row_groups_come_back(values: pa.Array, tmp_path: Path) -> None:
+    times = pa.array([NOON] * len(values), pa.timestamp("us"))
+    table = pa.table({"text": ["a"] * len(values), "k": values, "t": times})
+    options = {"use_deprecated_int96_timestamps": True, "row_group_size": 1000}
+    pq.write_table(table, tmp_path / "a.parquet", **options)
+    for keep in (["k"], ["k", "t"]):
+        _, shards = read(tmp_path, Columns(text="text"), keep)
+        assert sum(len(shard.rejects) for shard in shards) == 0
+        found = pa.concat_tables([shard.rows for shard in shards])
+        assert found["keep.k"].to_pylist() == plain(values).to_pylist()
+
+
+def test_a_struct_may_have_fields_that_are_required(tmp_path: Path) -> None:
+    kind = pa.struct([pa.field("a", pa.int64(), nullable=False)])
+    write(tmp_path / "in", "a.parquet", pa.array([{"a": 1}, {"a": 2}], kind))
+    _, (shard,) = read(tmp_path / "in", Columns(text="text"), ["k"])
+    assert shard.rows["keep.k"].to_pylist() == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (pa.list_(pa.float64()), pa.array([[float("nan"), 1.0]], pa.list_(pa.float32()))),
+        (pa.struct([("a", pa.float64())]), pa.array([{"a": float("nan")}], pa.struct([("a", pa.float32())]))),
+        (pa.float32(), pa.array([float("nan")], pa.float32()).cast(pa.float16())),
+    ],
+)
+def test_nan_is_nan_wherever_it_is(kind: pa.DataType, values: pa.Array) -> None:
+    made, misfits = fit(values, kind)
+    assert misfits == []
+    assert repr(made.to_pylist()) == repr(values.to_pylist())
+
+
+def test_no_values_fit_every_type() -> None:
+    assert fit(pa.array([], pa.string()), pa.time64("us")) == (pa.array([], pa.time64("us")), [])
+
+
+def test_a_name_with_a_dot_is_no_struct(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"], "k": [1], "k.x": pa.array([NOON], pa.timestamp("us"))})
+    pq.write_table(table, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    _, (shard,) = read(tmp_path, Columns(text="text"), ["k"])
+    assert shard.rows["keep.k"].to_pylist() == [1]
 
 
 def test_times_of_96_bits_are_not_turned_round(tmp_path: Path) -> None:
