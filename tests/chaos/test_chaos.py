@@ -13,7 +13,7 @@ import pytest
 
 from tests.chaos.auditor import audit
 from tests.chaos.corpus import make_corpus
-from tests.chaos.kills import VICTIMS, plan_of
+from tests.chaos.kills import DRIVERS, VICTIMS, plan_of
 from tests.support.jobs import REPOSITORY
 
 pytestmark = pytest.mark.e2e
@@ -49,6 +49,13 @@ def test_a_hundred_rounds_kill_everything_at_every_step() -> None:
         ("driver", "last part"), ("raylet", "part"), ("raylet", None),
     }  # fmt: skip
     assert plan_of(0, 7, 30) == plan_of(0, 7, 30) != plan_of(1, 7, 30)
+
+
+def test_second_drivers_begin_before_anything_is_killed() -> None:
+    runs = [run for number in range(20) for run in plan_of(0, number, 30, drivers=True)]
+    assert {kill.victim for run in runs for kill in run} >= {*DRIVERS, "workers", "driver"}
+    assert sum(kill.victim in DRIVERS for run in runs for kill in run) == len(runs)
+    assert any(run[0].victim in DRIVERS and run[-1].victim == "driver" for run in runs)
 
 
 @pytest.fixture
