@@ -25,7 +25,7 @@ def test_an_unfinished_training_does_not_go_on_with_another_model(
     source, texts = ("--model", "--input") if job == "distill" else ("--backbone", "--train")
     options = [source, str(model), texts, str(data), "--output", str(out), "--epochs", "1"]
 
-    def power_cut(*_: object) -> None:
+    def power_cut(*_: object, **_options: object) -> None:
         raise TrainingFailedError("power cut")
 
     with monkeypatch.context() as patch:
