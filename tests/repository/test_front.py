@@ -1,5 +1,6 @@
 """The proxy that infra/ puts in front of the server, run: what reaches the server, and what ends before it."""
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -32,7 +33,8 @@ class Upstream(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        with contextlib.suppress(BrokenPipeError):  # the proxy may have cut its client off
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
