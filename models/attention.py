@@ -78,7 +78,8 @@ def _row_bounds(groups: tuple[LengthGroup, ...], tokens: int, device: torch.devi
     padding = tokens - sum(lengths)
     lengths += [padding] * (padding > 0)
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return torch.from_numpy(bounds).to(device, non_blocking=True), max(lengths)
+    with torch.inference_mode(False):  # whoever asks first
+        return to_device(bounds, device), max(lengths)
 
 
 def _attend_by_group(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int) -> Tensor:

@@ -26,6 +26,7 @@ from pipeline.calibration.audit import AuditSpec, audit
 from pipeline.cluster.resources import ActorPlan
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.memory import has_lost_device
 from pipeline.histograms import (
     LENGTH_EDGES,
     UNCERTAINTY_BINS,
@@ -52,8 +53,10 @@ class ClassifyBundle:
         """Classify neighbouring rows; ends the process if the GPU cannot be used any more."""
         try:
             return self.engine.run(self.tokens.slice(rows)).checked()
-        except torch.AcceleratorError as error:
-            # CUDA errors are sticky: exit, let Ray restart the actor; the attempt log then isolates the row.
+        except RuntimeError as error:
+            if not has_lost_device(error):
+                raise
+            # Let Ray start the actor again; the attempt log then isolates the row.
             print(f"{self.name}: {describe(error)}; this process ends", file=sys.stderr, flush=True)
             os._exit(1)
 

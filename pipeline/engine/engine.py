@@ -42,6 +42,9 @@ from pipeline.engine.runner import Runner, RunnerConfig
 from pipeline.errors import InputError
 from pipeline.rows import IntArray, Predictions, TokenRows
 
+WARM_UP_LENGTHS = (8, 24, 48, 100, 200)
+"""Lengths of rows: each has a kernel of its own for attention on a GPU."""
+
 
 class Engine:
     """Runs token rows through a loaded model. It is cheap: make one for every criterion."""
@@ -76,6 +79,12 @@ class Engine:
     def with_criterion(self, criterion: Criterion) -> "Engine":
         """Return an engine of the same loaded model that judges rows by another criterion."""
         return Engine(self.loaded, replace(self.config, criterion=criterion))
+
+    def warm_up(self) -> None:
+        """Have all kernels compiled, for rows of each length that has some of its own; on CPUs there is nothing to compile."""
+        if self.loaded.device.type == "cuda":
+            lengths = [length for length in WARM_UP_LENGTHS if length <= self.model.shape.max_tokens]
+            self.run(TokenRows.from_lists([[0] * length for length in lengths]))
 
     def run(self, rows: TokenRows, rule: ExitRule | None = None) -> Predictions:
         """Classify rows; the predictions are of exactly these rows, in this order.

@@ -24,8 +24,10 @@ ROW_SPARE = 9 / 8
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Numbers of glibc's mallopt(3)."""
-TOO_LITTLE = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+TOO_LITTLE = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 """Phrases in torch's errors where it has no exception for it: CUDA outside its allocator, main memory, cuBLAS."""
+DEVICE_FAILED = ("CUDA error", "Triton Error [CUDA]")
+"""Phrases in errors of libraries that find out first that the GPU cannot be used any more."""
 
 
 def keep_freed_memory() -> None:
@@ -131,11 +133,22 @@ def run_within_memory(
     return total
 
 
+def is_too_little(error: RuntimeError) -> bool:
+    """Return whether an error says that memory has run out."""
+    return isinstance(error, torch.OutOfMemoryError) or any(phrase in str(error) for phrase in TOO_LITTLE)
+
+
+def has_lost_device(error: RuntimeError) -> bool:
+    """Return whether an error says that this process cannot use its GPU any more: CUDA's errors stay."""
+    failed = isinstance(error, torch.AcceleratorError) or any(phrase in str(error) for phrase in DEVICE_FAILED)
+    return failed and not is_too_little(error)
+
+
 def _run_if_it_fits(run: Callable[[slice], int], group: slice) -> int | None:
     """Run a group; return None when out of memory. The exception ends here, since its traceback holds on to tensors."""
     try:
         return run(group)
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or any(phrase in str(error) for phrase in TOO_LITTLE):
+        if is_too_little(error):
             return None
         raise

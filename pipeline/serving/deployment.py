@@ -68,6 +68,7 @@ class Replica:
         config = replace(spec.engine, criterion=engine_criterion(criterion, model))
         loaded = LoadedModel(model, config, plan.device)
         engine = Engine(loaded)
+        engine.warm_up()  # before the first request
         on_cpu = MICRO_BATCHES_PER_BATCH * loaded.threads * loaded.token_budget
         batch_tokens = spec.batch_tokens or (GPU_BATCH_TOKENS if plan.device == "cuda" else on_cpu)
         self.metrics = ServingMetrics()

@@ -8,7 +8,7 @@
 
 Matrix products run in bf16 where the hardware has it, weights stay fp32. The learning rate follows the fraction of the work
 that is done, so that nobody needs to know beforehand how many rows a stream has. Every step has its own seed, so that a run
-that was killed goes on exactly as it would have.
+that was killed goes on exactly as it would have; on a GPU but for the last bits, as FlashAttention sums gradients in any order.
 """
 
 import itertools

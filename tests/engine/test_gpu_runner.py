@@ -18,6 +18,7 @@ from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.rules import ExitRule, PerRowThresholds
 from pipeline.rows import Predictions, TokenRows
 from tests.support.engines import EngineOfGpuRunners
+from tests.support.gpu import watching_waits
 from tests.support.models import (
     CONFIGS,
     TOLERANCE,
@@ -202,11 +203,7 @@ def test_a_gpu_waits_for_the_host_once_an_exit(exit_model: EarlyExitModel) -> No
     rows = random_rows(300, 60, seed=1)
     engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.3), dtype="bf16"), "cuda"))
     layers = engine.run(rows).exit_layers.max()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
-            engine.run(rows)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with watching_waits("warn"), warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        engine.run(rows)
     assert len(waits) <= layers + 3  # and three for logits, exit layers and uncertainties at the end

@@ -15,7 +15,7 @@ from pipeline.bulk.quarantine import isolate
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
-from pipeline.engine.memory import Workspace, run_within_memory
+from pipeline.engine.memory import Workspace, has_lost_device, run_within_memory
 from pipeline.rows import Predictions, TokenRows
 from tests.support.engines import EngineOfGpuRunners
 from tests.support.models import CONFIGS, random_exits, random_rows, spread_weights
@@ -144,3 +144,19 @@ def test_other_errors_are_no_lack_of_memory(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         run_within_memory(run, lambda: None, np.full(4, 10), 100)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), False),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_a_lost_device_is_told_from_too_little_memory(error: RuntimeError, lost: bool) -> None:
+    assert has_lost_device(error) == lost

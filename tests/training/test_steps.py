@@ -16,6 +16,7 @@ from pipeline.training.loop import Trainer
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import LOG_STEPS, TrainingLog, TrainState
 from pipeline.training.recipes import Objective, WholeModel
+from tests.support.gpu import watching_waits
 from tests.support.models import random_exits
 
 CONFIG = TrainingConfig(epochs=1, batch_rows=4, learning_rate=1e-3)
@@ -71,8 +72,5 @@ def test_a_gpu_is_not_waited_for(kind: str, bert_directory: Path) -> None:
     recipe, batch = WholeModel(model, Objective(soft=True, label_weight=0.5)), batch_of(model)
     trainer = Trainer(recipe, MemorySource(whole=batch, seed=0), batch, CONFIG, None, ProcessGroup(), False, LOG)
     trainer._step(batch, None)  # libraries start with the first one
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with watching_waits("error"):
         trainer._step(batch, None)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 MOST_SHARED_BYTES = 99 * 1024
 """Shared memory of a program on GPUs of capability 8.6 and 8.9; others have more."""
 CODE = """
-import json, warnings
+import json, sys, warnings
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -34,20 +34,25 @@ PROGRAMS = {
 }
 KINDS = {"bounds": "*i32", "ids": "*i32", "segments": "*i32", "first_row": "i32", "rows": "i32", "tokens": "i32",
          "scale": "fp32", "eps": "fp32"}
+PROGRAMS["attention of wide heads"] = (
+    attention._attend, dict(HIDDEN=1024, WIDTH=128, BLOCK=128, STEP=128, COLUMNS=128), 2 * attention.WARPS[128], 1
+)
 for name, (kernel, constants, warps, stages) in PROGRAMS.items():
     signature = {arg: "constexpr" if arg in constants else KINDS.get(arg, "*bf16") for arg in kernel.arg_names}
     compiled = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=constants),
-        target=GPUTarget("cuda", 80, 32), options=dict(num_warps=warps, num_stages=stages),
+        target=GPUTarget("cuda", int(sys.argv[1]), 32), options=dict(num_warps=warps, num_stages=stages),
     )
-    print(json.dumps([name, compiled.metadata.shared, "mma.sync" in compiled.asm["ptx"]]))
+    products = any(word in compiled.asm["ptx"] for word in ("mma.sync", "wgmma"))
+    print(json.dumps([name, compiled.metadata.shared, products]))
 """
 
 
-def test_kernels_compile_for_a_gpu_and_use_its_matrix_instructions() -> None:
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_kernels_compile_for_a_gpu_and_use_its_matrix_instructions(capability: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE],
+        [sys.executable, "-c", CODE, capability],
         cwd=REPOSITORY,
         env=environment,
         capture_output=True,
@@ -57,6 +62,10 @@ def test_kernels_compile_for_a_gpu_and_use_its_matrix_instructions() -> None:
     )
     assert done.returncode == 0, done.stderr
     compiled = {name: (shared, products) for name, shared, products in map(json.loads, done.stdout.splitlines())}
-    assert {name for name, (_, products) in compiled.items() if products} == {"attention", "pool"}
-    assert len(compiled) == 4
+    assert {name for name, (_, products) in compiled.items() if products} == {
+        "attention",
+        "attention of wide heads",
+        "pool",
+    }
+    assert len(compiled) == 5
     assert max(shared for shared, _ in compiled.values()) <= MOST_SHARED_BYTES
