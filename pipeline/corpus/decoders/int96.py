@@ -38,10 +38,7 @@ def int96_columns(parquet: pq.ParquetFile, columns: list[str]) -> list[str]:
 def has_digits_below(
     stored: BinaryIO, names: list[str], groups: list[int], rows: int
 ) -> Iterator[Mapping[str, npt.NDArray[np.bool_]]]:
-    """Yield for each batch, by column, which times have digits below microseconds: [B]; without columns, nothing for ever."""
-    if not names:
-        while True:
-            yield {}
+    """Yield for each batch, by column, which times have digits below microseconds: [B]."""
     opened = (
         pq.ParquetFile(stored, buffer_size=1 << 20, pre_buffer=False, coerce_int96_timestamp_unit=unit)
         for unit in ("ns", UNIT)

@@ -7,7 +7,7 @@ BATCH_BYTES at the worst that metadata and page headers allow. A list alone may 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import BinaryIO
 
 import numpy as np
@@ -46,21 +46,22 @@ def parquet_rows(
     """Yield the rows of neighbouring row groups, which begin with row `start` of the file; raise what the decoder raises."""
     metadata, times = parquet.metadata, int96_columns(parquet, columns)
     # Arrow cannot put together dictionaries inside of lists or structs, and batches with dictionaries end with a row group.
-    by_group = bool(times) or any(map(has_inner_dictionary, map(parquet.schema_arrow.field, columns)))
+    by_group = bool(times) or any(map(_has_inner_dictionary, map(parquet.schema_arrow.field, columns)))
     for run, rows in _runs(parquet, stored, groups, columns, by_group=by_group):
         end = start + sum(metadata.row_group(group).num_rows for group in run)
         batches = parquet.iter_batches(rows, row_groups=[*run], columns=columns, use_threads=False)
-        for batch, cut in zip(batches, has_digits_below(stored, times, [*run], rows), strict=False):
+        cuts = has_digits_below(stored, times, [*run], rows) if times else repeat({})
+        for batch, cut in zip(batches, cuts, strict=False):
             yield from _chunks(batch, columns, start, metadata.num_rows, cut)
             start += len(batch)
         if start != end:
             raise FileFormatError(f"row {start} is missing, of {end} rows up to the end of its row group")
 
 
-def has_inner_dictionary(field: pa.Field) -> bool:
+def _has_inner_dictionary(field: pa.Field) -> bool:
     """Return whether a column has dictionaries in its lists, structs or maps."""
     inner = [field.type.field(number) for number in range(field.type.num_fields)]
-    return any(pa.types.is_dictionary(each.type) or has_inner_dictionary(each) for each in inner)
+    return any(pa.types.is_dictionary(each.type) or _has_inner_dictionary(each) for each in inner)
 
 
 def _runs(
