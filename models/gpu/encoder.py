@@ -6,13 +6,15 @@ Legend of suffixes: T tokens, Q tokens or rows, B rows, N attention heads, D wid
 attention head, F features.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from models.backbone import Embeddings, EncoderLayer, FeedForward
+from models.backbone import Backbone, Embeddings, EncoderLayer, FeedForward
 from models.gpu.dispatch import Kernels
 from models.gpu.rows import RaggedRows
-from models.heads import ATTENTION_HEAD_HEADS, AttentionHead
+from models.heads import ATTENTION_HEAD_HEADS, AttentionHead, PooledHead
 
 
 def embed(
@@ -43,6 +45,26 @@ def run_layer_for_first_tokens(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRo
     out_BH = torch.empty_like(first_BH)
     _after_attention(layer, first_BH, mixed_BH, out_BH, kernels)
     return out_BH
+
+
+def hidden_states(
+    backbone: Backbone, token_ids_T: Tensor, segments_B: Tensor, rows: RaggedRows, kernels: Kernels
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the number of every layer, from 1, and its hidden states [T, H], which the next layer but one writes over."""
+    weight = backbone.layer(1).ffn.expand.weight
+    x_TH, y_TH = (weight.new_empty(rows.num_tokens, weight.shape[1]) for _ in range(2))
+    embed(backbone.embeddings, token_ids_T, segments_B, rows, x_TH, kernels)
+    for number in range(1, len(backbone.layers) + 1):
+        run_layer(backbone.layer(number), x_TH, rows, y_TH, kernels)
+        x_TH, y_TH = y_TH, x_TH
+        yield number, x_TH
+
+
+def head_features(head: PooledHead | AttentionHead, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
+    """Compute the features of an exit's head from the hidden states of its layer: [B, F]."""
+    if isinstance(head, AttentionHead):
+        return attention_head_features(head, x_TH, rows, kernels)
+    return head.features_of_first(x_TH.index_select(0, rows.starts))
 
 
 def attention_head_features(head: AttentionHead, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:

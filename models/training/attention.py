@@ -38,11 +38,17 @@ def attend(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, dropout: 
     return _attend_padded(qkv_T3H, tuple(groups), heads, dropout)
 
 
-def mix(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> Tensor:
-    """Average the tokens of every row by their attention weights for its queries: [B, N, H]."""
-    if x_TH.device.type == "cpu":
-        return _mix_by_group(asked_BNH, x_TH, groups, scale)
-    return _mix_padded(asked_BNH, x_TH, tuple(groups), scale)
+def attend_from_first(
+    q_BH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], heads: int, kv_2HH: Tensor, bias_2H: Tensor
+) -> Tensor:
+    """Compute `models.attention.attend_from_first`, one query a row; all may have an axis of exits in front."""
+    q_BND = q_BH.unflatten(-1, (heads, -1))
+    key_NDH, value_NDH = kv_2HH.unflatten(-2, (2, heads, -1)).unbind(-4)
+    asked_BNH = torch.einsum("...bnd,...ndh->...bnh", q_BND, key_NDH)
+    mix = _mix_by_group if x_TH.device.type == "cpu" else _mix_padded
+    mixed_BNH = mix(asked_BNH, x_TH, tuple(groups), q_BND.shape[-1] ** -0.5)
+    out_BND = torch.einsum("...bnh,...ndh->...bnd", mixed_BNH, value_NDH)
+    return out_BND.flatten(-2) + bias_2H[..., q_BH.shape[-1] :]
 
 
 def _attend_by_group(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, dropout: float) -> Tensor:
@@ -62,15 +68,15 @@ def _attend_by_group(qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int,
 
 
 def _mix_by_group(asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float) -> Tensor:
-    """Run each group of equal lengths as a dense rectangle, split off as in `_attend_by_group`."""
+    """Average the tokens of every row by their attention weights for its queries, [B, N, H]: length by length."""
     tokens, rows = [group.tokens for group in groups], [group.rows for group in groups]
-    *texts, _padding = x_TH.split([*tokens, len(x_TH) - sum(tokens)])
+    *texts, _padding = x_TH.split([*tokens, x_TH.shape[-2] - sum(tokens)], dim=-2)
     mixed = []
-    for group, text, query_BNH in zip(groups, texts, (asked_BNH * scale).split(rows), strict=True):
-        x_BLH = text.view(group.rows, group.length, -1)
+    for group, text, query_BNH in zip(groups, texts, (asked_BNH * scale).split(rows, dim=-3), strict=True):
+        x_BLH = text.unflatten(-2, (group.rows, group.length))
         weights_BNL = (query_BNH @ x_BLH.mT).softmax(-1, dtype=torch.float32).to(x_BLH.dtype)
         mixed.append(weights_BNL @ x_BLH)
-    return torch.cat(mixed)
+    return torch.cat(mixed, dim=-3)
 
 
 def _takes_flash(x: Tensor, head_width: int) -> bool:
@@ -121,8 +127,9 @@ class _Rectangle(NamedTuple):
 
     def spread(self, x_TH: Tensor) -> Tensor:
         """Lay tokens out by row, with zeros behind the shorter ones: [T, H] -> [B, L, H]; padding is left out."""
-        flat = x_TH.new_zeros(self.hidden.numel(), x_TH.shape[1])
-        return flat.index_copy(0, self.slots, x_TH[: len(self.slots)]).unflatten(0, self.hidden.shape)
+        flat = x_TH.new_zeros(*x_TH.shape[:-2], self.hidden.numel(), x_TH.shape[-1])
+        flat = flat.index_copy(-2, self.slots, x_TH[..., : len(self.slots), :])
+        return flat.unflatten(-2, self.hidden.shape)
 
     def gather(self, x_BLH: Tensor, tokens: int) -> Tensor:
         """Undo `spread`, with zeros for tokens past the last row: [B, L, H] -> [tokens, H]."""
@@ -149,7 +156,7 @@ def _attend_padded(qkv_T3H: Tensor, groups: tuple[LengthGroup, ...], heads: int,
 
 
 def _mix_padded(asked_BNH: Tensor, x_TH: Tensor, groups: tuple[LengthGroup, ...], scale: float) -> Tensor:
-    """Run all rows as one rectangle."""
+    """Do what `_mix_by_group` does, with all rows as one rectangle."""
     rows = _rectangle(groups, x_TH.device)
     x_BLH = rows.spread(x_TH)
     scores_BNL = (asked_BNH * scale) @ x_BLH.mT
