@@ -60,7 +60,15 @@ class Lines:
         self._tail = self.head
         """Begin of the line that the next block goes on with; its first `_skipped` bytes are dropped already."""
         self._skipped = 0
+        self._bytes = len(self.head)
+        """Bytes of all blocks so far."""
         self._split(self._tail)
+
+    @property
+    def fraction_taken(self) -> float:
+        """Fraction, of what has been read of the stream, whose lines have been taken, about; the rest waits here."""
+        waiting = len(self._tail) + sum(len(line) for line in self._ready if isinstance(line, bytes))
+        return max(1.0 - waiting / max(self._bytes, 1), 0.0)
 
     def next(self) -> Line | None:
         """Return the next line, or None at the end; raise what the decompressor raises, after all lines before that place."""
@@ -72,6 +80,7 @@ class Lines:
                 self._finish(self._tail)
                 self._tail = b""
             else:
+                self._bytes += len(block)
                 self._split(self._tail + block)
         return self._ready.popleft()
 
