@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.bulk import forecast, stages
+from pipeline.bulk.bundle import Bundle
 from pipeline.bulk.forecast import TASK_PIECES, TASKS, sample_tasks
 from pipeline.bulk.stages import Sampling
 from pipeline.corpus.columns import Columns
@@ -66,7 +67,7 @@ def test_a_sample_reads_the_beginnings_of_the_first_shards_of_each_piece(file: P
     ((piece,),) = plan_reading(files, 4)
     batch = pa.table({"item": [encode_task([piece, piece], {})]})
     bundles = stages._read(batch, COLUMNS, 5, None, Sampling(rows=20, shards=2))
-    read = [row for bundle in bundles for row in stages.Bundle.from_arrow(bundle).rows[ROW].to_pylist()]
+    read = [row for bundle in bundles for row in Bundle.from_arrow(bundle).rows[ROW].to_pylist()]
     once = [row for start in (0, SHARD_ROWS) for row in range(start, start + 20) if row % 3]
     assert read == once + once
 
