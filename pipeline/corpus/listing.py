@@ -26,7 +26,7 @@ FORMATS = {
     ".tsv": "tsv",
     ".txt": "text",
 }
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class InputFile:
     format: str
     """One of "parquet", "jsonl", "csv", "tsv" and "text"."""
     compression: str | None
-    """Either "gzip" or "zstd"; None for a file that is not compressed."""
+    """One of "gzip", "zstd", "bzip2" and "xz"; None for a file that is not compressed."""
     problem: str | None = None
     """Why it cannot be read whatever its content; None if nothing is known against it."""
 
