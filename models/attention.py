@@ -91,7 +91,7 @@ def attend_from_first(
 
     With one query a row, q . (K x) is better computed as (K^T q) . x, and sum_l a_l (V x_l) as V (sum_l a_l x_l): two small
     products a row in place of two a token. The keys' bias moves all scores of a query alike, so softmax drops it; the values'
-    bias is added once, since the weights a_l sum to 1. Queries past the last row are padding.
+    bias is added once, since the weights a_l sum to 1. Queries past the last row are padding, for inference on CPUs alone.
 
     The same re-ordering serves the latent attention of DeepSeek-V2 (Liu et al. 2024, section 2.1.2).
     """

@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="say what the run would do and how long it would take, by a sample of the corpus; nothing is written",
+        help="say what the run would do and how long it would take, by a sample of the corpus; no results are written",
     )
     parser.add_argument("--strict", action="store_true", help="end with exit code 1 if any row was rejected")
     parser.add_argument(

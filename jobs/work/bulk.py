@@ -93,7 +93,7 @@ def plan(args: argparse.Namespace, request: BulkRequest) -> int:
     except FAILURES as error:
         raise command.FailedError(command.cause_of(error)) from error
     if forecast is None:
-        print_line(f"nothing to do: {absolute(args.output)} already holds the results of every file")
+        print_line(f"nothing to classify: {absolute(args.output)} already holds the results of every file")
         return command.DONE
     print_forecast(forecast, request.guarantee.price_per_hour)
     return command.DONE
@@ -101,28 +101,29 @@ def plan(args: argparse.Namespace, request: BulkRequest) -> int:
 
 def print_forecast(forecast: Forecast, price_per_hour: float | None) -> None:
     """Print the corpus, what becomes of its rows, and what that takes."""
-    sampled, about = forecast.sampled, "" if forecast.complete else "about "
-    rows = max(sampled.rows_in, 1)
-    by_reason = "".join(f", {count / rows:.2%} {reason}" for reason, count in sampled.rejected.items())
-    exits = " ".join(f"{n}:{count / max(sampled.rows_out, 1):.1%}" for n, count in enumerate(sampled.exits, 1) if count)
-    mean = f"{sampled.mean_exit_layer:.2f} of {len(sampled.exits)} layers"
+    whole, rows = forecast.whole, max(forecast.rows, 1.0)
+    rows_out, tokens = max(whole["rows_out"][""], 1.0), whole["tokens"][""]
+    by_reason = "".join(f", {count / rows:.2%} {reason}" for reason, count in whole["rejected"].items())
+    exits = " ".join(f"{layer}:{count / rows_out:.1%}" for layer, count in whole["exits"].items() if count)
+    mean = sum(int(layer) * count for layer, count in whole["exits"].items()) / rows_out
+    speedup = whole["flops_full_depth"][""] / max(whole["flops"][""], 1.0)
     print()
-    print_line(f"what the run would be, by {sampled.rows_in:,} rows; nothing was written")
+    print_line(f"what the run would be, by {forecast.sampled.rows_in:,} rows; no results were written")
     print_line(f"  files        {forecast.files:,}, {forecast.bytes / 1e6:,.1f} MB")
-    print_line(f"  rows         {about}{forecast.rows:,.0f}")
-    print_line(f"  tokens       {about}{forecast.tokens:,.0f}, {sampled.tokens / rows:.1f} a row")
-    print_line(f"  truncated    {sampled.truncated / rows:.2%}")
-    print_line(f"  rejects      {sampled.rows_rejected / rows:.2%}{by_reason}")
+    print_line(f"  rows         about {rows:,.0f}")
+    print_line(f"  tokens       about {tokens:,.0f}, {tokens / rows_out:.1f} a row")
+    print_line(f"  truncated    {whole['truncated'][''] / rows_out:.2%}")
+    print_line(f"  rejects      {sum(whole['rejected'].values()) / rows:.2%}{by_reason}")
     print_line(f"  exits        {exits}")
-    print_line(f"  mean exit    {mean}, {sampled.flops_speedup:.2f}x fewer FLOPs")
+    print_line(f"  mean exit    {mean:.2f} of {len(forecast.sampled.exits)} layers, {speedup:.2f}x fewer FLOPs")
     print_line(f"  actors       {forecast.plan.describe()}")
     print_line(
-        f"  time         {about}{duration(forecast.seconds)}, {duration(forecast.first_seconds)} of it to the first results; "
-        f"{forecast.rows / forecast.seconds:,.0f} rows/s, waiting for {forecast.held_up_by}"
+        f"  time         about {duration(forecast.seconds)}, {duration(forecast.start_seconds)} of it to start; "
+        f"{rows / forecast.seconds:,.0f} rows/s, waiting for {forecast.held_up_by}"
     )
     if price_per_hour is not None:
         hours = forecast.seconds / 3600 * forecast.plan.actors
-        print_line(f"  cost         {about}{hours * price_per_hour:.4g}, {hours:.4g} actor-hours")
+        print_line(f"  cost         about {hours * price_per_hour:.4g}, {hours:.4g} actor-hours")
 
 
 def write_report(outcome: Outcome, *, with_examples: bool) -> None:

@@ -10,6 +10,7 @@ import torch
 from jobs.cli.command import print_line
 from jobs.work import loading
 from models.early_exit import EarlyExitModel
+from models.precision import precision_on
 from pipeline.benchmark.measure import time_criteria
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.labelled import read_texts, tokenize_texts
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
     if args.choose is not None:
         store(args, model, curves)
     if args.card:
-        about = f"By {len(examples):,} rows of {Path(args.data).name}, in {args.dtype} on {device}."
+        precision = precision_on(args.dtype, torch.device(device))
+        about = f"By {len(examples):,} rows of {Path(args.data).name}, in {precision} on {device}."
         text = "\n\n".join([about, *(table.markdown() for table in tables)])
         card.write_section(Path(args.model), model, "What the exits are worth", text)
     if args.output:

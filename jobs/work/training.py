@@ -23,6 +23,8 @@ from pipeline.training.config import TrainingConfig
 from pipeline.training.workers import Work, run_workers
 from pipeline.version import code_version
 
+PATHS = ("backbone", "model", "train", "dev", "input", "labels", "endpoint_url")
+"""Options that name places of this machine, or models of the Hub."""
 INDIFFERENT = ("config", "workers", "wait_for", "output", "checkpoint_seconds")
 """Options that may change when an unfinished training goes on, since they do not decide its result."""
 
@@ -58,9 +60,7 @@ def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
         go_on = "the same command goes on from the last checkpoint"
         raise command.FailedError(f"{command.cause_of(error)}\n{go_on}") from error
     _save_tokenizer(tokenizer_from, output)
-    facts = {"trained": about.partition(": ")[2], **_options(args), **_versions()}
-    base = card.hub_name(getattr(args, "backbone", None) or args.model)
-    card.write_section(output, EarlyExitModel.from_config(output), "Training", card.facts_table(facts), base=base)
+    _write_card(args, output, about)
     release(output)
     print_line(f"the model is in {args.output}")
     return command.DONE
@@ -71,15 +71,22 @@ def _identity(args: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in args.items() if name not in INDIFFERENT}
 
 
+def _write_card(args: argparse.Namespace, output: Path, about: str) -> None:
+    """Write into the model card how it was trained."""
+    facts = {"trained": about.partition(": ")[2], **_options(args), **_versions()}
+    base = card.hub_name(getattr(args, "backbone", None) or args.model)
+    card.write_section(output, EarlyExitModel.from_config(output), "Training", card.facts_table(facts), base=base)
+
+
 def _options(args: argparse.Namespace) -> dict[str, object]:
-    """Return the options that were given a value, for the model card; of paths, which are this machine's, the last name."""
-    given = {
-        name: value for name, value in vars(args).items() if name not in INDIFFERENT and value not in (None, False)
-    }
-    return {
-        f"--{name.replace('_', '-')}": Path(value).name if isinstance(value, str) else value
-        for name, value in given.items()
-    }
+    """Return the options that have a value, for the model card; of paths, which are this machine's, the last part."""
+    given = {name: value for name, value in vars(args).items() if value is not None and value is not False}
+    options: dict[str, object] = {}
+    for name, value in given.items():
+        if name not in INDIFFERENT:
+            path = name in PATHS and card.hub_name(str(value)) is None
+            options[f"--{name.replace('_', '-')}"] = Path(value).name if path else value
+    return options
 
 
 def _versions() -> dict[str, object]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.backbone import Backbone, Embeddings, EncoderLayer, FeedForward
 from models.gpu.dispatch import Kernels
 from models.gpu.rows import RaggedRows
-from models.heads import ATTENTION_HEAD_HEADS, AttentionHead, PooledHead
+from models.heads import ATTENTION_HEAD_HEADS, AttentionHead
 
 
 def embed(
@@ -49,22 +49,18 @@ def run_layer_for_first_tokens(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRo
 
 def hidden_states(
     backbone: Backbone, token_ids_T: Tensor, segments_B: Tensor, rows: RaggedRows, kernels: Kernels
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number of every layer, from 1, and its hidden states [T, H], which the next layer but one writes over."""
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the number of every layer, from 1, and the hidden states before and after it, [T, H] each.
+
+    They are in two buffers: what is yielded next takes their place.
+    """
     weight = backbone.layer(1).ffn.expand.weight
     x_TH, y_TH = (weight.new_empty(rows.num_tokens, weight.shape[1]) for _ in range(2))
     embed(backbone.embeddings, token_ids_T, segments_B, rows, x_TH, kernels)
     for number in range(1, len(backbone.layers) + 1):
         run_layer(backbone.layer(number), x_TH, rows, y_TH, kernels)
         x_TH, y_TH = y_TH, x_TH
-        yield number, x_TH
-
-
-def head_features(head: PooledHead | AttentionHead, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
-    """Compute the features of an exit's head from the hidden states of its layer: [B, F]."""
-    if isinstance(head, AttentionHead):
-        return attention_head_features(head, x_TH, rows, kernels)
-    return head.features_of_first(x_TH.index_select(0, rows.starts))
+        yield number, y_TH, x_TH
 
 
 def attention_head_features(head: AttentionHead, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:

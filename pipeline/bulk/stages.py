@@ -62,9 +62,9 @@ class Sampling:
     """How much is read where a sample will do."""
 
     rows: int
-    """Rows of a shard, from its beginning."""
+    """Rows of a shard."""
     shards: int
-    """Shards of a file, or of a piece of one."""
+    """Shards of a file, or of a piece of one, from its beginning."""
 
 
 def tokenized_bundles(
@@ -223,7 +223,8 @@ def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog, sampli
         if piece.first in given_up and piece.sections is None and not piece.done:  # opening it may be what they died of
             yield unreadable(piece.file, columns, given_up[piece.first])
             continue
-        shards = read_shards(piece.file, columns, piece.sections, fetched, given_up)
+        shard_rows = None if sampling is None else sampling.rows
+        shards = read_shards(piece.file, columns, piece.sections, fetched, given_up, shard_rows=shard_rows)
         row, taken = piece.first, 0
         while sampling is None or taken < sampling.shards:
             log.begin(number, row)
@@ -232,7 +233,7 @@ def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog, sampli
                 break
             row = shard.start + shard.span
             if shard.start not in piece.done:
-                yield shard if sampling is None else shard.beginning(sampling.rows)
+                yield shard
                 taken += 1
 
 

@@ -7,7 +7,7 @@ sections after it are read all the same.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -55,14 +55,6 @@ class Shard:
     def __len__(self) -> int:
         return len(self.rows) + len(self.rejects)
 
-    def beginning(self, rows: int) -> "Shard":
-        """Return the first so many rows of the shard as a shard, rejects among them; for samples."""
-        if len(self) <= rows:
-            return self
-        kept, rejects = (table.filter(pc.less(table[ROW], self.start + rows)) for table in (self.rows, self.rejects))
-        fraction = self.fraction * (len(kept) + len(rejects)) / len(self)
-        return replace(self, rows=kept, rejects=rejects, span=rows, read_error=None, fraction=fraction, last=False)
-
 
 def read_shards(
     file: InputFile,
@@ -70,12 +62,14 @@ def read_shards(
     sections: range | None = None,
     fetched: StoredFile | None = None,
     given_up: Mapping[int, str] = MappingProxyType({}),
+    *,
+    shard_rows: int | None = None,
 ) -> Iterator[Shard]:
     """Read a file, or some of its sections by number, as shards in row order, at least one.
 
     `fetched` is the file if it has been fetched already. A section whose shard begins with a row in `given_up` is not read from
-    there on, for the cause that stands there. Damage of the file becomes rejects and `read_error`. Raises
-    StorageError if it cannot be reached or has changed since it was listed.
+    there on, for the cause that stands there. `shard_rows`, for samples, takes the place of SHARD_ROWS. Damage of the file
+    becomes rejects and `read_error`. Raises StorageError if it cannot be reached or has changed since it was listed.
     """
     opened = iter_sections(file, columns.names, sections, fetched)
     while True:
@@ -87,7 +81,7 @@ def read_shards(
             return
         if section is None:
             return
-        yield from _Cutter(file, columns, section, given_up).shards()
+        yield from _Cutter(file, columns, section, given_up, shard_rows or SHARD_ROWS).shards()
 
 
 def unreadable(file: InputFile, columns: Columns, cause: str) -> Shard:
@@ -110,6 +104,8 @@ class _Cutter:
     section: Section
     given_up: Mapping[int, str] = field(default_factory=dict)
     """Starts of shards that are not read, with the cause."""
+    most_rows: int = SHARD_ROWS
+    """Rows of a shard."""
     pending: list[pa.Table] = field(default_factory=list)
     """Checked rows of the shard to come, which has `count` rows and `size` bytes so far."""
     count: int = 0
@@ -148,7 +144,7 @@ class _Cutter:
         raw = next(self.section.chunks, None)
         if raw is None:
             return None
-        self.reached = raw.position
+        self.reached = max(self.reached, raw.position)  # a decompressor's is about
         return check_rows(self.file, self.columns, raw, schema)
 
     def _add(self, table: pa.Table) -> Iterator[Shard]:
@@ -158,7 +154,7 @@ class _Cutter:
         while first < len(table):
             before = int(ends[first - 1]) if first else 0
             fit = int(np.searchsorted(ends, before + SHARD_BYTES - self.size, "right"))
-            end = min(fit, first + SHARD_ROWS - self.count)
+            end = min(fit, first + self.most_rows - self.count)
             if end == first and not self.count:
                 end += 1  # a row that fills a shard by itself
             if end > first:

@@ -26,17 +26,16 @@ CARD = "README.md"
 def write_section(directory: Path, model: EarlyExitModel, title: str, text: str, *, base: str | None = None) -> None:
     """Put a section into the card of a model directory, which is begun if there is none.
 
-    `base` is the Hub's name of the model that this one was made from, for a new card's metadata. Raises OSError if the card
-    cannot be read or written.
+    `base` is the Hub's name of the model that this one was made from, for a new card's metadata. What is in the file already
+    may be in any encoding. Raises OSError if it cannot be read or written.
     """
-    path = directory / CARD
-    card = path.read_text(encoding="utf-8") if path.exists() else _new_card(directory.name, model, base)
-    name = title.lower()
-    begin, end = f"<!-- offramp: {name} -->", f"<!-- offramp: end of {name} -->"
-    section = f"{begin}\n## {title}\n\n{text.strip()}\n{end}"
-    found = re.search(f"{re.escape(begin)}.*?{re.escape(end)}", card, re.DOTALL)
-    card = card[: found.start()] + section + card[found.end() :] if found else f"{card.rstrip()}\n\n{section}\n"
-    write_atomically(str(path), card.encode())
+    path, name = directory / CARD, title.lower()
+    card = path.read_bytes() if path.exists() else _new_card(directory.resolve().name, model, base).encode()
+    begin, end = f"<!-- offramp: {name} -->".encode(), f"<!-- offramp: end of {name} -->".encode()
+    section = b"%s\n## %s\n\n%s\n%s" % (begin, title.encode(), text.strip().encode(), end)
+    found = re.search(re.escape(begin) + b".*?" + re.escape(end), card, re.DOTALL)
+    card = card[: found.start()] + section + card[found.end() :] if found else b"%s\n\n%s\n" % (card.rstrip(), section)
+    write_atomically(str(path), card)
 
 
 def facts_table(facts: Mapping[str, object]) -> str:

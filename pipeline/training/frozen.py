@@ -156,7 +156,7 @@ class FrozenBackbone:
         members, inputs = rows.slice(range(part.start, part.stop)), states.inputs[:, self._entries(rows, part)]
         ids_T, segments_B = send(members.token_ids, device), send(members.segments, device)
         ragged = RaggedRows.of(members.lengths, device)
-        for number, x_TH in hidden_states(self.loaded.model.backbone, ids_T, segments_B, ragged, kernels):
+        for number, _, x_TH in hidden_states(self.loaded.model.backbone, ids_T, segments_B, ragged, kernels):
             if number in self.branches:
                 read = x_TH.index_select(0, ragged.starts) if self.pooled else x_TH
                 inputs[self.branches.index(number)] = read

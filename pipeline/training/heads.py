@@ -84,7 +84,10 @@ class BranchHeads(nn.Module):
     """All exits of a model below the last."""
 
     def __init__(self, model: EarlyExitModel) -> None:
-        """Move the heads' weights together; the model's become views of these, so it has what is learned here."""
+        """Move the heads' weights together; the model's become views of these, so it has what is learned here.
+
+        It must be on its device, and stay there: a model that is moved has weights of its own again.
+        """
         super().__init__()
         heads = [model.head(layer) for layer in model.exit_layers[:-1]]
         pooled = [head for head in heads if isinstance(head, PooledHead)]
@@ -95,8 +98,8 @@ class BranchHeads(nn.Module):
     def forward(self, states_EXH: Tensor, groups: Sequence[LengthGroup]) -> ExitOutput:
         """Compute logits [E, B, C] and certainties [E, B] from first tokens, or from all tokens for attention heads."""
         features_EBF = self.heads(states_EXH, groups)
-        lte_EB = None if self.lte is None else self.lte(features_EBF)[..., 0]
-        return ExitOutput(self.heads.out(features_EBF), lte_EB)
+        logits_EBC = self.heads.out(features_EBF)
+        return ExitOutput(logits_EBC, None if self.lte is None else self.lte(features_EBF)[..., 0])
 
 
 def _stack_buffer(heads: Sequence[PooledHead], name: str) -> Tensor | None:

@@ -34,6 +34,17 @@ def test_a_card_of_somebody_else_is_gone_on_with(exit_model: EarlyExitModel, tmp
     assert (tmp_path / CARD).read_text() == f"# Mine\n\n{begin}\n## Calibration\n\ntext\n{end}\n"
 
 
+def test_what_is_no_utf8_and_other_line_ends_stay(exit_model: EarlyExitModel, tmp_path: Path) -> None:
+    mine = b"# M\xe9lange\r\n\r\nline\r\n"
+    (tmp_path / CARD).write_bytes(mine)
+    for text in ("first", "second"):
+        write_section(tmp_path, exit_model, "Calibration", text)
+    written = (tmp_path / CARD).read_bytes()
+    assert written.startswith(mine.rstrip())
+    assert written.count(b"## Calibration") == 1
+    assert b"second" in written
+
+
 @pytest.mark.parametrize(
     ("address", "name"),
     [

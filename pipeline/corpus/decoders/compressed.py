@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from pipeline.corpus.decoders.raw import FileFormatError
 
-XZ_BYTES = 256 << 20
-"""Memory that an xz file may ask for: `xz -9` takes 65 MiB."""
+XZ_BYTES = 257 << 20
+"""Memory that an xz file may ask for, for its dictionary and a megabyte beside: `xz -9` takes 65 MiB."""
 STORED_BYTES = 1 << 16
 """Stored bytes that are read at once."""
 FIRST_BYTES = {
@@ -55,7 +55,7 @@ def check_compressed(stored: BinaryIO, compression: str) -> None:
         )
 
 
-def too_greedy(error: BaseException) -> FileFormatError | None:
+def memory_error_of(error: BaseException) -> FileFormatError | None:
     """Return an error that tells what to do about a file that asks for more memory than it may; None for other errors."""
     if "requires too much memory" in str(error):  # which zstd says of windows alone
         return FileFormatError("its zstd window is larger than 128 MiB; compress it again with a smaller one")

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.corpus.decoders import raw
-from pipeline.corpus.decoders.compressed import check_compressed, open_compressed, too_greedy
+from pipeline.corpus.decoders.compressed import check_compressed, memory_error_of, open_compressed
 from pipeline.corpus.decoders.raw import DAMAGE, FileFormatError, too_long
 from pipeline.rejects import Reason, Reject
 
@@ -62,13 +62,14 @@ class Lines:
         self._skipped = 0
         self._bytes = len(self.head)
         """Bytes of all blocks so far."""
+        self._ready_bytes = 0
+        """Bytes of the lines that are ready."""
         self._split(self._tail)
 
     @property
     def fraction_taken(self) -> float:
         """Fraction, of what has been read of the stream, whose lines have been taken, about; the rest waits here."""
-        waiting = len(self._tail) + sum(len(line) for line in self._ready if isinstance(line, bytes))
-        return max(1.0 - waiting / max(self._bytes, 1), 0.0)
+        return max(1.0 - (len(self._tail) + self._ready_bytes) / max(self._bytes, 1), 0.0)
 
     def next(self) -> Line | None:
         """Return the next line, or None at the end; raise what the decompressor raises, after all lines before that place."""
@@ -82,11 +83,15 @@ class Lines:
             else:
                 self._bytes += len(block)
                 self._split(self._tail + block)
-        return self._ready.popleft()
+        line = self._ready.popleft()
+        if isinstance(line, bytes):
+            self._ready_bytes -= len(line)
+        return line
 
     def put_back(self, lines: Sequence[Line]) -> None:
         """Let these lines be the next ones again."""
         self._ready.extendleft(reversed(lines))
+        self._ready_bytes += sum(len(line) for line in lines if isinstance(line, bytes))
 
     def __iter__(self) -> Iterator[Line]:
         while (line := self.next()) is not None:
@@ -104,7 +109,11 @@ class Lines:
 
     def _finish(self, line: bytes) -> None:
         size = self._skipped + len(line)
-        self._ready.append(line if size <= raw.MAX_ROW_BYTES else too_long("the line", size))
+        if size <= raw.MAX_ROW_BYTES:
+            self._ready.append(line)
+            self._ready_bytes += size
+        else:
+            self._ready.append(too_long("the line", size))
         self._skipped = 0
 
 
@@ -139,7 +148,7 @@ def _blocks(stored: BinaryIO, compression: str | None) -> Iterator[bytes]:
         if block:
             yield bytes(block)
     if failure is not None:
-        raise too_greedy(failure) or failure
+        raise memory_error_of(failure) or failure
 
 
 def _without_mark(head: bytes) -> bytes:
