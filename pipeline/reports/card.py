@@ -69,7 +69,9 @@ A text classifier of the family `{model.config.model_type}`: {model.shape.layers
 {printable(predicts)}{more}.{early}
 offramp runs it with early exits; transformers opens the same directory as the plain model.
 
-```bash
-offramp classify --model {printable(name)} --input corpus/ --output out/ --speed 0.3
+```python
+from offramp import Classifier
+
+classify = Classifier.from_pretrained("{printable(name)}", speed=0.3)
 ```
 """

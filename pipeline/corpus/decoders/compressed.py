@@ -70,7 +70,7 @@ class Decompressed:
 
     def __init__(self, stored: BinaryIO, new: Callable[[], BZ2Decompressor | LZMADecompressor]) -> None:
         self.stored, self.new, self.stream = stored, new, new()
-        self.ahead = b""
+        self.unread = b""
         """Stored bytes that were read already, and belong to the stream that is begun."""
 
     def read(self, size: int, /) -> bytes:
@@ -78,7 +78,7 @@ class Decompressed:
         while not self.stream.eof or self._begin_next():
             data = b""
             if self.stream.needs_input:
-                data, self.ahead = self.ahead or self.stored.read(STORED_BYTES), b""
+                data, self.unread = self.unread or self.stored.read(STORED_BYTES), b""
                 if not data:
                     raise EOFError("the compressed data ends in the middle")
             piece = self.stream.decompress(data, size)
@@ -88,11 +88,11 @@ class Decompressed:
 
     def _begin_next(self) -> bool:
         """Go on with the next stream; return whether there is one."""
-        self.ahead = self.stream.unused_data.lstrip(b"\0")
-        while not self.ahead:
+        self.unread = self.stream.unused_data.lstrip(b"\0")
+        while not self.unread:
             more = self.stored.read(STORED_BYTES)
             if not more:
                 return False
-            self.ahead = more.lstrip(b"\0")
+            self.unread = more.lstrip(b"\0")
         self.stream = self.new()
         return True
