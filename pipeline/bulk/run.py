@@ -47,6 +47,7 @@ from pipeline.output.results import results_as_corpus
 from pipeline.output.totals import Totals
 from pipeline.schema import output_schema
 from pipeline.storage.tree import OwnResultsError
+from pipeline.tables.delta import table_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,8 @@ class BulkRequest:
     """Keep results of files that are gone from the input, and take an empty input for no error."""
     overwrite: bool = False
     """Start over; the results in the folder stay valid until new ones replace them."""
+    table: str | None = None
+    """Kind of table to make of the folder, of `tables.delta.KINDS`; None keeps up the one that is there, if there is one."""
     log: Callable[[str], None] = print
     """Takes each line on how the run goes."""
 
@@ -156,8 +159,12 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
         check_precision(dtype_of(request.precision or request.engine.dtype), request.model.meta.shape)
     folder = prepare_folder(request.output, request.input)
     request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
+    table = table_of(folder, request.table, request.log)
     precision = settled_precision(request, folder)
-    with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite) as ledger:
+    follow = table.follow if table else lambda: None
+    with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite, follow=follow) as ledger:
+        if table:
+            table.catch_up(overwrite=request.overwrite)
         left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
         for line in ledger.remarks:
             request.log(line)
@@ -167,6 +174,8 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
             ledger.finish()
             return None
         spec = _spec_of(request, corpus, ledger, precision)
+        if table:
+            table.check(output_schema(spec.results, spec.columns.keep))
         check_weights(request.model.directory, request.model.meta)  # here a fault is reported once, not by every actor
         check_finite(request.model.directory, request.model.meta)
         with _kept_if_unfinished(request, spec, ledger):
