@@ -167,7 +167,7 @@ class DeltaLog:
             ):
                 return False
         self._flush(version)
-        self.log(f"Delta table: version {version}, {len(added):,} parts added, {len(removed):,} removed")
+        self.log(f"Delta table: version {version}, parts added: {len(added):,}, removed: {len(removed):,}")
         return True
 
     def _create(self, schema: object, manifest: Manifest, rows: Mapping[str, int]) -> bool:
@@ -191,7 +191,7 @@ class DeltaLog:
                     return False
                 raise
         self._flush(0)
-        self.log(f"Delta table: version 0, {len(adds):,} parts")
+        self.log(f"Delta table: version 0, parts added: {len(adds):,}")
         return True
 
     def _active(self, table: "DeltaTable") -> dict[str, int]:
