@@ -131,7 +131,7 @@ class DeltaLog:
             raise InputError("output", f"{self.folder}: holds a Delta table of another program; choose another folder")
         others = {*(protocol.reader_features or ())} - FEATURES
         if others or protocol.min_reader_version == 2:  # which is that of column mapping, before there were features
-            raise self._refusal(f"was given {', '.join(sorted(others)) or 'column mapping'}")
+            raise self._refusal(f"{', '.join(sorted(others)) or 'column mapping'} was turned on")
         return table
 
     def _refusal(self, what: str) -> InputError:
@@ -195,13 +195,26 @@ class DeltaLog:
         return True
 
     def _active(self, table: "DeltaTable") -> dict[str, int]:
-        """Return the size in bytes of each file that the table names; raise InputError if one is no part of ours."""
+        """Return the size in bytes of each file that the table names; raise InputError if others have added or removed some."""
+        from deltalake import DeltaTable
+
+        active = self._files(table)
+        if foreign := next((path for path in active if not re.fullmatch(PART_PATTERN, path)), None):
+            raise self._refusal(f"{foreign} was put in")
+        with self._translate_errors():
+            ours = table.transaction_version(APPLICATION)
+            if ours == table.version():
+                return active
+            before = DeltaTable(self.folder, version=ours, storage_options=self._options())
+        if lost := min(self._files(before).keys() - active.keys(), default=None):  # rows that were deleted on purpose
+            raise self._refusal(f"{lost} was taken out")
+        return active
+
+    def _files(self, table: "DeltaTable") -> dict[str, int]:
+        """Return the size in bytes of each file that a version of the table names."""
         with self._translate_errors():
             files = pa.table(table.get_add_actions())
-        active = dict(zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True))
-        if foreign := next((path for path in active if not re.fullmatch(PART_PATTERN, path)), None):
-            raise self._refusal(f"was given {foreign}")
-        return active
+        return dict(zip(files["path"].to_pylist(), files["size_bytes"].to_pylist(), strict=True))
 
     def _adds(self, rows: Mapping[str, int]) -> "list[AddAction]":
         """Make the actions that add parts, with these numbers of rows; raise DamagedNoteError if one is not there."""

@@ -26,12 +26,26 @@ def test_a_table_that_others_have_written_to_is_not_overwritten(tmp_path: Path) 
     open_table(folder).optimize.compact()
     more = make_corpus(str(tmp_path), ("c.txt",))
     with pytest.raises(
-        InputError, match=r"_delta_log: was given part-\S+ by another program; .* remove _delta_log, and"
+        InputError, match=r"_delta_log: part-\S+ was put in by another program; .* remove _delta_log, and"
     ):
         table.catch_up(overwrite=False)
     shutil.rmtree(f"{folder}/_delta_log")
     run_all(folder, more, FINGERPRINT, follow=table.follow)
     assert len(check_against_manifest(folder)) == 84
+
+
+def test_rows_that_others_have_deleted_do_not_come_back_in_silence(tmp_path: Path) -> None:
+    """Of a file that is gone as a whole nothing is left that is foreign."""
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    table = DeltaLog(folder, print)
+    run_all(folder, corpus, FINGERPRINT, follow=table.follow)
+    open_table(folder).alter.set_table_properties({"delta.logRetentionDuration": "interval 7 days"})
+    table.catch_up(overwrite=False)  # other versions are no matter
+    run_all(folder, make_corpus(str(tmp_path), ("c.txt",)), FINGERPRINT, follow=table.follow)
+    assert len(check_against_manifest(folder)) == 84
+    open_table(folder).delete("true")
+    with pytest.raises(InputError, match=r"_delta_log: part-\S+ was taken out by another program"):
+        table.catch_up(overwrite=False)
 
 
 def test_somebody_elses_table_is_left_alone(tmp_path: Path) -> None:
