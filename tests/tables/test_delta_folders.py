@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import TableFeatures, write_deltalake
 
 from pipeline.corpus.listing import Corpus, list_inputs
 from pipeline.errors import InputError, MissingPackageError, UserError
@@ -46,6 +46,15 @@ def test_rows_that_others_have_deleted_do_not_come_back_in_silence(tmp_path: Pat
     open_table(folder).delete("true")
     with pytest.raises(InputError, match=r"_delta_log: part-\S+ was taken out by another program"):
         table.catch_up(overwrite=False)
+
+
+def test_a_table_with_features_that_we_do_not_keep_is_refused(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    table = DeltaLog(folder, print)
+    run_all(folder, corpus, FINGERPRINT, follow=table.follow)
+    open_table(folder).alter.add_feature(TableFeatures.DeletionVectors, allow_protocol_versions_increase=True)
+    with pytest.raises(InputError, match="_delta_log: deletionVectors was turned on by another program"):
+        table.follow()
 
 
 def test_somebody_elses_table_is_left_alone(tmp_path: Path) -> None:
@@ -94,7 +103,7 @@ def test_a_folder_may_have_an_odd_name(name: str, place: str) -> None:
     table = table_of(folder, "delta", print)
     assert table
     run_all(folder, corpus, FINGERPRINT, follow=table.follow)
-    assert len(open_table(folder).to_pyarrow_table()) == 56  # Polars 2.1 looks for files by names that are quoted
+    assert len(open_table(folder).to_pyarrow_table()) == 56  # file_uris() are quoted, which others take as they are
 
 
 def test_without_the_library_a_table_is_refused_with_the_command_that_installs_it(
