@@ -8,6 +8,7 @@ _manifest.json. The same command again goes on where a stopped run ended, and do
   python jobs/classify.py --model my-model --input corpus/ --output out/ --speed 0.3
   python jobs/classify.py --model my-model --input 'logs/*.jsonl.gz' --output out/ --text-column message --keep user
   python jobs/classify.py --model my-model --input corpus/ --output out/ --max-disagreement 1% --audit 0.5%
+  python jobs/classify.py --model my-model --input incoming/ --output out/ --incremental --table delta
   ray job submit --working-dir . -- python jobs/classify.py --config nightly.toml
 
 Exit codes: 0 done, 1 the work failed (run the same command to go on), 2 the command or its input is wrong.

@@ -58,6 +58,7 @@ def request_of(args: argparse.Namespace, **choices: Any) -> BulkRequest:
         "bundle_rows": args.bundle_rows,
         "incremental": args.incremental,
         "overwrite": args.overwrite,
+        "table": args.table,
         "log": print_line,
     }
     return BulkRequest(**(values | choices))

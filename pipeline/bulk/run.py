@@ -47,6 +47,7 @@ from pipeline.output.results import results_as_corpus
 from pipeline.output.totals import Totals
 from pipeline.schema import output_schema
 from pipeline.storage.tree import OwnResultsError
+from pipeline.tables.delta import table_of
 
 FAILURES = (RayError, ExecutionTimeoutError, StorageError)
 """Errors of workers and of the storage, by which a run may end in the middle."""
@@ -103,6 +104,8 @@ class BulkRequest:
     """Keep results of files that are gone from the input, and take an empty input for no error."""
     overwrite: bool = False
     """Start over; the results in the folder stay valid until new ones replace them."""
+    table: str | None = None
+    """Kind of table to make of the folder, of `tables.delta.KINDS`; None keeps up the one that is there, if there is one."""
     log: Callable[[str], None] = print
     """Takes each line on how the run goes."""
 
@@ -185,8 +188,12 @@ def prepared(request: BulkRequest) -> Iterator[PreparedRun | None]:
         check_precision(dtype_of(request.precision or request.engine.dtype), request.model.meta.shape)
     folder = prepare_folder(request.output, request.input)
     request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
+    table = table_of(folder, request.table, request.log)
     precision = settled_precision(request, folder)
-    with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite) as ledger:
+    follow = table.follow if table else lambda: None
+    with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite, follow=follow) as ledger:
+        if table:
+            table.catch_up(overwrite=request.overwrite)
         left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
         for line in ledger.remarks:
             request.log(line)
@@ -197,6 +204,8 @@ def prepared(request: BulkRequest) -> Iterator[PreparedRun | None]:
             yield None
             return
         spec = _spec_of(request, corpus, ledger, precision)
+        if table:
+            table.check(output_schema(spec.results, spec.columns.keep))
         check_weights(request.model.directory, request.model.meta)  # here a fault is reported once, not by every actor
         check_finite(request.model.directory, request.model.meta)
         yield PreparedRun(corpus=corpus, ledger=ledger, left=left, spec=spec)
