@@ -1,4 +1,4 @@
-"""A BERT-family encoder as explicit steps over packed tokens.
+"""An encoder as explicit steps over packed tokens.
 
 Rows are laid one after the other in one `[tokens, hidden]` matrix. There is no padding inside a row and no attention
 mask: rows of equal length stand together in *length groups*, and attention sees each group as a dense rectangle. Linear
@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import attend, attend_from_first, first_tokens, lengths_of
-from models.families import Shape
+from models.attention import first_tokens, lengths_of
+from models.families.shape import Shape
 from models.layers import Dropout, activation
 from models.length_group import LengthGroup
+from models.positions.relative import RelativeBias
+from models.positions.self_attention import SelfAttention, Shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +132,9 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """One post-LayerNorm transformer layer (Devlin et al. 2019)."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, attention: SelfAttention) -> None:
         super().__init__()
-        self.heads, self.attention_dropout = shape.attention_heads, shape.attention_dropout
+        self.attention = attention
         self.query_key_value = nn.Linear(shape.hidden, 3 * shape.hidden)
         self.attention_out = ResidualLinear(shape.hidden, shape.hidden, shape.dropout)
         self.attention_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps)
@@ -140,15 +142,14 @@ class EncoderLayer(nn.Module):
         self.ffn_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps)
 
     def forward(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
-        dropout = self.attention_dropout if self.training else 0.0
-        mixed_TH = attend(self.query_key_value(x_TH), groups, self.heads, dropout=dropout)
+        mixed_TH = self.attention(self.query_key_value(x_TH), groups)
         return self._after_attention(x_TH, mixed_TH)
 
     def first_tokens_only(self, x_TH: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
         """Compute what `forward` returns for the first token of every row, at a small part of the cost: [B + padding, H]."""
         first_BH = F.pad(first_tokens(x_TH, groups), (0, 0, 0, padding))
         query, key_value = self.query_and_key_value()
-        mixed_BH = attend_from_first(F.linear(first_BH, *query), x_TH, groups, self.heads, *key_value)
+        mixed_BH = self.attention.from_first(F.linear(first_BH, *query), x_TH, groups, *key_value)
         return self._after_attention(first_BH, mixed_BH)
 
     def query_and_key_value(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -169,10 +170,26 @@ class Backbone(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.embeddings = Embeddings(shape)
-        self.layers = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.layers))
+        if shape.relative_buckets:
+            self.relative_bias = RelativeBias(shape.relative_buckets, shape.attention_heads)
+        self.layers = nn.ModuleList(EncoderLayer(shape, self._new_attention(shape)) for _ in range(shape.layers))
 
     def layer(self, number: int) -> EncoderLayer:
         """Return a layer by its number, 1 to L."""
         found = self.layers[number - 1]
         assert isinstance(found, EncoderLayer)
         return found
+
+    def shared_modules(self) -> list[nn.Module]:
+        """Return the modules with weights that layers share, in the order in which layers first use them."""
+        return [module for name, module in self.named_children() if name not in ("embeddings", "layers")]
+
+    def freeze(self) -> None:
+        """Keep from call to call what follows from the weights alone; their values, dtype and device are final from now on."""
+        for module in self.modules():
+            if isinstance(module, RelativeBias):
+                module.freeze()
+
+    def _new_attention(self, shape: Shape) -> SelfAttention:
+        bias = Shared(self.relative_bias) if shape.relative_buckets else None
+        return SelfAttention(shape.attention_heads, shape.attention_dropout, bias=bias)

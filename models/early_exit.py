@@ -9,7 +9,7 @@ How a model directory is laid out, read and written is in models.checkpoint.
 
 import os
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from models.directory.digest import document_hash
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from models.exits.kinds import HEAD_KINDS
-from models.families import family_of, shape_of
+from models.families.table import family_of, shape_of
 from models.heads import AttentionHead, PooledHead
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class EarlyExitModel(nn.Module):
 
     def in_order_of_use(self) -> list[nn.Parameter]:
         """Return all parameters in the order in which `forward` first uses them; gradients come in the opposite order."""
-        parts: list[nn.Module] = [self.backbone.embeddings]
+        parts: list[nn.Module] = [self.backbone.embeddings, *self.backbone.shared_modules()]
         for number, layer in enumerate(self.backbone.layers, start=1):
             heads = [self.head(number)] if str(number) in self.exits else []
             lte = [self.lte] if number == self.exit_layers[0] and self.lte is not None else []
@@ -202,16 +202,14 @@ class EarlyExitModel(nn.Module):
         if self.last_head == "attention":
             return self._new_head("attention")
         return PooledHead(
-            self.shape.hidden, self.shape.classes, activation=self.family.head_activation, dropout=self._head_dropout()
+            self.shape.hidden,
+            self.shape.classes,
+            activation=self.family.head_activation,
+            dropout=self.shape.head_dropout,
         )
 
     def _new_head(self, kind: str) -> nn.Module:
-        hidden, classes, dropout = self.shape.hidden, self.shape.classes, self._head_dropout()
+        hidden, classes, dropout = self.shape.hidden, self.shape.classes, self.shape.head_dropout
         if kind == "attention":
             return AttentionHead(hidden, classes, dropout=dropout)
         return PooledHead(hidden, classes, dropout=dropout, standardized=True)
-
-    def _head_dropout(self) -> float:
-        field = "seq_classif_dropout" if self.config.model_type == "distilbert" else "classifier_dropout"
-        value: Any = getattr(self.config, field, None)
-        return self.shape.dropout if value is None else float(value)

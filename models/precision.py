@@ -8,7 +8,7 @@ from models.cpu.probe import Timing, is_worth_it, time_int8
 from models.cpu.support import multiplies_bf16
 from models.early_exit import EarlyExitModel
 from models.errors import UnsupportedPrecisionError
-from models.families import Shape
+from models.families.shape import Shape
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -16,7 +16,8 @@ from models.directory.files import CONFIG_FILE, Name, read_json
 from models.errors import UnsupportedModelError, UserError
 from models.exits.criterion import Criterion
 from models.exits.kinds import HEAD_KINDS
-from models.families import FAMILIES, Shape, family_of, shape_of
+from models.families.shape import Shape
+from models.families.table import FAMILIES, family_of, shape_of
 from models.layers import activation
 
 if TYPE_CHECKING:
@@ -167,7 +168,13 @@ def shape_document(shape: Shape) -> dict[str, object]:
         "activation": shape.activation,
         "norm_eps": shape.norm_eps,
         "classes": shape.classes,
+        **{name: value for name, value in _of_some_families(shape).items() if value},
     }
+
+
+def _of_some_families(shape: Shape) -> dict[str, object]:
+    """List what only some families have: it is in their documents alone, so that those of others stay as they were."""
+    return {"relative_buckets": shape.relative_buckets}
 
 
 def check_name(name: Name) -> None:

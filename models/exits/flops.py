@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.families import Shape
+from models.families.shape import Shape
 from models.heads import ATTENTION_HEAD_HEADS, ATTENTION_HEAD_WIDTH
 
 Counts = npt.NDArray[np.float64]

@@ -13,6 +13,7 @@ from models.backbone import Embeddings, EncoderLayer, FeedForward
 from models.gpu.dispatch import Kernels
 from models.gpu.rows import RaggedRows
 from models.heads import ATTENTION_HEAD_HEADS, AttentionHead
+from models.positions.self_attention import SelfAttention
 
 
 def embed(
@@ -30,7 +31,7 @@ def embed(
 
 def run_layer(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRows, out_TH: Tensor, kernels: Kernels) -> None:
     """Write a whole layer's hidden states to `out`, which is not `x`."""
-    mixed_TH = kernels.attend(layer.query_key_value(x_TH), rows, layer.heads)
+    mixed_TH = attend(layer.attention, layer.query_key_value(x_TH), rows, kernels)
     _after_attention(layer, x_TH, mixed_TH, out_TH, kernels)
 
 
@@ -39,10 +40,21 @@ def run_layer_for_first_tokens(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRo
     first_BH = x_TH.index_select(0, rows.starts)
     query, key_value = layer.query_and_key_value()
     q_BH = torch.nn.functional.linear(first_BH, *query)
-    mixed_BH = attend_from_first(q_BH, x_TH, rows, layer.heads, *key_value, kernels)
+    if layer.attention.bias is None:
+        mixed_BH = attend_from_first(q_BH, x_TH, rows, layer.attention.heads, *key_value, kernels)
+    else:
+        mixed_BH = layer.attention.from_first(q_BH, x_TH, rows.groups, *key_value)
     out_BH = torch.empty_like(first_BH)
     _after_attention(layer, first_BH, mixed_BH, out_BH, kernels)
     return out_BH
+
+
+def attend(attention: SelfAttention, qkv_T3H: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
+    """Compute what every token reads of its row, [T, 3H] -> [T, H]; with biases by torch's operators, length by length."""
+    if attention.bias is None:
+        return kernels.attend(qkv_T3H, rows, attention.heads)
+    mixed_TH: Tensor = attention(qkv_T3H, rows.groups)
+    return mixed_TH
 
 
 def attention_head_features(head: AttentionHead, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:

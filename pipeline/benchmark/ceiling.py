@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.cpu.fused import FusedLinear, can_fuse
-from models.families import Shape
+from models.families.shape import Shape
 
 CPU_TOKENS = (512, 1024, 2048)
 """The numbers of tokens that are tried in one matrix product on a CPU."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.families import Shape
+from models.families.shape import Shape
 from pipeline.engine.packing import Lengths, cut_by_tokens
 
 CACHED_VALUES = 1024 * 768

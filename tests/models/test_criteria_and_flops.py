@@ -95,7 +95,7 @@ def test_streaks_count_agreeing_neighbours_and_start_again() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pooled", "attention"])
-@pytest.mark.parametrize("family", ["bert", "electra", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "electra", "distilbert", "mpnet"])
 @pytest.mark.parametrize("length", [1, 7, 33])
 def test_flops_equal_torchs_counter(family: str, kind: str, length: int) -> None:
     model = EarlyExitModel(CONFIGS[family]).eval()

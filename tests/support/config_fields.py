@@ -71,6 +71,12 @@ FIELDS: dict[str, Field] = {
         (0, 3, -1),
         "where positions are numbered after it; there null and less than -1 are refused",
     ),
+    "relative_attention_num_buckets": Field(
+        {"": NONE, "mpnet": HONOURED},
+        (40,),
+        "rows of MPNet's table: distances fall into 32 buckets whatever it says, so fewer are refused",
+        changes_shapes=True,
+    ),
     "use_task_id": Field({"ernie": HONOURED, "": NONE}, (False,), "adds the embedding of task 0", changes_shapes=True),
     "task_type_vocab_size": Field({"ernie": HONOURED, "": NONE}, (2,), changes_shapes=True),
     # Classes
@@ -166,7 +172,7 @@ LOADING = (
     "core_model_loading",
 )
 """Modules of transformers that read the configurations of all families."""
-PREFIXES = {"bert": "Bert", "distilbert": "DistilBert", "xlm-roberta": "XLMRoberta"}
+PREFIXES = {"bert": "Bert", "distilbert": "DistilBert", "mpnet": "MPNet", "xlm-roberta": "XLMRoberta"}
 """How names of classes of a family begin, where that is not its name with a capital."""
 
 

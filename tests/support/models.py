@@ -15,6 +15,7 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     ErnieConfig,
+    MPNetConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -43,6 +44,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "electra": ElectraConfig(**BERT_SIZES, embedding_size=16),
     "ernie": ErnieConfig(**BERT_SIZES, use_task_id=True),
     "distilbert": DistilBertConfig(**SIZES, dim=32, n_layers=4, n_heads=4, hidden_dim=48),
+    "mpnet": MPNetConfig(**BERT_SIZES),
 }
 
 

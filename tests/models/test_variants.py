@@ -1,0 +1,125 @@
+"""Families with more to set than BERT give transformers' own logits and gradients, whatever is set, in every runner."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForSequenceClassification, MPNetConfig, PretrainedConfig
+
+from models.early_exit import EarlyExitModel
+from models.errors import UnsupportedModelError
+from models.exits.criterion import Criterion
+from models.families.names import from_hugging_face
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.engine import Engine
+from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.pack import pack
+from pipeline.engine.packing import length_groups_of, sort_by_length
+from pipeline.rows import Predictions, TokenRows
+from tests.models.test_families import our_last_logits, reference_logits
+from tests.support.engines import EngineOfGpuRunners
+from tests.support.models import BERT_SIZES, TOLERANCE, random_exits, random_rows, spread_weights
+
+LONGEST = 150
+"""More than the distances that have a bucket of their own, than a window, and than a kernel's block."""
+SIZES = BERT_SIZES | {"max_position_embeddings": 160, "num_hidden_layers": 3}
+VARIANTS: dict[str, PretrainedConfig] = {
+    "mpnet": MPNetConfig(**SIZES),
+    "mpnet, a longer table": MPNetConfig(**SIZES, relative_attention_num_buckets=40),
+}
+
+
+def saved(name: str, folder: Path) -> EarlyExitModel:
+    """Write a variant's random classifier by transformers alone, and open it."""
+    torch.manual_seed(0)
+    spread_weights(AutoModelForSequenceClassification.from_config(VARIANTS[name])).save_pretrained(folder)
+    return EarlyExitModel.from_pretrained(folder)
+
+
+def ragged_rows(count: int, *, pairs: bool = False) -> TokenRows:
+    rows = random_rows(count, LONGEST, seed=1, pairs=pairs)
+    rows.token_ids[rows.token_ids < 2] = 2  # transformers numbers a typed pad token's position by what it is padded to
+    return rows
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["one-by-one", "padded-batch"])
+@pytest.mark.parametrize("pairs", [False, True], ids=["single", "pairs"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_last_exit_is_transformers_own(name: str, pairs: bool, padded: bool, tmp_path: Path) -> None:
+    model = saved(name, tmp_path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    rows = ragged_rows(12, pairs=pairs and model.shape.token_types > 1)
+    expected = reference_logits(theirs, rows, pad_to_longest=padded)
+    torch.testing.assert_close(our_last_logits(model, rows), expected, atol=1e-4, rtol=0)
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_directory_of_ours_is_the_plain_model_to_transformers(name: str, tmp_path: Path) -> None:
+    model = random_exits(saved(name, tmp_path / "plain"), "pooled")
+    model.save_pretrained(tmp_path / "ours")
+    plain, ours = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / folder).eval() for folder in ("plain", "ours")
+    )
+    rows = ragged_rows(3)
+    expected = reference_logits(plain, rows, pad_to_longest=False)
+    assert torch.equal(reference_logits(ours, rows, pad_to_longest=False), expected)
+    again = EarlyExitModel.from_pretrained(tmp_path / "ours")
+    assert again.config_digest == model.config_digest
+    assert again.shape == model.shape
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_are_transformers_own(name: str, tmp_path: Path) -> None:
+    model = saved(name, tmp_path)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    rows = ragged_rows(5)
+    rows = rows.take(sort_by_length(rows.lengths))
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    packed = pack(rows, length_groups_of(rows.lengths), 3, torch.device("cpu"))
+    F.cross_entropy(model.eval().last_output(packed).logits, labels).backward()
+    for row, label in enumerate(labels):
+        ids = torch.from_numpy(rows.token_ids[rows.offsets[row] : rows.offsets[row + 1]].astype(np.int64))[None]
+        (F.cross_entropy(theirs(input_ids=ids).logits, label[None]) / len(labels)).backward()
+    of_theirs = {key: torch.zeros_like(value) for key, value in theirs.state_dict().items()}
+    of_theirs |= {key: value.grad for key, value in theirs.named_parameters() if value.grad is not None}
+    names = [key for key, _ in model.named_parameters()]
+    expected = from_hugging_face(of_theirs, model.family, names, model.shape.layers, with_head=True)
+    for key, parameter in model.named_parameters():
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(grad, expected[key], atol=1e-4, rtol=1e-3, msg=key)
+
+
+def assert_same(got: Predictions, expected: Predictions) -> None:
+    np.testing.assert_array_equal(got.exit_layers, expected.exit_layers)
+    np.testing.assert_allclose(got.logits, expected.logits, atol=1e-5 * np.abs(expected.logits).max(initial=1), rtol=0)
+
+
+@pytest.mark.parametrize("first_token_first", [True, False])
+@pytest.mark.parametrize("kind", ["pooled", "attention"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_runners_predict_what_one_row_at_a_time_gives(name: str, kind: str, first_token_first: bool) -> None:
+    torch.manual_seed(0)
+    model = random_exits(spread_weights(EarlyExitModel(copy.deepcopy(VARIANTS[name]))), kind)
+    criterion = Criterion(speed=0.5)
+    config = EngineConfig(criterion=criterion, dtype="fp32", token_budget=400, first_token_first=first_token_first)
+    rows = random_rows(20, LONGEST, seed=3)
+    loaded = LoadedModel(copy.deepcopy(model), config)
+    got = Engine(loaded).run(rows)
+    assert_same(EngineOfGpuRunners(loaded).run(rows), got)
+    assert len({*got.exit_layers.tolist()}) > 1
+    for row, layer in enumerate(got.exit_layers.tolist()):
+        alone = rows.take(np.array([row]))
+        with torch.inference_mode():
+            output = model(pack(alone, length_groups_of(alone.lengths), 0, torch.device("cpu")))[layer]
+        expected = output.logits[0].numpy()
+        np.testing.assert_allclose(got.logits[row], expected, atol=TOLERANCE * max(1, np.abs(expected).max()), rtol=0)
+
+
+def test_a_table_with_too_few_buckets_is_refused(tmp_path: Path) -> None:
+    MPNetConfig(**SIZES, relative_attention_num_buckets=31).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=r"relative_attention_num_buckets in config\.json is 31, and"):
+        EarlyExitModel.from_config(tmp_path)
