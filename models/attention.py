@@ -121,7 +121,7 @@ def attend_from_first(
     groups: Sequence[LengthGroup],
     heads: int,
     kv_2HH: Tensor,
-    bias_2H: Tensor,
+    bias_2H: Tensor | None,
     *,
     score_bias: ScoreBias | None = None,
 ) -> Tensor:
@@ -144,7 +144,8 @@ def attend_from_first(
     if row < len(q_BH):
         mixed.append(x_TH.new_zeros(len(q_BH) - row, heads, x_TH.shape[1]))
     mixed_NBH = torch.cat(mixed).transpose(0, 1)
-    return torch.matmul(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape) + bias_2H[len(bias_2H) // 2 :]
+    out_BH = torch.matmul(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape)
+    return out_BH if bias_2H is None else out_BH + bias_2H[len(bias_2H) // 2 :]
 
 
 def mix_by_group(

@@ -22,7 +22,7 @@ from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from models.exits.kinds import HEAD_KINDS
 from models.families.table import family_of, shape_of
-from models.heads import AttentionHead, PooledHead
+from models.heads import AttentionHead, Head, MeanHead, PooledHead
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -87,10 +87,10 @@ class EarlyExitModel(nn.Module):
         if self.shape.layers > 1:
             self.lte = nn.Linear(self.head(1).width, 1)
 
-    def head(self, layer: int) -> PooledHead | AttentionHead:
+    def head(self, layer: int) -> Head:
         """Return the exit head after a layer, 1 to L."""
         found = self.exits[str(layer)]
-        assert isinstance(found, PooledHead | AttentionHead)
+        assert isinstance(found, Head)
         return found
 
     def branch_parameters(self) -> list[nn.Parameter]:
@@ -201,15 +201,21 @@ class EarlyExitModel(nn.Module):
     def _new_last_head(self) -> nn.Module:
         if self.last_head == "attention":
             return self._new_head("attention")
-        return PooledHead(
-            self.shape.hidden,
-            self.shape.classes,
-            activation=self.family.head_activation,
-            dropout=self.shape.head_dropout,
+        shape = self.shape
+        make = MeanHead if shape.pooling == "mean" else PooledHead
+        return make(
+            shape.hidden,
+            shape.classes,
+            activation=shape.head_activation or self.family.head_activation,
+            dropout=shape.head_dropout,
+            bias=shape.head_bias,
+            norm=nn.LayerNorm(shape.hidden, eps=shape.norm_eps, bias=shape.norm_bias) if shape.head_norm else None,
+            read_through=self.backbone.exit_norm(),
         )
 
     def _new_head(self, kind: str) -> nn.Module:
         hidden, classes, dropout = self.shape.hidden, self.shape.classes, self.shape.head_dropout
+        norm = self.backbone.exit_norm()
         if kind == "attention":
-            return AttentionHead(hidden, classes, dropout=dropout)
-        return PooledHead(hidden, classes, dropout=dropout, standardized=True)
+            return AttentionHead(hidden, classes, dropout=dropout, read_through=norm)
+        return PooledHead(hidden, classes, dropout=dropout, standardized=True, read_through=norm)

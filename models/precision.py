@@ -65,6 +65,10 @@ def check_precision(name: str, shape: Shape, device: torch.device | None = None)
     """
     if name != "int8":
         return
+    if shape.pre_norm:
+        raise UnsupportedPrecisionError(
+            "dtype int8 is not for feed-forward blocks with a gate, which this model has; 'auto' runs anywhere"
+        )
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not can_use_int8(device):
         raise UnsupportedPrecisionError(

@@ -15,6 +15,11 @@ WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 class ScoreBias(Protocol):
     """What is added to the scores of attention by where a query and a key are in their row."""
 
+    @property
+    def nothing_up_to(self) -> int:
+        """The longest row in which nothing is added."""
+        ...
+
     def of(self, length: int, padding: int, like: Tensor) -> Tensor | None:
         """Return the biases of a row's L queries for its keys and for so many keys of padding, in the dtype of `like`.
 

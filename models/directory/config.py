@@ -7,7 +7,7 @@ docs/results/config-fields/README.md, and tests/models/test_config_fields.py hol
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
@@ -168,13 +168,28 @@ def shape_document(shape: Shape) -> dict[str, object]:
         "activation": shape.activation,
         "norm_eps": shape.norm_eps,
         "classes": shape.classes,
-        **{name: value for name, value in _of_some_families(shape).items() if value},
+        **_of_some_families(shape),
     }
 
 
 def _of_some_families(shape: Shape) -> dict[str, object]:
     """List what only some families have: it is in their documents alone, so that those of others stay as they were."""
-    return {"relative_buckets": shape.relative_buckets}
+    listed: dict[str, object] = {
+        "position_table": shape.position_table,
+        "rotary_bases": shape.rotary_bases,
+        "windows": shape.windows,
+        "pre_norm": shape.pre_norm,
+        "norm_bias": shape.norm_bias,
+        "attention_bias": shape.attention_bias,
+        "ffn_bias": shape.ffn_bias,
+        "head_activation": shape.head_activation,
+        "head_bias": shape.head_bias,
+        "head_norm": shape.head_norm,
+        "pooling": shape.pooling,
+        "relative_buckets": shape.relative_buckets,
+    }
+    default = {field.name: field.default for field in fields(Shape)}
+    return {name: value for name, value in listed.items() if value != default[name]}
 
 
 def check_name(name: Name) -> None:
@@ -261,9 +276,11 @@ def _check_sizes(config: "PretrainedConfig") -> None:
         raise UnsupportedModelError(
             f"positions begin after pad_token_id, which is {config.pad_token_id} in {CONFIG_FILE}"
         )
-    if any(not 0 <= dropped < 1 for dropped in (shape.dropout, shape.attention_dropout)):
+    dropouts = (shape.dropout, shape.attention_dropout, shape.ffn_dropout)
+    if any(not 0 <= dropped < 1 for dropped in dropouts):
         raise UnsupportedModelError(f"a dropout in {CONFIG_FILE} is not in [0, 1)")
     activation(shape.activation)
+    activation(shape.head_activation or family_of(config).head_activation)
 
 
 def _check_task(config: "PretrainedConfig") -> None:

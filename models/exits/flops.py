@@ -1,6 +1,7 @@
 """FLOPs of a row, from shapes: exact counts of the matrix products, a multiply and an add being two (as torch counts).
 
-Element-wise work (GELU, LayerNorm, softmax) is left out, as in FastBERT's table 1 and in torch's own counter.
+Element-wise work (GELU, LayerNorm, softmax) is left out, as in FastBERT's table 1 and in torch's own counter. Of attention
+in a window only the keys that a query sees are counted, whatever is computed along and thrown away.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,15 @@ from models.heads import ATTENTION_HEAD_HEADS, ATTENTION_HEAD_WIDTH
 Counts = npt.NDArray[np.float64]
 
 
+def pairs_within(lengths_B: Counts, window: int) -> Counts:
+    """Count the pairs of query and key that are at most `window` tokens apart, in rows of these lengths: [B] -> [B].
+
+    Example: in a row of 4 tokens with a window of 1 they are 3 x 4 - 2 = 10.
+    """
+    reach_B = np.minimum(window, np.maximum(lengths_B - 1, 0))
+    return lengths_B * (2 * reach_B + 1) - reach_B * (reach_B + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class FlopCounter:
     """Counts FLOPs of rows that pass `exit_heads` on their way through an encoder of this shape."""
@@ -27,10 +37,22 @@ class FlopCounter:
         """Return a counter for rows that are judged after these layers only."""
         return FlopCounter(self.shape, {layer: self.exit_heads[layer] for layer in layers})
 
-    def layer(self, lengths_B: Counts) -> Counts:
-        """Count one layer for rows of these lengths: [B] -> [B]."""
+    def layers(self, lengths_B: Counts, depths_B: npt.ArrayLike) -> Counts:
+        """Count the layers of rows of these lengths up to these depths, without heads: [B], [B] or one depth -> [B]."""
+        if not self.shape.windows:
+            return np.asarray(depths_B) * self._layer(lengths_B, None)
+        total = np.zeros_like(lengths_B)
+        for window in sorted(set(self.shape.windows), key=str):
+            like_it = np.cumsum([0, *(other == window for other in self.shape.windows)])
+            total += like_it[np.asarray(depths_B)] * self._layer(lengths_B, window)
+        return total
+
+    def _layer(self, lengths_B: Counts, window: int | None) -> Counts:
+        """Count one layer whose tokens see so many others on each side, or all: [B] -> [B]."""
         hidden, inner = self.shape.hidden, self.shape.intermediate
-        return 2 * lengths_B * (4 * hidden * hidden + 2 * hidden * inner) + 4 * lengths_B**2 * hidden
+        products = 3 if self.shape.pre_norm else 2  # a gate is one more
+        seen_B = lengths_B**2 if window is None else pairs_within(lengths_B, window)
+        return 2 * lengths_B * (4 * hidden * hidden + products * hidden * inner) + 4 * seen_B * hidden
 
     def head(self, kind: str, lengths_B: Counts) -> Counts:
         """Count one head for rows of these lengths: [B] -> [B]."""
@@ -45,7 +67,7 @@ class FlopCounter:
         """Count each row up to its exit layer, heads on the way included: [B], [B] -> [B] float64."""
         lengths = np.asarray(lengths_B, dtype=np.float64)
         exits = np.asarray(exit_layers_B)
-        total = exits * self.layer(lengths)
+        total = self.layers(lengths, exits)
         if self.shape.embedding != self.shape.hidden:
             total = total + 2 * lengths * self.shape.embedding * self.shape.hidden
         for layer, kind in self.exit_heads.items():

@@ -32,6 +32,27 @@ class Shape:
     head_dropout: float
     """Dropout before the last product of every head."""
     classes: int
+    ffn_dropout: float = 0.0
+    """Dropout between the two products of a feed-forward block, where the family has it."""
+    position_table: bool = True
+    """Whether the embeddings have a table of positions; without one `positions` is the longest row alone."""
+    rotary_bases: tuple[float, ...] = ()
+    """The base of the rotations of queries and keys, for each layer."""
+    windows: tuple[int | None, ...] = ()
+    """How many tokens a token sees on each side, for each layer; None where it sees all."""
+    pre_norm: bool = False
+    """Whether layers normalize what they read, and not what they return, and gate their feed-forward blocks."""
+    norm_bias: bool = True
+    attention_bias: bool = True
+    ffn_bias: bool = True
+    head_activation: str = ""
+    """Activation of the last head, where config.json says it and not the family."""
+    head_bias: bool = True
+    """Whether the first product of the last head has a bias."""
+    head_norm: bool = False
+    """Whether the last head normalizes what its activation returns."""
+    pooling: str = "first"
+    """What the last head reads of a row: its 'first' token, or the 'mean' of all."""
     relative_buckets: int = 0
     """Rows of MPNet's table of relative positions, which all layers share; 0 in families without one."""
 
@@ -41,5 +62,5 @@ class Shape:
         return self.positions - self.first_position
 
 
-ONLY_IN_TRAINING = frozenset({"dropout", "attention_dropout", "head_dropout"})
+ONLY_IN_TRAINING = frozenset({"dropout", "attention_dropout", "head_dropout", "ffn_dropout"})
 """Fields that predictions know nothing of."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from models.errors import UnsupportedModelError
 from models.families.bert import BERT, DISTILBERT, ELECTRA, ERNIE, ROBERTA
+from models.families.modernbert import MODERNBERT
 from models.families.mpnet import MPNET
 from models.families.names import Family
 from models.families.shape import Shape
@@ -21,6 +22,7 @@ FAMILIES: Mapping[str, Family] = {
     "electra": ELECTRA,
     "distilbert": DISTILBERT,
     "mpnet": MPNET,
+    "modernbert": MODERNBERT,
 }
 
 

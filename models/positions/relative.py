@@ -45,6 +45,11 @@ class RelativeBias(nn.Module):
         """Keep biases from call to call from now on: weights, their dtype and their device are final."""
         self._kept = {}
 
+    @property
+    def nothing_up_to(self) -> int:
+        """The longest row without a bias: none."""
+        return 0
+
     def of(self, length: int, padding: int, like: Tensor) -> Tensor:
         """Return the biases of a row's queries for its keys, [1, N, L, L + padding], -inf for keys that are padding."""
         kept = self._kept

@@ -22,7 +22,7 @@ from models.early_exit import EarlyExitModel
 from models.gpu.dispatch import Kernels, kernels_for
 from models.gpu.encoder import attention_head_features, embed, run_layer, run_layer_for_first_tokens
 from models.gpu.rows import RaggedRows, send
-from models.heads import AttentionHead, PooledHead
+from models.heads import AttentionHead, Head, PooledHead
 from models.layers import to_device
 from models.length_group import LengthGroup
 from pipeline.corpus.chunks import Chunk
@@ -108,7 +108,7 @@ class FrozenBackbone:
         with self.loaded.single_threaded():
             return self.encode(rows)
 
-    def features(self, head: PooledHead | AttentionHead, states: States, layer: int) -> Tensor:
+    def features(self, head: Head, states: States, layer: int) -> Tensor:
         """Compute a branch head's features, with gradients: [B, F]."""
         if head.reads_first_token:
             return head.features_of_first(states.by_layer[layer])
@@ -210,11 +210,14 @@ class FrozenBackbone:
         """Do what `_last` does; all tokens of the last layer are written to `y`."""
         model = self.loaded.model
         head, layer = model.head(self.layers), model.backbone.layer(self.layers)
-        if isinstance(head, AttentionHead):
-            run_layer(layer, x_TH, rows, y_TH, kernels)
-            features_BF = attention_head_features(head, y_TH, rows, kernels)
-        else:
+        if head.reads_first_token:
             features_BF = head.features_of_first(run_layer_for_first_tokens(layer, x_TH, rows, kernels))
+        else:
+            run_layer(layer, x_TH, rows, y_TH, kernels)
+            if isinstance(head, AttentionHead):
+                features_BF = attention_head_features(head, y_TH, rows, kernels)
+            else:
+                features_BF = head.features_from(y_TH, rows.groups)
         logits: Tensor = head.out(features_BF)
         return logits
 

@@ -39,6 +39,8 @@ NAMES = {"id2label", "num_labels", "problem_type", "transformers_weights"}
 
 NOT_OF_THE_CONFIG = {"problem_type", "transformers_weights"}
 """Honoured fields that are in no digest of the config: the number of classes has the first, the second names what is hashed."""
+DERIVED = {"layer_types", "rope_parameters"}
+"""Fields of ModernBERT that its configuration makes of others where they are absent, and that go before them."""
 SOME_ACTIVATIONS = ("gelu_new", "quick_gelu", "relu")
 """Tried in every family; the others are tried in BERT alone, since all families look them up by one function."""
 NOT_WITH_OTHERS = {"attn_implementation"}
@@ -54,14 +56,15 @@ CASES = [
 
 def make(folder: Path, family: str, **changes: Any) -> dict[str, Any]:
     """Write a random classifier whose config.json has these values; return the whole of it."""
-    values = json.loads(CONFIGS[family].to_json_string(use_diff=False)) | changes
+    values = json.loads(CONFIGS[family].to_json_string(use_diff=False))
+    values = {name: value for name, value in values.items() if name not in DERIVED} | changes
     for name in [name for name, value in changes.items() if value is None]:
         del values[name]
     (folder / "config.json").write_text(json.dumps(values))
-    torch.manual_seed(0)
     options = {} if "attn_implementation" in values else {"attn_implementation": "eager"}
     config = AutoConfig.from_pretrained(folder)
     made = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **options)
+    torch.manual_seed(0)  # the initial weights, which are lost, take more or fewer random numbers
     spread_weights(made).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(values))
     return values

@@ -1,16 +1,20 @@
 """Families with more to set than BERT give transformers' own logits and gradients, whatever is set, in every runner."""
 
 import copy
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForSequenceClassification, MPNetConfig, PretrainedConfig
+from transformers import AutoModelForSequenceClassification, ModernBertConfig, MPNetConfig, PretrainedConfig
 
+from models.cpu.fused import can_fuse
 from models.early_exit import EarlyExitModel
-from models.errors import UnsupportedModelError
+from models.errors import UnsupportedModelError, UnsupportedPrecisionError
 from models.exits.criterion import Criterion
 from models.families.names import from_hugging_face
 from pipeline.engine.config import EngineConfig
@@ -19,16 +23,33 @@ from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import length_groups_of, sort_by_length
 from pipeline.rows import Predictions, TokenRows
+from pipeline.training.frozen import FrozenBackbone, States
 from tests.models.test_families import our_last_logits, reference_logits
 from tests.support.engines import EngineOfGpuRunners
-from tests.support.models import BERT_SIZES, TOLERANCE, random_exits, random_rows, spread_weights
+from tests.support.models import BERT_SIZES, SPECIAL_IDS, TOLERANCE, random_exits, random_rows, spread_weights
 
 LONGEST = 150
 """More than the distances that have a bucket of their own, than a window, and than a kernel's block."""
 SIZES = BERT_SIZES | {"max_position_embeddings": 160, "num_hidden_layers": 3}
+MODERN = SIZES | SPECIAL_IDS
 VARIANTS: dict[str, PretrainedConfig] = {
     "mpnet": MPNetConfig(**SIZES),
     "mpnet, a longer table": MPNetConfig(**SIZES, relative_attention_num_buckets=40),
+    "modernbert": ModernBertConfig(**MODERN),
+    "modernbert, mean of tokens": ModernBertConfig(**MODERN, classifier_pooling="mean", local_attention=10),
+    "modernbert, biases everywhere": ModernBertConfig(
+        **MODERN, norm_bias=True, attention_bias=True, mlp_bias=True, classifier_bias=True, local_attention=20
+    ),
+    "modernbert, windows first": ModernBertConfig(
+        **MODERN,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        rope_parameters={"full_attention": {"rope_theta": 90.0}, "sliding_attention": {"rope_theta": 20.0}},
+        local_attention=33,
+        hidden_activation="silu",
+        classifier_activation="relu",
+    ),
+    "modernbert, no windows": ModernBertConfig(**MODERN, global_attn_every_n_layers=1, classifier_pooling="mean"),
+    "modernbert, windows of one token": ModernBertConfig(**MODERN, local_attention=1),
 }
 
 
@@ -123,3 +144,73 @@ def test_a_table_with_too_few_buckets_is_refused(tmp_path: Path) -> None:
     MPNetConfig(**SIZES, relative_attention_num_buckets=31).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match=r"relative_attention_num_buckets in config\.json is 31, and"):
         EarlyExitModel.from_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_types": ["full_attention"] * 2 + ["chunked_attention"]}, "layer_types in config.json names 'chunked_"),
+        ({"local_attention": -3}, "local_attention in config.json is -3"),
+        ({"num_attention_heads": 32}, "attention heads are 1 wide, and rotations take channels in pairs"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "asks for rotations of the type 'linear'"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": -1.0}}}, "has the base -1.0"),
+    ],
+)
+def test_a_modernbert_that_offramp_does_not_compute_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    values = json.loads(ModernBertConfig(**MODERN).to_json_string(use_diff=False))
+    values = {name: value for name, value in values.items() if name not in ("layer_types", "rope_parameters")}
+    (tmp_path / "config.json").write_text(json.dumps(values | changes))
+    with pytest.raises(UnsupportedModelError, match=re.escape(str(tmp_path)) + ": .*" + re.escape(message)) as refused:
+        EarlyExitModel.from_config(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_int8_is_refused_for_gated_blocks() -> None:
+    model = EarlyExitModel(VARIANTS["modernbert"])
+    with pytest.raises(UnsupportedPrecisionError, match="dtype int8 is not for feed-forward blocks with a gate"):
+        LoadedModel(model, EngineConfig(dtype="int8"))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_fused_layers_give_nearly_the_same(name: str) -> None:
+    if not can_fuse(torch.device("cpu"), torch.bfloat16):
+        pytest.skip("this torch has no oneDNN")
+    torch.manual_seed(0)
+    model = random_exits(EarlyExitModel(copy.deepcopy(VARIANTS[name])), "pooled")
+    rows = random_rows(60, LONGEST, seed=3)
+    got, expected = (
+        Engine(LoadedModel(copy.deepcopy(model), EngineConfig(dtype=dtype, token_budget=400))).run(rows)
+        for dtype in ("bf16", "fp32")
+    )
+    assert not np.array_equal(got.logits, expected.logits)
+    np.testing.assert_allclose(got.logits, expected.logits, atol=0.05 * np.abs(expected.logits).max())
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "gpu's operators"])
+@pytest.mark.parametrize("kind", ["pooled", "attention"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_heads_read_of_a_frozen_backbone_what_they_read_of_the_model(name: str, kind: str, on_gpu: bool) -> None:
+    torch.manual_seed(0)
+    model = EarlyExitModel(copy.deepcopy(VARIANTS[name]))
+    model.add_exits(kind)
+    frozen = FrozenBackbone(model.eval(), with_last=True)
+    rows = random_rows(30, LONGEST, seed=4)
+    rows = rows.take(sort_by_length(rows.lengths))
+    with torch.no_grad():
+        parts = list(frozen._on_gpu(rows) if on_gpu else frozen._on_cpu(rows))
+        expected = model(pack(rows, length_groups_of(rows.lengths), 0, torch.device("cpu")))
+    frozen.loaded.close()
+    states = States(
+        by_layer={layer: torch.cat([part[layer] for part, _ in parts]) for layer in frozen.branches},
+        lengths=rows.lengths,
+        teacher=torch.cat([teacher for _, teacher in parts if teacher is not None]),
+    )
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=frozen.loaded.dtype == torch.bfloat16):
+        for layer in frozen.branches:
+            features = frozen.features(model.head(layer), states, layer)
+            got = model.exit_output(layer, features).logits
+            torch.testing.assert_close(got.float(), expected[layer].logits, atol=5e-2, rtol=5e-2)
+    assert states.teacher is not None
+    torch.testing.assert_close(states.teacher.float(), expected[model.shape.layers].logits, atol=5e-2, rtol=5e-2)

@@ -15,6 +15,7 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     ErnieConfig,
+    ModernBertConfig,
     MPNetConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -36,6 +37,8 @@ BERT_SIZES = SIZES | {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
+SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+"""Ids in so small a vocabulary; ModernBERT's own are beyond it."""
 CONFIGS: dict[str, PretrainedConfig] = {
     "bert": BertConfig(**BERT_SIZES),
     "roberta": RobertaConfig(**BERT_SIZES),
@@ -45,6 +48,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "ernie": ErnieConfig(**BERT_SIZES, use_task_id=True),
     "distilbert": DistilBertConfig(**SIZES, dim=32, n_layers=4, n_heads=4, hidden_dim=48),
     "mpnet": MPNetConfig(**BERT_SIZES),
+    "modernbert": ModernBertConfig(**BERT_SIZES, **SPECIAL_IDS, local_attention=16),
 }
 
 
