@@ -19,6 +19,8 @@ from models.attention import first_tokens, lengths_of
 from models.families.shape import Shape
 from models.layers import Dropout, Shared, activation
 from models.length_group import LengthGroup
+from models.positions.convolution import Convolution
+from models.positions.disentangled import DisentangledAttention, Distances
 from models.positions.relative import RelativeBias
 from models.positions.rotary import Rotary
 from models.positions.self_attention import SelfAttention
@@ -165,6 +167,8 @@ class EncoderLayer(nn.Module):
     def __init__(self, shape: Shape, attention: SelfAttention) -> None:
         super().__init__()
         self.attention = attention
+        self.convolution: Shared[Convolution] | None = None
+        """What stands beside the layer: the first one's, in some of DeBERTa-v2."""
         self.query_key_value = nn.Linear(shape.hidden, 3 * shape.hidden, bias=shape.attention_bias)
         self.attention_out = ResidualLinear(shape.hidden, shape.hidden, shape.dropout, bias=shape.attention_bias)
         self.attention_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps, bias=shape.norm_bias)
@@ -173,7 +177,8 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
         mixed_TH = self.attention(self.query_key_value(self.attention_input(x_TH)), groups)
-        return self.after_attention(x_TH, mixed_TH)
+        y_TH = self.after_attention(x_TH, mixed_TH)
+        return y_TH if self.convolution is None else self.convolution.module(x_TH, y_TH, groups)
 
     def first_tokens_only(self, x_TH: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
         """Compute what `forward` returns for the first token of every row, at a small part of the cost: [B + padding, H]."""
@@ -181,7 +186,8 @@ class EncoderLayer(nn.Module):
         query, key_value = self.query_and_key_value()
         q_BH = F.linear(self.attention_input(first_BH), *query)
         mixed_BH = self.attention.from_first(q_BH, self.attention_input(x_TH), groups, *key_value)
-        return self.after_attention(first_BH, mixed_BH)
+        y_BH = self.after_attention(first_BH, mixed_BH)
+        return y_BH if self.convolution is None else self.convolution.module.first_tokens(x_TH, y_BH, groups)
 
     def query_and_key_value(self) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
         """Return weight and bias of the queries, [H, H] and [H], and those of keys and values, stacked: [2H, H] and [2H]."""
@@ -230,6 +236,10 @@ class Backbone(nn.Module):
         self.embeddings = Embeddings(shape)
         if shape.relative_buckets:
             self.relative_bias = RelativeBias(shape.relative_buckets, shape.attention_heads)
+        if shape.disentangled is not None:
+            self.distances = Distances(shape.disentangled, shape.hidden, shape.norm_eps)
+        if shape.convolution is not None:
+            self.convolution = Convolution(shape.convolution, shape.hidden, shape.norm_eps, shape.dropout)
         self.layers = nn.ModuleList(self._new_layer(shape, index) for index in range(shape.layers))
         if shape.pre_norm:
             self.final_norm = nn.LayerNorm(shape.hidden, eps=shape.norm_eps, bias=shape.norm_bias)
@@ -247,7 +257,7 @@ class Backbone(nn.Module):
     def freeze(self) -> None:
         """Keep from call to call what follows from the weights alone; their values, dtype and device are final from now on."""
         for module in self.modules():
-            if isinstance(module, RelativeBias):
+            if isinstance(module, RelativeBias | DisentangledAttention):
                 module.freeze()
 
     def exit_norm(self) -> Shared[nn.LayerNorm] | None:
@@ -256,9 +266,25 @@ class Backbone(nn.Module):
 
     def _new_layer(self, shape: Shape, index: int) -> EncoderLayer:
         attention = self._new_attention(shape, index)
-        return PreNormLayer(shape, attention, first=index == 0) if shape.pre_norm else EncoderLayer(shape, attention)
+        if shape.pre_norm:
+            return PreNormLayer(shape, attention, first=index == 0)
+        layer = EncoderLayer(shape, attention)
+        if shape.convolution is not None and index == 0:
+            layer.convolution = Shared(self.convolution)
+        if isinstance(attention, DisentangledAttention) and attention.shape.shared_projections:
+            attention.projections = Shared(layer.query_key_value)
+        return layer
 
     def _new_attention(self, shape: Shape, index: int) -> SelfAttention:
+        if shape.disentangled is not None:
+            return DisentangledAttention(
+                shape.disentangled,
+                shape.hidden,
+                shape.attention_heads,
+                dropout=shape.attention_dropout,
+                distance_dropout=shape.dropout,
+                distances=Shared(self.distances),
+            )
         bias: Shared[RelativeBias] | Window | None = None
         if shape.relative_buckets:
             bias = Shared(self.relative_bias)

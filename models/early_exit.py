@@ -208,6 +208,7 @@ class EarlyExitModel(nn.Module):
             shape.classes,
             activation=shape.head_activation or self.family.head_activation,
             dropout=shape.head_dropout,
+            input_dropout=shape.head_input_dropout,
             bias=shape.head_bias,
             norm=nn.LayerNorm(shape.hidden, eps=shape.norm_eps, bias=shape.norm_bias) if shape.head_norm else None,
             read_through=self.backbone.exit_norm(),

@@ -61,6 +61,7 @@ class PooledHead(nn.Module):
         *,
         activation: str = "tanh",
         dropout: float = 0.1,
+        input_dropout: float = 0.0,
         standardized: bool = False,
         bias: bool = True,
         norm: nn.LayerNorm | None = None,
@@ -73,7 +74,7 @@ class PooledHead(nn.Module):
         self.register_buffer("deviation", torch.ones(hidden) if standardized else None)
         self.dense = nn.Linear(hidden, hidden, bias=bias)
         self.activation = activation_of(activation)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.input_dropout = Dropout(dropout), Dropout(input_dropout)
         self.out = nn.Linear(hidden, classes)
 
     @property
@@ -98,7 +99,7 @@ class PooledHead(nn.Module):
         first_BH = normed(first_BH, self.read_through)
         if self.mean is not None and self.deviation is not None:
             first_BH = ((first_BH.float() - self.mean) / self.deviation).to(first_BH.dtype)
-        features_BH: Tensor = self.activation(self.dense(first_BH))
+        features_BH: Tensor = self.activation(self.dense(self.input_dropout(first_BH)))
         if self.norm is not None:
             features_BH = self.norm(features_BH)
         return self.dropout(features_BH)  # type: ignore[no-any-return]
@@ -127,6 +128,7 @@ class MeanHead(nn.Module):
         *,
         activation: str,
         dropout: float,
+        input_dropout: float,
         bias: bool,
         norm: nn.LayerNorm | None,
         read_through: Shared[nn.LayerNorm] | None,
@@ -135,7 +137,7 @@ class MeanHead(nn.Module):
         self.read_through, self.norm = read_through, norm
         self.dense = nn.Linear(hidden, hidden, bias=bias)
         self.activation = activation_of(activation)
-        self.dropout = Dropout(dropout)
+        self.dropout, self.input_dropout = Dropout(dropout), Dropout(input_dropout)
         self.out = nn.Linear(hidden, classes)
 
     @property
@@ -159,7 +161,8 @@ class MeanHead(nn.Module):
             part.view(group.rows, group.length, -1).mean(1)
             for group, part in zip(groups, read_TH.split(tokens), strict=True)
         ]
-        features_BH: Tensor = self.activation(self.dense(F.pad(torch.cat(means), (0, 0, 0, padding))))
+        mean_BH = self.input_dropout(F.pad(torch.cat(means), (0, 0, 0, padding)))
+        features_BH: Tensor = self.activation(self.dense(mean_BH))
         if self.norm is not None:
             features_BH = self.norm(features_BH)
         return self.dropout(features_BH)  # type: ignore[no-any-return]

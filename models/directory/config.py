@@ -16,7 +16,7 @@ from models.directory.files import CONFIG_FILE, Name, read_json
 from models.errors import UnsupportedModelError, UserError
 from models.exits.criterion import Criterion
 from models.exits.kinds import HEAD_KINDS
-from models.families.shape import Shape
+from models.families.shape import Convolution, Disentangled, Shape
 from models.families.table import FAMILIES, family_of, shape_of
 from models.layers import activation
 
@@ -186,10 +186,16 @@ def _of_some_families(shape: Shape) -> dict[str, object]:
         "head_bias": shape.head_bias,
         "head_norm": shape.head_norm,
         "pooling": shape.pooling,
+        "disentangled": shape.disentangled,
+        "convolution": shape.convolution,
         "relative_buckets": shape.relative_buckets,
     }
     default = {field.name: field.default for field in fields(Shape)}
-    return {name: value for name, value in listed.items() if value != default[name]}
+    return {
+        name: asdict(value) if isinstance(value, Disentangled | Convolution) else value
+        for name, value in listed.items()
+        if value != default[name]
+    }
 
 
 def check_name(name: Name) -> None:
@@ -276,11 +282,13 @@ def _check_sizes(config: "PretrainedConfig") -> None:
         raise UnsupportedModelError(
             f"positions begin after pad_token_id, which is {config.pad_token_id} in {CONFIG_FILE}"
         )
-    dropouts = (shape.dropout, shape.attention_dropout, shape.ffn_dropout)
+    dropouts = (shape.dropout, shape.attention_dropout, shape.ffn_dropout, shape.head_input_dropout)
     if any(not 0 <= dropped < 1 for dropped in dropouts):
         raise UnsupportedModelError(f"a dropout in {CONFIG_FILE} is not in [0, 1)")
     activation(shape.activation)
     activation(shape.head_activation or family_of(config).head_activation)
+    if shape.convolution is not None:
+        activation(shape.convolution.activation)
 
 
 def _check_task(config: "PretrainedConfig") -> None:

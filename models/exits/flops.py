@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from models.families.shape import Shape
 from models.heads import ATTENTION_HEAD_HEADS, ATTENTION_HEAD_WIDTH
+from models.positions.disentangled import rows_of_distances
 
 Counts = npt.NDArray[np.float64]
 
@@ -40,7 +42,8 @@ class FlopCounter:
     def layers(self, lengths_B: Counts, depths_B: npt.ArrayLike) -> Counts:
         """Count the layers of rows of these lengths up to these depths, without heads: [B], [B] or one depth -> [B]."""
         if not self.shape.windows:
-            return np.asarray(depths_B) * self._layer(lengths_B, None)
+            first_B = (np.asarray(depths_B) >= 1) * self._convolution(lengths_B)
+            return np.asarray(depths_B) * self._layer(lengths_B, None) + first_B
         total = np.zeros_like(lengths_B)
         for window in sorted(set(self.shape.windows), key=str):
             like_it = np.cumsum([0, *(other == window for other in self.shape.windows)])
@@ -52,7 +55,25 @@ class FlopCounter:
         hidden, inner = self.shape.hidden, self.shape.intermediate
         products = 3 if self.shape.pre_norm else 2  # a gate is one more
         seen_B = lengths_B**2 if window is None else pairs_within(lengths_B, window)
-        return 2 * lengths_B * (4 * hidden * hidden + products * hidden * inner) + 4 * seen_B * hidden
+        rows_B = 2 * lengths_B * (4 * hidden * hidden + products * hidden * inner) + 4 * seen_B * hidden
+        return rows_B + self._distances(lengths_B)
+
+    def _distances(self, lengths_B: Counts) -> Counts:
+        """Count what DeBERTa's layers compare with the distances that occur; keys of distances are made once for all rows."""
+        shape = self.shape.disentangled
+        if shape is None or not shape.relative:
+            return np.zeros_like(lengths_B)
+        farthest_B = torch.from_numpy(lengths_B).long() - 1
+        found_B = rows_of_distances(farthest_B, shape) - rows_of_distances(-farthest_B, shape) + 1
+        terms = shape.content_to_position + shape.position_to_content
+        return terms * 2 * lengths_B * found_B.numpy() * self.shape.hidden
+
+    def _convolution(self, lengths_B: Counts) -> Counts:
+        """Count what stands beside DeBERTa-v2's first layer."""
+        shape = self.shape.convolution
+        if shape is None:
+            return np.zeros_like(lengths_B)
+        return 2 * lengths_B * shape.kernel * self.shape.hidden**2 / shape.groups
 
     def head(self, kind: str, lengths_B: Counts) -> Counts:
         """Count one head for rows of these lengths: [B] -> [B]."""

@@ -4,6 +4,36 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disentangled:
+    """How DeBERTa's attention compares content with distances."""
+
+    relative: bool
+    """Whether there is a table of distances at all."""
+    content_to_position: bool
+    position_to_content: bool
+    shared_projections: bool
+    """Whether keys and queries of distances are made by the projections of content."""
+    span: int
+    """Rows of the table on each side."""
+    buckets: int
+    """Buckets of distances, far ones on a logarithmic scale; 0 if every distance has a row."""
+    farthest: int
+    """Distance at which the scale of the buckets ends."""
+    norm: bool
+    """Whether the table is normalized."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolution:
+    """The convolution beside DeBERTa-v2's first layer."""
+
+    kernel: int
+    """Tokens that it goes over."""
+    groups: int
+    activation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """Sizes and constants of an encoder, read off its Hugging Face config.
 
@@ -53,6 +83,12 @@ class Shape:
     """Whether the last head normalizes what its activation returns."""
     pooling: str = "first"
     """What the last head reads of a row: its 'first' token, or the 'mean' of all."""
+    head_input_dropout: float = 0.0
+    """Dropout of what the last head reads."""
+    disentangled: Disentangled | None = None
+    """How attention compares content with distances, in DeBERTa."""
+    convolution: Convolution | None = None
+    """What stands beside the first layer, in some of DeBERTa-v2."""
     relative_buckets: int = 0
     """Rows of MPNet's table of relative positions, which all layers share; 0 in families without one."""
 
@@ -62,5 +98,5 @@ class Shape:
         return self.positions - self.first_position
 
 
-ONLY_IN_TRAINING = frozenset({"dropout", "attention_dropout", "head_dropout", "ffn_dropout"})
+ONLY_IN_TRAINING = frozenset({"dropout", "attention_dropout", "head_dropout", "ffn_dropout", "head_input_dropout"})
 """Fields that predictions know nothing of."""

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from models.errors import UnsupportedModelError
 from models.families.bert import BERT, DISTILBERT, ELECTRA, ERNIE, ROBERTA
+from models.families.deberta import DEBERTA
 from models.families.modernbert import MODERNBERT
 from models.families.mpnet import MPNET
 from models.families.names import Family
@@ -23,6 +24,7 @@ FAMILIES: Mapping[str, Family] = {
     "distilbert": DISTILBERT,
     "mpnet": MPNET,
     "modernbert": MODERNBERT,
+    "deberta-v2": DEBERTA,
 }
 
 

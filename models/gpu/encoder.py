@@ -34,6 +34,8 @@ def run_layer(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRows, out_TH: Tenso
     """Write a whole layer's hidden states to `out`, which is not `x`."""
     mixed_TH = attend(layer.attention, layer.query_key_value(layer.attention_input(x_TH)), rows, kernels)
     _after_attention(layer, x_TH, mixed_TH, out_TH, kernels)
+    if layer.convolution is not None:
+        out_TH.copy_(layer.convolution.module(x_TH, out_TH, rows.groups))
 
 
 def run_layer_for_first_tokens(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
@@ -42,13 +44,13 @@ def run_layer_for_first_tokens(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRo
     query, key_value = layer.query_and_key_value()
     q_BH = torch.nn.functional.linear(layer.attention_input(first_BH), *query)
     attention, read_TH = layer.attention, layer.attention_input(x_TH)
-    if attention.bias is None and attention.rotary is None:
+    if attention.bias is None and attention.rotary is None and attention.takes_kernels:
         mixed_BH = attend_from_first(q_BH, read_TH, rows, attention.heads, *key_value, kernels)
     else:
         mixed_BH = attention.from_first(q_BH, read_TH, rows.groups, *key_value)
     out_BH = torch.empty_like(first_BH)
     _after_attention(layer, first_BH, mixed_BH, out_BH, kernels)
-    return out_BH
+    return out_BH if layer.convolution is None else layer.convolution.module.first_tokens(x_TH, out_BH, rows.groups)
 
 
 def attend(attention: SelfAttention, qkv_T3H: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
@@ -56,6 +58,8 @@ def attend(attention: SelfAttention, qkv_T3H: Tensor, rows: RaggedRows, kernels:
 
     Rows so short that nothing is added to their scores are first, and go to the kernels all the same.
     """
+    if not attention.takes_kernels:
+        return attention.mix(qkv_T3H, rows.groups)
     if attention.rotary is not None:
         qkv_T3H = attention.turned(qkv_T3H, rows.positions)
     if attention.bias is None:

@@ -2,10 +2,9 @@
 
 Channel c of a head and channel c + D/2 are turned together, as in transformers' apply_rotary_pos_emb.
 
-Legend of suffixes: T tokens, B rows, L length of a row, N attention heads, D width of a head, H hidden.
+Legend of suffixes: T tokens, B rows, L longest row, N attention heads, D width of a head, H hidden.
 """
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from models.attention import lengths_of
 from models.length_group import LengthGroup
-from models.sdpa import ScoreBias
 
 
 @lru_cache(maxsize=8)  # layer after layer asks for the same rows
@@ -59,39 +57,3 @@ class Rotary:
             qk_TND.copy_(turned_TND)
             return qkv_T3H
         return torch.cat([turned_TND.flatten(1), qkv_T3H[:, turned_TND[0].numel() :]], dim=1)
-
-
-def attend_from_first_turned(
-    rotary: Rotary,
-    q_BH: Tensor,
-    x_TH: Tensor,
-    groups: Sequence[LengthGroup],
-    heads: int,
-    kv_2HH: Tensor,
-    bias_2H: Tensor | None,
-    score_bias: ScoreBias | None,
-) -> Tensor:
-    """Compute what attention gives the first token of every row, where keys are turned: [B, H].
-
-    The first query is at position 0, where nothing turns. Keys are turned token by token, so they are needed; values are not,
-    as `models.attention.attend_from_first` says. Queries past the last row are padding.
-    """
-    hidden = q_BH.shape[1]
-    rows, tokens = [group.rows for group in groups], [group.tokens for group in groups]
-    x_TH = x_TH[: sum(tokens)]
-    key_TH = F.linear(x_TH, kv_2HH[:hidden], None if bias_2H is None else bias_2H[:hidden])
-    key_TND = rotary.turn(key_TH.unflatten(1, (heads, -1)), positions_of(tuple(groups), len(x_TH), x_TH.device))
-    q_BND = q_BH[: sum(rows)].unflatten(1, (heads, -1)) * (hidden // heads) ** -0.5
-    mixed = []
-    for group, q, key, x in zip(groups, q_BND.split(rows), key_TND.split(tokens), x_TH.split(tokens), strict=True):
-        key_BNDL = key.view(group.rows, group.length, heads, -1).permute(0, 2, 3, 1)
-        scores_BNL = (q[:, :, None] @ key_BNDL)[:, :, 0]
-        bias_NL = None if score_bias is None else score_bias.of_first(group.length, scores_BNL)
-        if bias_NL is not None:
-            scores_BNL = scores_BNL + bias_NL
-        weights_BNL = scores_BNL.softmax(-1, dtype=torch.float32).to(x.dtype)
-        mixed.append(weights_BNL @ x.view(group.rows, group.length, -1))
-    mixed_BNH = F.pad(torch.cat(mixed), (0, 0, 0, 0, 0, len(q_BH) - sum(rows)))
-    value_NHD = kv_2HH[hidden:].view(heads, -1, kv_2HH.shape[1]).mT
-    out_BH = torch.matmul(mixed_BNH.transpose(0, 1), value_NHD).transpose(0, 1).reshape(q_BH.shape)
-    return out_BH if bias_2H is None else out_BH + bias_2H[hidden:]

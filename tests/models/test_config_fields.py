@@ -39,8 +39,8 @@ NAMES = {"id2label", "num_labels", "problem_type", "transformers_weights"}
 
 NOT_OF_THE_CONFIG = {"problem_type", "transformers_weights"}
 """Honoured fields that are in no digest of the config: the number of classes has the first, the second names what is hashed."""
-DERIVED = {"layer_types", "rope_parameters"}
-"""Fields of ModernBERT that its configuration makes of others where they are absent, and that go before them."""
+DERIVED = {"layer_types", "pooler_hidden_size", "rope_parameters"}
+"""Fields of ModernBERT and DeBERTa that their configurations make of others where they are absent, and that go before them."""
 SOME_ACTIVATIONS = ("gelu_new", "quick_gelu", "relu")
 """Tried in every family; the others are tried in BERT alone, since all families look them up by one function."""
 NOT_WITH_OTHERS = {"attn_implementation"}

@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForSequenceClassification, ModernBertConfig, MPNetConfig, PretrainedConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    ModernBertConfig,
+    MPNetConfig,
+    PretrainedConfig,
+)
 
 from models.cpu.fused import can_fuse
+from models.cpu.int8 import can_use_int8, use_int8
 from models.early_exit import EarlyExitModel
 from models.errors import UnsupportedModelError, UnsupportedPrecisionError
 from models.exits.criterion import Criterion
 from models.families.names import from_hugging_face
+from pipeline.benchmark.workload import ForcedPlan
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
@@ -32,6 +40,7 @@ LONGEST = 150
 """More than the distances that have a bucket of their own, than a window, and than a kernel's block."""
 SIZES = BERT_SIZES | {"max_position_embeddings": 160, "num_hidden_layers": 3}
 MODERN = SIZES | SPECIAL_IDS
+BOTH: dict[str, Any] = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 VARIANTS: dict[str, PretrainedConfig] = {
     "mpnet": MPNetConfig(**SIZES),
     "mpnet, a longer table": MPNetConfig(**SIZES, relative_attention_num_buckets=40),
@@ -50,6 +59,26 @@ VARIANTS: dict[str, PretrainedConfig] = {
     ),
     "modernbert, no windows": ModernBertConfig(**MODERN, global_attn_every_n_layers=1, classifier_pooling="mean"),
     "modernbert, windows of one token": ModernBertConfig(**MODERN, local_attention=1),
+    "deberta-v3": DebertaV2Config(
+        **SIZES,
+        **(BOTH | {"norm_rel_ebd": "layer_norm", "position_buckets": 16, "share_att_key": True}),
+        position_biased_input=False,
+        max_relative_positions=64,
+    ),
+    "deberta-v2 with a convolution": DebertaV2Config(
+        **SIZES, **BOTH, share_att_key=True, conv_kernel_size=3, conv_act="gelu", type_vocab_size=2, position_buckets=32
+    ),
+    "deberta, projections of its own": DebertaV2Config(
+        **SIZES, **BOTH, position_buckets=8, norm_rel_ebd="layer_norm", conv_kernel_size=5, conv_groups=4
+    ),
+    "deberta, content to position": DebertaV2Config(
+        **SIZES, **(BOTH | {"pos_att_type": "c2p"}), max_relative_positions=10, pooler_hidden_act="tanh"
+    ),
+    "deberta, position to content": DebertaV2Config(
+        **SIZES, **(BOTH | {"pos_att_type": ["p2c"]}), share_att_key=True, type_vocab_size=2, position_buckets=400
+    ),
+    "deberta, nothing compared": DebertaV2Config(**SIZES, relative_attention=True, norm_rel_ebd="layer_norm"),
+    "deberta, no distances": DebertaV2Config(**SIZES, pos_att_type=["c2p", "p2c"], norm_rel_ebd="layer_norm"),
 }
 
 
@@ -93,6 +122,16 @@ def test_a_directory_of_ours_is_the_plain_model_to_transformers(name: str, tmp_p
     assert again.shape == model.shape
 
 
+@pytest.mark.parametrize("kind", ["pooled", "attention"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_parameter_is_used_once_and_trained_once(name: str, kind: str) -> None:
+    model = EarlyExitModel(copy.deepcopy(VARIANTS[name]))
+    model.add_exits(kind)
+    in_order = [id(parameter) for parameter in model.in_order_of_use()]
+    assert len(in_order) == len(set(in_order))
+    assert set(in_order) == {id(parameter) for parameter in model.parameters()}
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradients_are_transformers_own(name: str, tmp_path: Path) -> None:
     model = saved(name, tmp_path)
@@ -125,13 +164,15 @@ def assert_same(got: Predictions, expected: Predictions) -> None:
 def test_runners_predict_what_one_row_at_a_time_gives(name: str, kind: str, first_token_first: bool) -> None:
     torch.manual_seed(0)
     model = random_exits(spread_weights(EarlyExitModel(copy.deepcopy(VARIANTS[name]))), kind)
-    criterion = Criterion(speed=0.5)
-    config = EngineConfig(criterion=criterion, dtype="fp32", token_budget=400, first_token_first=first_token_first)
+    config = EngineConfig(
+        criterion=Criterion(speed=0.5), dtype="fp32", token_budget=400, first_token_first=first_token_first
+    )
     rows = random_rows(20, LONGEST, seed=3)
     loaded = LoadedModel(copy.deepcopy(model), config)
-    got = Engine(loaded).run(rows)
-    assert_same(EngineOfGpuRunners(loaded).run(rows), got)
-    assert len({*got.exit_layers.tolist()}) > 1
+    plan = ForcedPlan(np.random.default_rng(0).integers(1, 4, len(rows)))
+    got = Engine(loaded).run(rows, plan)
+    assert_same(EngineOfGpuRunners(loaded).run(rows, plan), got)
+    assert len({*got.exit_layers.tolist()}) == 3
     for row, layer in enumerate(got.exit_layers.tolist()):
         alone = rows.take(np.array([row]))
         with torch.inference_mode():
@@ -171,6 +212,20 @@ def test_int8_is_refused_for_gated_blocks() -> None:
     model = EarlyExitModel(VARIANTS["modernbert"])
     with pytest.raises(UnsupportedPrecisionError, match="dtype int8 is not for feed-forward blocks with a gate"):
         LoadedModel(model, EngineConfig(dtype="int8"))
+
+
+@pytest.mark.skipif(not can_use_int8(torch.device("cpu")), reason="this CPU does not multiply int8 in hardware")
+@pytest.mark.parametrize("name", ["mpnet", "deberta-v3", "deberta-v2 with a convolution"])
+def test_int8_gives_nearly_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    model = random_exits(EarlyExitModel(copy.deepcopy(VARIANTS[name])), "pooled")
+    rows = random_rows(60, LONGEST, seed=3)
+    config = EngineConfig(dtype="fp32", token_budget=400)
+    expected = Engine(LoadedModel(copy.deepcopy(model), config)).run(rows)
+    use_int8(model, 400)  # whether so small a model is worth it does not matter here
+    got = Engine(LoadedModel(model, config)).run(rows)
+    assert not np.array_equal(got.logits, expected.logits)
+    np.testing.assert_allclose(got.logits, expected.logits, atol=0.05 * np.abs(expected.logits).max())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -214,3 +269,25 @@ def test_heads_read_of_a_frozen_backbone_what_they_read_of_the_model(name: str, 
             torch.testing.assert_close(got.float(), expected[layer].logits, atol=5e-2, rtol=5e-2)
     assert states.teacher is not None
     torch.testing.assert_close(states.teacher.float(), expected[model.shape.layers].logits, atol=5e-2, rtol=5e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"conv_kernel_size": 4}, "conv_kernel_size in config.json is 4, and has to be odd"),
+        ({"conv_kernel_size": 3, "conv_groups": 5}, "conv_groups in config.json is 5, which does not divide"),
+        ({"position_buckets": 1}, "position_buckets in config.json is 1, for distances of up to 160"),
+        (
+            {"position_buckets": 64, "max_relative_positions": 20},
+            "position_buckets in config.json is 64, for distances of up to 20",
+        ),
+        ({"conv_kernel_size": 3, "conv_act": "swoosh"}, "activation 'swoosh' is none that transformers has"),
+    ],
+)
+def test_a_deberta_that_offramp_does_not_compute_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    values = json.loads(DebertaV2Config(**SIZES, **BOTH).to_json_string(use_diff=False))
+    (tmp_path / "config.json").write_text(json.dumps(values | changes))
+    with pytest.raises(UnsupportedModelError, match=re.escape(f"{tmp_path}: {message}")):
+        EarlyExitModel.from_config(tmp_path)

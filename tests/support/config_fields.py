@@ -75,7 +75,12 @@ FIELDS: dict[str, Field] = {
     "norm_bias": Field(HONOURED, (True,), changes_shapes=True),
     "attention_bias": Field(HONOURED, (True,), changes_shapes=True),
     "mlp_bias": Field(HONOURED, (True,), changes_shapes=True),
-    "embedding_size": Field({"": NONE, "electra": HONOURED}, (8,), "a field of ELECTRA alone", changes_shapes=True),
+    "embedding_size": Field(
+        {"": NONE, "electra": HONOURED, "deberta-v2": REFUSED},
+        (8,),
+        "in DeBERTa, other than hidden_size",
+        changes_shapes=True,
+    ),
     "pad_token_id": Field(
         {"": NONE, **dict.fromkeys(POSITIONED, HONOURED)},
         (0, 3, -1),
@@ -110,6 +115,28 @@ FIELDS: dict[str, Field] = {
     ),
     "local_rope_theta": Field(
         {"": NONE, "modernbert": HONOURED}, (7.0,), "where rope_parameters is absent, as in old files"
+    ),
+    "relative_attention": Field(HONOURED, (False,), changes_shapes=True),
+    "pos_att_type": Field(HONOURED, (["c2p"], "p2c", None), "others than c2p and p2c do nothing, as in transformers"),
+    "max_relative_positions": Field(HONOURED, (12, 30)),
+    "position_biased_input": Field(HONOURED, (False,), changes_shapes=True),
+    "position_buckets": Field(
+        {"": NONE, "deberta-v2": HONOURED}, (-1, 16), "those that no scale has are refused", changes_shapes=True
+    ),
+    "share_att_key": Field({"": NONE, "deberta-v2": HONOURED}, (False,), changes_shapes=True),
+    "norm_rel_ebd": Field({"": NONE, "deberta-v2": HONOURED}, ("none",), changes_shapes=True),
+    "conv_kernel_size": Field(
+        {"": NONE, "deberta-v2": HONOURED},
+        (0, 5),
+        "even ones are refused, as they fail in transformers",
+        changes_shapes=True,
+    ),
+    "conv_groups": Field({"": NONE, "deberta-v2": HONOURED}, (2,), "has to divide hidden_size", changes_shapes=True),
+    "conv_act": Field({"": NONE, "deberta-v2": HONOURED}, ("gelu", "relu")),
+    "pooler_hidden_act": Field(HONOURED, ACTIVATIONS),
+    "pooler_hidden_size": Field({"": NONE, "deberta-v2": REFUSED}, (16,), "other than hidden_size"),
+    "attention_head_size": Field(
+        {"": NONE, "deberta-v2": REFUSED}, (4,), "other than hidden_size / num_attention_heads"
     ),
     "head_dim": Field({"": NONE, "modernbert": REFUSED}, (4,), "other than hidden_size / num_attention_heads"),
     "classifier_pooling": Field(HONOURED, ("mean",)),
@@ -165,6 +192,8 @@ FIELDS: dict[str, Field] = {
     "attention_probs_dropout_prob": Field(TRAINING, (0.3,)),
     "classifier_dropout": Field(TRAINING, (0.3,)),
     "dropout": Field(TRAINING, (0.3,)),
+    "pooler_dropout": Field(TRAINING, (0.3,)),
+    "cls_dropout": Field({"": NONE, "deberta-v2": TRAINING}, (0.3,)),
     "embedding_dropout": Field(TRAINING, (0.3,)),
     "mlp_dropout": Field(TRAINING, (0.3,)),
     "attention_dropout": Field(TRAINING, (0.3,)),
@@ -175,6 +204,7 @@ FIELDS: dict[str, Field] = {
     "summary_activation": Field(NONE, ("relu",), "of other heads than the classifier"),
     "summary_last_dropout": Field(NONE, (0.5,), "of other heads than the classifier"),
     "qa_dropout": Field(NONE, (0.5,)),
+    "legacy": Field(NONE, (False,), "of the language head"),
     "decoder_bias": Field(NONE, (False,)),
     "sparse_prediction": Field(NONE, (True,)),
     "sparse_pred_ignore_index": Field(NONE, (-1,)),
@@ -217,7 +247,7 @@ LOADING = (
 )
 """Modules of transformers that read the configurations of all families."""
 PREFIXES = {"bert": "Bert", "distilbert": "DistilBert", "xlm-roberta": "XLMRoberta"}
-PREFIXES |= {"mpnet": "MPNet", "modernbert": "ModernBert"}
+PREFIXES |= {"deberta-v2": "DebertaV2", "mpnet": "MPNet", "modernbert": "ModernBert"}
 """How names of classes of a family begin, where that is not its name with a capital."""
 
 

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     CamembertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     ErnieConfig,
@@ -48,6 +49,16 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "ernie": ErnieConfig(**BERT_SIZES, use_task_id=True),
     "distilbert": DistilBertConfig(**SIZES, dim=32, n_layers=4, n_heads=4, hidden_dim=48),
     "mpnet": MPNetConfig(**BERT_SIZES),
+    "deberta-v2": DebertaV2Config(
+        **BERT_SIZES,
+        type_vocab_size=2,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        share_att_key=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        conv_kernel_size=3,
+    ),
     "modernbert": ModernBertConfig(**BERT_SIZES, **SPECIAL_IDS, local_attention=16),
 }
 
