@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Classify a corpus: easy texts exit the network early, every row lands once in Parquet.
 
-Reads Parquet, JSONL, CSV, TSV or text lines (.gz and .zst too), streams them through a pool of actors on Ray, and writes
+Reads Parquet, JSONL, CSV, TSV or text lines (.gz .zst .bz2 .xz too), streams them through a pool of actors on Ray, and writes
 part-*.parquet with label, score, exit layer and uncertainty, _rejects/ with what could not be used and why, and at the end
 _manifest.json. The same command again goes on where a stopped run ended, and does nothing when all is done.
 

@@ -42,11 +42,9 @@ def attend(
     bias: ScoreBias | None = None,
 ) -> Tensor:
     """Compute multi-head attention inside every row: queries, keys and values side by side, [T, 3H] -> [T, H]."""
-    if dropout or torch.is_grad_enabled():
+    if dropout or torch.is_grad_enabled() or qkv_T3H.is_cuda:  # a launch for every length would be slow there
         return training.attend(qkv_T3H, groups, heads, dropout, bias)
-    if bias is None and takes_ragged_rows(qkv_T3H, qkv_T3H.shape[1] // (3 * heads)):
-        return _attend_ragged(qkv_T3H, tuple(groups), heads)
-    return _attend_by_group(qkv_T3H, groups, heads, bias)
+    return attend_by_group(qkv_T3H, groups, heads, bias)
 
 
 def takes_ragged_rows(x: Tensor, head_width: int) -> bool:
@@ -60,11 +58,6 @@ def takes_ragged_rows(x: Tensor, head_width: int) -> bool:
     )
 
 
-def _attend_ragged(qkv_T3H: Tensor, groups: tuple[LengthGroup, ...], heads: int) -> Tensor:
-    """Run all rows in one kernel; padding is a row of its own, which is never read."""
-    return attend_ragged(qkv_T3H, *_row_bounds(groups, len(qkv_T3H), qkv_T3H.device), heads)
-
-
 def attend_ragged(qkv_T3H: Tensor, bounds_B1: Tensor, longest: int, heads: int) -> Tensor:
     """Run rows between these bounds, int32 [B + 1], in one kernel where `takes_ragged_rows`: [T, 3H] -> [T, H]."""
     from torch.nn.attention.varlen import varlen_attn  # brings torch's compiler along: two seconds
@@ -75,21 +68,7 @@ def attend_ragged(qkv_T3H: Tensor, bounds_B1: Tensor, longest: int, heads: int) 
     return out_TND.flatten(1)
 
 
-@lru_cache(maxsize=8)
-def _row_bounds(groups: tuple[LengthGroup, ...], tokens: int, device: torch.device) -> tuple[Tensor, int]:
-    """Return the first token of every row and the end, padding being a row, as int32 [B + 1]; and the longest row.
-
-    It is cached because consecutive layers ask for the same rows.
-    """
-    lengths = [group.length for group in groups for _ in range(group.rows)]
-    padding = tokens - sum(lengths)
-    lengths += [padding] * (padding > 0)
-    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    with torch.inference_mode(False):  # whoever asks first
-        return to_device(bounds, device), max(lengths)
-
-
-def _attend_by_group(
+def attend_by_group(
     qkv_T3H: Tensor, groups: Sequence[LengthGroup], heads: int, bias: ScoreBias | None = None
 ) -> Tensor:
     """Run each group of equal lengths as a dense rectangle."""
@@ -133,14 +112,13 @@ def attend_from_first(
 
     The same re-ordering serves the latent attention of DeepSeek-V2 (Liu et al. 2024, section 2.1.2).
     """
+    if torch.is_grad_enabled() or x_TH.is_cuda:
+        return training.attend_from_first(q_BH, x_TH, groups, heads, kv_2HH, bias_2H, score_bias)
     width = q_BH.shape[1] // heads
     key_NDH, value_NDH = kv_2HH.view(2, heads, width, -1)
     asked_BNH = torch.matmul(q_BH.view(-1, heads, width).transpose(0, 1), key_NDH).transpose(0, 1)
+    mixed = mix_by_group(asked_BNH, x_TH, groups, width**-0.5, score_bias)
     row = sum(group.rows for group in groups)
-    if torch.is_grad_enabled():
-        mixed = [training.mix(asked_BNH[:row], x_TH, groups, width**-0.5, score_bias)]
-    else:
-        mixed = mix_by_group(asked_BNH, x_TH, groups, width**-0.5, score_bias)
     if row < len(q_BH):
         mixed.append(x_TH.new_zeros(len(q_BH) - row, heads, x_TH.shape[1]))
     mixed_NBH = torch.cat(mixed).transpose(0, 1)

@@ -64,6 +64,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start over; what the output folder holds stays readable until the new results take its place",
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what the run would do and how long it would take, by a sample of the corpus; nothing is written",
+    )
     parser.add_argument("--strict", action="store_true", help="end with exit code 1 if any row was rejected")
     parser.add_argument(
         "--endpoint-url",

@@ -2,6 +2,8 @@
 
 import argparse
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,16 @@ from ray.train import TrainingFailedError
 
 from jobs.cli import command
 from jobs.cli.command import print_line
+from models.early_exit import EarlyExitModel
 from models.hugging_face import quiet_transformers
 from pipeline.api.pretrained import load_tokenizer
 from pipeline.errors import InputError
+from pipeline.reports import card
 from pipeline.storage.base import absolute, is_remote
 from pipeline.training.checkpoint import claim, release
 from pipeline.training.config import TrainingConfig
 from pipeline.training.workers import Work, run_workers
+from pipeline.version import code_version
 
 INDIFFERENT = ("config", "workers", "wait_for", "output", "checkpoint_seconds")
 """Options that may change when an unfinished training goes on, since they do not decide its result."""
@@ -53,6 +58,9 @@ def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
         go_on = "the same command goes on from the last checkpoint"
         raise command.FailedError(f"{command.cause_of(error)}\n{go_on}") from error
     _save_tokenizer(tokenizer_from, output)
+    facts = {"trained": about.partition(": ")[2], **_options(args), **_versions()}
+    base = card.hub_name(getattr(args, "backbone", None) or args.model)
+    card.write_section(output, EarlyExitModel.from_config(output), "Training", card.facts_table(facts), base=base)
     release(output)
     print_line(f"the model is in {args.output}")
     return command.DONE
@@ -61,6 +69,23 @@ def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
 def _identity(args: Mapping[str, object]) -> dict[str, object]:
     """Return the options that decide the result, by which two trainings are told apart."""
     return {name: value for name, value in args.items() if name not in INDIFFERENT}
+
+
+def _options(args: argparse.Namespace) -> dict[str, object]:
+    """Return the options that were given a value, for the model card; of paths, which are this machine's, the last name."""
+    given = {
+        name: value for name, value in vars(args).items() if name not in INDIFFERENT and value not in (None, False)
+    }
+    return {
+        f"--{name.replace('_', '-')}": Path(value).name if isinstance(value, str) else value
+        for name, value in given.items()
+    }
+
+
+def _versions() -> dict[str, object]:
+    """Return what trained the model, and when."""
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    return {"offramp": code_version(), **versions, "date": datetime.now(UTC).date().isoformat()}
 
 
 def _save_tokenizer(tokenizer_from: str, output: Path) -> None:

@@ -6,14 +6,17 @@ Legend of suffixes: T tokens, Q tokens or rows, B rows, N attention heads, D wid
 attention head, F features.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.backbone import Embeddings, EncoderLayer, FeedForward, PreNormLayer
+from models.attention import attend_by_group
+from models.backbone import Backbone, Embeddings, EncoderLayer, FeedForward, PreNormLayer
 from models.gpu.dispatch import Kernels
 from models.gpu.rows import RaggedRows
-from models.heads import ATTENTION_HEAD_HEADS, AttentionHead
+from models.heads import ATTENTION_HEAD_HEADS, AttentionHead, Head, MeanHead
 from models.positions.self_attention import SelfAttention
 
 
@@ -72,8 +75,30 @@ def attend(attention: SelfAttention, qkv_T3H: Tensor, rows: RaggedRows, kernels:
         part = rows.part(slice(0, short))
         mixed.append(kernels.attend(qkv_T3H[part.tokens], part, attention.heads))
     part = rows.part(slice(short, len(rows)))
-    mixed.append(attention.mix(qkv_T3H[part.tokens], part.groups))
+    mixed.append(attend_by_group(qkv_T3H[part.tokens], part.groups, attention.heads, attention.bias))
     return torch.cat(mixed)
+
+
+def hidden_states(
+    backbone: Backbone, token_ids_T: Tensor, segments_B: Tensor, rows: RaggedRows, kernels: Kernels
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the number of every layer, from 1, and its hidden states [T, H], which the next layer but one writes over."""
+    weight = backbone.layer(1).ffn.expand.weight
+    x_TH, y_TH = (weight.new_empty(rows.num_tokens, weight.shape[1]) for _ in range(2))
+    embed(backbone.embeddings, token_ids_T, segments_B, rows, x_TH, kernels)
+    for number in range(1, len(backbone.layers) + 1):
+        run_layer(backbone.layer(number), x_TH, rows, y_TH, kernels)
+        x_TH, y_TH = y_TH, x_TH
+        yield number, x_TH
+
+
+def head_features(head: Head, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
+    """Compute the features of an exit's head from the hidden states of its layer: [B, F]."""
+    if isinstance(head, AttentionHead):
+        return attention_head_features(head, x_TH, rows, kernels)
+    if isinstance(head, MeanHead):
+        return head.features_from(x_TH, rows.groups)
+    return head.features_of_first(x_TH.index_select(0, rows.starts))
 
 
 def attention_head_features(head: AttentionHead, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:

@@ -40,13 +40,23 @@ def attend(
     return _attend_padded(qkv_T3H, tuple(groups), heads, dropout, bias)
 
 
-def mix(
-    asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float, bias: ScoreBias | None = None
+def attend_from_first(
+    q_BH: Tensor,
+    x_TH: Tensor,
+    groups: Sequence[LengthGroup],
+    heads: int,
+    kv_2HH: Tensor,
+    bias_2H: Tensor | None,
+    score_bias: ScoreBias | None = None,
 ) -> Tensor:
-    """Average the tokens of every row by their attention weights for its first token's queries: [B, N, H]."""
-    if x_TH.device.type == "cpu":
-        return _mix_by_group(asked_BNH, x_TH, groups, scale, bias)
-    return _mix_padded(asked_BNH, x_TH, tuple(groups), scale, bias)
+    """Compute `models.attention.attend_from_first`, one query a row; all may have an axis of exits in front."""
+    q_BND = q_BH.unflatten(-1, (heads, -1))
+    key_NDH, value_NDH = kv_2HH.unflatten(-2, (2, heads, -1)).unbind(-4)
+    asked_BNH = torch.einsum("...bnd,...ndh->...bnh", q_BND, key_NDH)
+    mix = _mix_by_group if x_TH.device.type == "cpu" else _mix_padded
+    mixed_BNH = mix(asked_BNH, x_TH, tuple(groups), q_BND.shape[-1] ** -0.5, score_bias)
+    out_BND = torch.einsum("...bnh,...ndh->...bnd", mixed_BNH, value_NDH)
+    return out_BND.flatten(-2) if bias_2H is None else out_BND.flatten(-2) + bias_2H[..., q_BH.shape[-1] :]
 
 
 def _attend_by_group(
@@ -73,19 +83,19 @@ def _attend_by_group(
 def _mix_by_group(
     asked_BNH: Tensor, x_TH: Tensor, groups: Sequence[LengthGroup], scale: float, bias: ScoreBias | None = None
 ) -> Tensor:
-    """Run each group of equal lengths as a dense rectangle, split off as in `_attend_by_group`."""
+    """Average the tokens of every row by their attention weights for its queries, [B, N, H]: length by length."""
     tokens, rows = [group.tokens for group in groups], [group.rows for group in groups]
-    *texts, _padding = x_TH.split([*tokens, len(x_TH) - sum(tokens)])
+    *texts, _padding = x_TH.split([*tokens, x_TH.shape[-2] - sum(tokens)], dim=-2)
     mixed = []
-    for group, text, query_BNH in zip(groups, texts, (asked_BNH * scale).split(rows), strict=True):
-        x_BLH = text.view(group.rows, group.length, -1)
+    for group, text, query_BNH in zip(groups, texts, (asked_BNH * scale).split(rows, dim=-3), strict=True):
+        x_BLH = text.unflatten(-2, (group.rows, group.length))
         scores_BNL = query_BNH @ x_BLH.mT
         bias_NL = None if bias is None else bias.of_first(group.length, scores_BNL)
         if bias_NL is not None:
             scores_BNL = scores_BNL + bias_NL
         weights_BNL = scores_BNL.softmax(-1, dtype=torch.float32).to(x_BLH.dtype)
         mixed.append(weights_BNL @ x_BLH)
-    return torch.cat(mixed)
+    return torch.cat(mixed, dim=-3)
 
 
 def _takes_flash(x: Tensor, head_width: int) -> bool:
@@ -136,8 +146,9 @@ class _Rectangle(NamedTuple):
 
     def spread(self, x_TH: Tensor) -> Tensor:
         """Lay tokens out by row, with zeros behind the shorter ones: [T, H] -> [B, L, H]; padding is left out."""
-        flat = x_TH.new_zeros(self.hidden.numel(), x_TH.shape[1])
-        return flat.index_copy(0, self.slots, x_TH[: len(self.slots)]).unflatten(0, self.hidden.shape)
+        flat = x_TH.new_zeros(*x_TH.shape[:-2], self.hidden.numel(), x_TH.shape[-1])
+        flat = flat.index_copy(-2, self.slots, x_TH[..., : len(self.slots), :])
+        return flat.unflatten(-2, self.hidden.shape)
 
     def gather(self, x_BLH: Tensor, tokens: int) -> Tensor:
         """Undo `spread`, with zeros for tokens past the last row: [B, L, H] -> [tokens, H]."""
@@ -172,11 +183,11 @@ def _attend_padded(
 def _mix_padded(
     asked_BNH: Tensor, x_TH: Tensor, groups: tuple[LengthGroup, ...], scale: float, bias: ScoreBias | None = None
 ) -> Tensor:
-    """Run all rows as one rectangle."""
+    """Do what `_mix_by_group` does, with all rows as one rectangle."""
     rows = _rectangle(groups, x_TH.device)
     x_BLH = rows.spread(x_TH)
     scores_BNL = (asked_BNH * scale) @ x_BLH.mT
-    bias_NL = None if bias is None else bias.of_first(x_BLH.shape[1], scores_BNL)
+    bias_NL = None if bias is None else bias.of_first(x_BLH.shape[-2], scores_BNL)
     if bias_NL is not None:
         scores_BNL = scores_BNL + bias_NL
     scores_BNL = scores_BNL.masked_fill(rows.hidden[:, None], -torch.inf)

@@ -48,6 +48,9 @@ from pipeline.output.totals import Totals
 from pipeline.schema import output_schema
 from pipeline.storage.tree import OwnResultsError
 
+FAILURES = (RayError, ExecutionTimeoutError, StorageError)
+"""Errors of workers and of the storage, by which a run may end in the middle."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BulkModel:
@@ -143,11 +146,37 @@ class UnfinishedRunError(Exception):
         self.cause = cause
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRun:
+    """A request that can be met, and what there is to do for it."""
+
+    corpus: Corpus
+    ledger: Ledger
+    left: Mapping[str, Collection[int]]
+    """Files with work left, by path, with the starts of their shards that are done."""
+    spec: ClassifySpec
+
+    @property
+    def files(self) -> list[InputFile]:
+        """The files with work left."""
+        return [file for file in self.corpus.files if file.path in self.left]
+
+
 def run_bulk(request: BulkRequest) -> Outcome | None:
     """Send the corpus through the model and publish the results; return None if the folder already holds all of them.
 
     Raises UserError for a request that cannot be met, and UnfinishedRunError if the run fails in the middle.
     """
+    with prepared(request) as run:
+        if run is None:
+            return None
+        with _kept_if_unfinished(request, run.spec, run.ledger):
+            return _classify(request, run)
+
+
+@contextlib.contextmanager
+def prepared(request: BulkRequest) -> Iterator[PreparedRun | None]:
+    """Check a request and open its folder; None if that already holds all results. Raises UserError if it cannot be met."""
     corpus = _list_corpus(request)
     for remark in corpus.remarks:
         request.log(remark)
@@ -165,12 +194,12 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
             request.log(f"{left_out}: the new results will be without them")
         if not left and (ledger.published() or ledger.schema is None):
             ledger.finish()
-            return None
+            yield None
+            return
         spec = _spec_of(request, corpus, ledger, precision)
         check_weights(request.model.directory, request.model.meta)  # here a fault is reported once, not by every actor
         check_finite(request.model.directory, request.model.meta)
-        with _kept_if_unfinished(request, spec, ledger):
-            return _classify(request, corpus, left, spec, ledger)
+        yield PreparedRun(corpus=corpus, ledger=ledger, left=left, spec=spec)
 
 
 def _list_corpus(request: BulkRequest) -> Corpus:
@@ -197,7 +226,7 @@ def settled_precision(request: BulkRequest, folder: str) -> str:
         return recorded
     if find_cluster() is None:
         return here
-    plan = _planned(request)
+    plan = planned(request)
     return ask_node(plan, precision_on, asked, torch.device(plan.device))
 
 
@@ -225,7 +254,7 @@ def _kept_if_unfinished(request: BulkRequest, spec: ClassifySpec, ledger: Ledger
     """Store what is done when the run fails or is stopped, say how much that is, and leave Ray with its work."""
     try:
         yield
-    except (RayError, ExecutionTimeoutError, StorageError) as error:
+    except FAILURES as error:
         kept = _kept(ledger)
         shut_down()  # the actors would hold the cluster as long as this process lives
         raise UnfinishedRunError(error, kept) from error
@@ -243,16 +272,14 @@ def _kept(ledger: Ledger) -> str:
     return f"{done.rows_in:,} rows in {done.shards:,} shards are kept; the same command goes on from there"
 
 
-def _classify(
-    request: BulkRequest, corpus: Corpus, left: Mapping[str, Collection[int]], spec: ClassifySpec, ledger: Ledger
-) -> Outcome:
-    """Classify what is left (path -> starts of shards that are done), judge it and publish the manifest."""
+def _classify(request: BulkRequest, run: PreparedRun) -> Outcome:
+    """Classify what is left, judge it and publish the manifest."""
     started = time.monotonic()
+    corpus, ledger, spec, files = run.corpus, run.ledger, run.spec, run.files
     ledger.begin(output_schema(spec.results, spec.columns.keep))
-    files = [file for file in corpus.files if file.path in left]
     log = RunLog(ledger, bytes_left=sum(file.size for file in files))
     if files:
-        _stream(request, files, left, spec, log)
+        _stream(request, run, log)
         ledger.flush()
         unfinished = ledger.unfinished(corpus.files)
         if unfinished:
@@ -277,7 +304,7 @@ def _classify(
     )
 
 
-def _planned(request: BulkRequest) -> ActorPlan:
+def planned(request: BulkRequest) -> ActorPlan:
     """Join or start Ray, wait for the nodes asked for, and plan the actors; raise DoesNotFitError if they do not fit."""
     join_or_start(request.log)
     wait_for_nodes(request.wait_for, request.log)
@@ -286,16 +313,10 @@ def _planned(request: BulkRequest) -> ActorPlan:
     return plan
 
 
-def _stream(
-    request: BulkRequest,
-    files: list[InputFile],
-    done: Mapping[str, Collection[int]],
-    spec: ClassifySpec,
-    log: RunLog,
-) -> None:
+def _stream(request: BulkRequest, run: PreparedRun, log: RunLog) -> None:
     """Run the chain over files and note the receipts; raise DoesNotFitError if the cluster is too small for it."""
-    plan = _planned(request)
+    plan = planned(request)
     request.log(f"loading the model on {plan.describe()}")
     with log:
-        for receipts in receipts_of(classify_files(files, done, spec, plan)):
+        for receipts in receipts_of(classify_files(run.files, run.left, run.spec, plan)):
             log.observe(receipts)

@@ -7,7 +7,7 @@ sections after it are read all the same.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -54,6 +54,14 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.rows) + len(self.rejects)
+
+    def beginning(self, rows: int) -> "Shard":
+        """Return the first so many rows of the shard as a shard, rejects among them; for samples."""
+        if len(self) <= rows:
+            return self
+        kept, rejects = (table.filter(pc.less(table[ROW], self.start + rows)) for table in (self.rows, self.rejects))
+        fraction = self.fraction * (len(kept) + len(rejects)) / len(self)
+        return replace(self, rows=kept, rejects=rejects, span=rows, read_error=None, fraction=fraction, last=False)
 
 
 def read_shards(
@@ -108,12 +116,15 @@ class _Cutter:
     size: int = 0
     start: int = field(init=False)
     position: float = field(init=False)
+    """Fraction of the file that lies before the row that is added next, about."""
+    reached: float = field(init=False)
+    """Fraction that lies before the next chunk."""
     done_until: float = field(init=False)
-    """Fraction of the file that lies before the shard to come."""
+    """Fraction that lies before the shard to come."""
 
     def __post_init__(self) -> None:
         self.start = self.section.start
-        self.position = self.done_until = self.section.position
+        self.position = self.reached = self.done_until = self.section.position
 
     def shards(self) -> Iterator[Shard]:
         """Yield the shards of the section, at least one; the last tells whether the file ends with it."""
@@ -137,13 +148,13 @@ class _Cutter:
         raw = next(self.section.chunks, None)
         if raw is None:
             return None
-        self.position = raw.position
+        self.reached = raw.position
         return check_rows(self.file, self.columns, raw, schema)
 
     def _add(self, table: pa.Table) -> Iterator[Shard]:
         """Add rows to the shard to come, and yield each shard that is full before its next row."""
         ends = np.cumsum(_table_bytes(table))
-        first = 0
+        first, since = 0, self.position
         while first < len(table):
             before = int(ends[first - 1]) if first else 0
             fit = int(np.searchsorted(ends, before + SHARD_BYTES - self.size, "right"))
@@ -154,8 +165,10 @@ class _Cutter:
                 self.pending.append(table.slice(first, end - first))
                 self.count, self.size = self.count + end - first, self.size + int(ends[end - 1]) - before
             if end < len(table):
+                self.position = since + (self.reached - since) * end / len(table)
                 yield self._cut()
             first = end
+        self.position = self.reached
 
     @property
     def _schema(self) -> pa.Schema:

@@ -29,6 +29,7 @@ import torch
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from models.families.shape import Shape
 from models.gpu.dispatch import kernels_for
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.cpu_runner import CpuRunner
@@ -92,7 +93,11 @@ class Engine:
         `rule` decides which rows exit in place of the criterion's thresholds; exits that the criterion does not use are not
         evaluated for it either. Rows that do not fit into memory together are worked through in smaller groups; one that does
         not fit alone raises MemoryError. What a signal raises, such as KeyboardInterrupt, ends the call within a layer.
+
+        Raises ValueError for ids that the vocabulary does not have, and for rows longer than the model takes: on a GPU they
+        would be read from the memory beside the tables.
         """
+        check_rows(rows, self.model.shape)
         rule = (rule or CriterionRule(self.config.criterion)).to(self.loaded.device)
         results = Results.empty(len(rows), self.model.shape.classes)
         order = sort_by_length(rows.lengths)
@@ -139,6 +144,18 @@ def _predictions(rows: TokenRows, results: Results, padding: int) -> Predictions
         layer_tokens=int((rows.lengths * exit_layers).sum()),
         padding_tokens=padding,
     )
+
+
+def check_rows(rows: TokenRows, shape: Shape) -> None:
+    """Raise ValueError unless the embedding tables have an entry for every id and every position."""
+    if not len(rows):
+        return
+    lowest, highest, longest = int(rows.token_ids.min()), int(rows.token_ids.max()), int(rows.lengths.max())
+    if lowest < 0 or highest >= shape.vocabulary:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"token id {wrong} is not in the model's vocabulary of {shape.vocabulary:,}")
+    if longest > shape.max_tokens:
+        raise ValueError(f"a row of {longest:,} tokens is longer than the model takes: {shape.max_tokens:,}")
 
 
 def plan_exits(model: EarlyExitModel, config: EngineConfig) -> list[int]:

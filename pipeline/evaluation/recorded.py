@@ -10,7 +10,7 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from models.exits.uncertainty import exits_at, extend_streak, uncertainty_of
 from pipeline.corpus.chunks import Chunk
-from pipeline.engine.all_exits import all_exits
+from pipeline.engine.all_exits import all_exits_as_run
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import FloatArray
@@ -65,7 +65,7 @@ def record_all_exits(model: EarlyExitModel, examples: Chunk) -> AllExits:
     logits = np.zeros((len(layers), len(examples), model.shape.classes), np.float32)
     lte = None if model.lte is None else np.zeros(logits.shape[:2], np.float32)
     with torch.inference_mode():
-        for rows, outputs in all_exits(model.eval(), examples.rows):
+        for rows, outputs in all_exits_as_run(model.eval(), examples.rows):
             for index, layer in enumerate(layers):
                 logits[index, rows] = outputs[layer].logits.float().cpu().numpy()
                 certainty = outputs[layer].lte

@@ -63,7 +63,7 @@ def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> No
     model = EarlyExitModel.from_pretrained(spec.model).to(device)
     recipe = _recipe(spec, model, device)
     dev, leave_out = (spec.dev, frozenset[str]()) if spec.dev is not None else held_out(spec.stream)
-    standardize_heads(model, dev.rows)
+    standardize_heads(model, dev.rows, group)
     if dev.logits is None:
         teacher = EarlyExitModel.from_pretrained(spec.model)
         with LoadedModel(teacher, EngineConfig(), device) as loaded:

@@ -55,7 +55,7 @@ class FinetuneSpec:
 def finetune(spec: FinetuneSpec, group: ProcessGroup, device: str, log: Log) -> None:
     """Train, and save the model into `spec.output`."""
     model = _new_model(spec).to(device)
-    standardize_heads(model, spec.dev.rows)
+    standardize_heads(model, spec.dev.rows, group)
     weights = [layer / model.shape.layers if spec.exit_weights == "depth" else 1.0 for layer in model.exit_layers]
     strategy = "alternating" if spec.strategy == "alternating" else "joint"
     recipe = WholeModel(model, Objective(soft=False), strategy=strategy, weights=weights)
@@ -67,7 +67,7 @@ def finetune(spec: FinetuneSpec, group: ProcessGroup, device: str, log: Log) -> 
         torch.manual_seed(spec.training.seed)
         model.add_exits(spec.head)
         model.to(device)
-        standardize_heads(model, spec.dev.rows)
+        standardize_heads(model, spec.dev.rows, group)
         state = _train_stage(spec, FrozenHeads(model, Objective(soft=False)), group, log, branches=True)
     if group.is_rank_zero:
         model.save_pretrained(spec.output)

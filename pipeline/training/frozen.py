@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Self
 
@@ -20,17 +21,19 @@ from torch import Tensor
 from models.attention import first_tokens
 from models.early_exit import EarlyExitModel
 from models.gpu.dispatch import Kernels, kernels_for
-from models.gpu.encoder import attention_head_features, embed, run_layer, run_layer_for_first_tokens
+from models.gpu.encoder import head_features, hidden_states, run_layer, run_layer_for_first_tokens
 from models.gpu.rows import RaggedRows, send
-from models.heads import AttentionHead, Head, PooledHead
+from models.heads import PooledHead
 from models.layers import to_device
 from models.length_group import LengthGroup
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.memory import run_within_memory
 from pipeline.engine.pack import pack
-from pipeline.engine.packing import cut_by_tokens, length_groups_of, micro_batches, sort_by_length
+from pipeline.engine.packing import cut_by_tokens, micro_batches, sort_by_length
 from pipeline.rows import IntArray, TokenRows, offsets_of, spans
+from pipeline.training.process_group import ProcessGroup
 
 STATE_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 """Hidden states of a call, unless one training batch has more: on CPUs some thousand rows of pooled heads, since the steps that
@@ -47,12 +50,12 @@ FEWEST_ROWS = 32
 class States:
     """Inputs of all heads for B rows of T tokens, on the device."""
 
-    by_layer: dict[int, Tensor]
-    """Branch layer -> its first tokens [B, H] for pooled heads, all its tokens [T, H] for attention heads."""
+    inputs: Tensor
+    """After E branch layers, lowest first: the first tokens [E, B, H] for pooled heads, all tokens [E, T, H] for attention."""
     lengths: IntArray
     """Tokens of the rows: [B]."""
     teacher: Tensor | None
-    """[B, C]: logits of the last exit, if the backbone was made `with_last`."""
+    """[B, C], fp32: logits of the last exit, if the backbone was made `with_last`."""
 
     @classmethod
     def join(cls, parts: list[Self]) -> Self:
@@ -61,20 +64,20 @@ class States:
             return parts[0]
         teachers = [part.teacher for part in parts if part.teacher is not None]
         return cls(
-            by_layer={layer: torch.cat([part.by_layer[layer] for part in parts]) for layer in parts[0].by_layer},
+            inputs=torch.cat([part.inputs for part in parts], dim=1),
             lengths=np.concatenate([part.lengths for part in parts]),
             teacher=torch.cat(teachers) if teachers else None,
         )
 
     def take(self, rows: IntArray, *, by_token: bool) -> Self:
-        """Return the states of these rows; `by_token` if layers hold all tokens of them."""
-        index = to_device(rows, next(iter(self.by_layer.values())).device)
+        """Return the states of these rows; `by_token` if inputs are of all tokens."""
+        index = to_device(rows, self.inputs.device)
         entries = index
         if by_token:
             starts = offsets_of(self.lengths)[:-1]
             entries = to_device(spans(starts[rows], self.lengths[rows]), index.device)
         return type(self)(
-            by_layer={layer: states.index_select(0, entries) for layer, states in self.by_layer.items()},
+            inputs=self.inputs.index_select(1, entries),
             lengths=self.lengths[rows],
             teacher=None if self.teacher is None else self.teacher.index_select(0, index),
         )
@@ -108,58 +111,64 @@ class FrozenBackbone:
         with self.loaded.single_threaded():
             return self.encode(rows)
 
-    def features(self, head: Head, states: States, layer: int) -> Tensor:
-        """Compute a branch head's features, with gradients: [B, F]."""
-        if head.reads_first_token:
-            return head.features_of_first(states.by_layer[layer])
-        return head.features(states.by_layer[layer], length_groups_of(states.lengths))
-
     @torch.no_grad()  # not inference_mode: what heads read with gradients may not come out of that
     def encode(self, rows: TokenRows) -> States:
         """Compute the states of rows, which are in order of length, in micro-batches of the loaded model's token budget.
 
-        On a GPU these are all rows of a call; on CPUs a worker's part of them.
+        On a GPU these are all rows of a call, and micro-batches get smaller where memory runs out; on CPUs a worker's part.
+        Raises MemoryError if a row does not fit even alone.
         """
-        on_gpu = self.loaded.device.type == "cuda"
-        parts = list(self._on_gpu(rows) if on_gpu else self._on_cpu(rows))
-        states = [by_layer for by_layer, _ in parts]
-        teachers = [teacher for _, teacher in parts if teacher is not None]
-        return States(
-            by_layer={layer: torch.cat([part[layer] for part in states]) for layer in self.branches},
+        loaded, entries = self.loaded, len(rows) if self.pooled else len(rows.token_ids)
+        size = (len(self.branches), entries, loaded.model.shape.hidden)
+        classes = loaded.model.shape.classes
+        states = States(
+            inputs=torch.empty(size, dtype=loaded.dtype, device=loaded.device),
             lengths=rows.lengths,
-            teacher=torch.cat(teachers) if teachers else None,
+            teacher=torch.empty(len(rows), classes, device=loaded.device) if self.with_last else None,
         )
+        encode = self._encode_on_gpu if loaded.device.type == "cuda" else self._encode_on_cpu
+        encode(rows, states)
+        return states
 
-    def _on_cpu(self, rows: TokenRows) -> Iterator[tuple[dict[int, Tensor], Tensor | None]]:
-        """Yield what heads read after every layer of a micro-batch, and the last exit's logits if they are wanted."""
+    def _encode_on_cpu(self, rows: TokenRows, states: States) -> None:
+        """Write what heads read after every layer, and the last exit's logits if they are wanted."""
         backbone = self.loaded.model.backbone
         for batch in micro_batches(rows.lengths, self.loaded.token_budget):
-            members = rows.slice(range(batch.row_start, batch.row_stop))
+            part = slice(batch.row_start, batch.row_stop)
+            members = rows.slice(range(part.start, part.stop))
+            inputs = states.inputs[:, self._entries(rows, part)]
             x_TH = backbone.embeddings(pack(members, batch.groups, batch.padding, self.loaded.device))
-            read = {}
             for number in range(1, self.layers):
                 x_TH = backbone.layer(number)(x_TH, batch.groups)
                 if number in self.branches:
-                    read[number] = first_tokens(x_TH, batch.groups) if self.pooled else x_TH[: batch.num_tokens]
-            yield read, self._last(x_TH, batch.groups) if self.with_last else None
+                    read = first_tokens(x_TH, batch.groups) if self.pooled else x_TH[: batch.num_tokens]
+                    inputs[self.branches.index(number)] = read
+            if states.teacher is not None:
+                states.teacher[part] = self._last(x_TH, batch.groups)
 
-    def _on_gpu(self, rows: TokenRows) -> Iterator[tuple[dict[int, Tensor], Tensor | None]]:
-        """Do what `_on_cpu` does by the operators of the engine's runner for GPUs."""
-        backbone, device, kernels = self.loaded.model.backbone, self.loaded.device, kernels_for(self.loaded.device)
-        for part in cut_by_tokens(rows.lengths, self.loaded.token_budget):
-            members = rows.slice(range(part.start, part.stop))
-            ragged = RaggedRows.of(members.lengths, device)
-            shape = (ragged.num_tokens, self.loaded.model.shape.hidden)
-            x_TH, y_TH = (torch.empty(shape, dtype=self.loaded.dtype, device=device) for _ in range(2))
-            ids_T, segments_B = send(members.token_ids, device), send(members.segments, device)
-            embed(backbone.embeddings, ids_T, segments_B, ragged, x_TH, kernels)
-            read = {}
-            for number in range(1, self.layers):
-                run_layer(backbone.layer(number), x_TH, ragged, y_TH, kernels)
-                x_TH, y_TH = y_TH, x_TH  # the next layer but one writes over this one's
-                if number in self.branches:
-                    read[number] = x_TH.index_select(0, ragged.starts) if self.pooled else x_TH.clone()
-            yield read, self._last_on_gpu(x_TH, y_TH, ragged, kernels) if self.with_last else None
+    def _encode_on_gpu(self, rows: TokenRows, states: States) -> None:
+        """Do what `_encode_on_cpu` does by the operators of the engine's runner for GPUs, without padding."""
+        encode = partial(self._encode_part_on_gpu, rows, states)
+        run_within_memory(encode, torch.cuda.empty_cache, rows.lengths, self.loaded.token_budget)
+
+    def _encode_part_on_gpu(self, rows: TokenRows, states: States, part: slice) -> int:
+        device, kernels = self.loaded.device, kernels_for(self.loaded.device)
+        members, inputs = rows.slice(range(part.start, part.stop)), states.inputs[:, self._entries(rows, part)]
+        ids_T, segments_B = send(members.token_ids, device), send(members.segments, device)
+        ragged = RaggedRows.of(members.lengths, device)
+        for number, x_TH in hidden_states(self.loaded.model.backbone, ids_T, segments_B, ragged, kernels):
+            if number in self.branches:
+                read = x_TH.index_select(0, ragged.starts) if self.pooled else x_TH
+                inputs[self.branches.index(number)] = read
+            if number == self.layers - 1:
+                break
+        if states.teacher is not None:
+            states.teacher[part] = self._last_on_gpu(x_TH, ragged, kernels)
+        return 0
+
+    def _entries(self, rows: TokenRows, part: slice) -> slice:
+        """Return which entries of the inputs are of these rows: rows, or their tokens."""
+        return part if self.pooled else slice(int(rows.offsets[part.start]), int(rows.offsets[part.stop]))
 
     def _calls(self, batches: Iterable[Chunk]) -> Iterator[list[Chunk]]:
         """Put neighbouring batches together while their states take no more than STATE_BYTES, but at least one."""
@@ -206,26 +215,24 @@ class FrozenBackbone:
         logits: Tensor = head.out(features)
         return logits
 
-    def _last_on_gpu(self, x_TH: Tensor, y_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
-        """Do what `_last` does; all tokens of the last layer are written to `y`."""
+    def _last_on_gpu(self, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
+        """Do what `_last` does."""
         model = self.loaded.model
         head, layer = model.head(self.layers), model.backbone.layer(self.layers)
         if head.reads_first_token:
             features_BF = head.features_of_first(run_layer_for_first_tokens(layer, x_TH, rows, kernels))
         else:
+            y_TH = torch.empty_like(x_TH)
             run_layer(layer, x_TH, rows, y_TH, kernels)
-            if isinstance(head, AttentionHead):
-                features_BF = attention_head_features(head, y_TH, rows, kernels)
-            else:
-                features_BF = head.features_from(y_TH, rows.groups)
+            features_BF = head_features(head, y_TH, rows, kernels)
         logits: Tensor = head.out(features_BF)
         return logits
 
 
-def standardize_heads(model: EarlyExitModel, rows: TokenRows) -> None:
+def standardize_heads(model: EarlyExitModel, rows: TokenRows, group: ProcessGroup) -> None:
     """Set mean and deviation of pooled branch heads to those of their inputs for some rows, with the backbone as it is now.
 
-    The same rows give the same numbers, in every worker and after a restart. Heads that predict values are left as they are:
+    All workers take those of rank 0: other devices round otherwise. Heads that predict values are left as they are:
     they overfit more than they gain (docs/results/papers/README.md). So are all where there are too few rows to
     estimate a deviation.
     """
@@ -235,7 +242,9 @@ def standardize_heads(model: EarlyExitModel, rows: TokenRows) -> None:
     backbone = FrozenBackbone(model, with_last=False)
     states = backbone.run(some.take(sort_by_length(some.lengths)))
     backbone.loaded.close()
-    for layer in backbone.branches:
+    for layer, first_BH in zip(backbone.branches, states.inputs, strict=True):
         head = model.head(layer)
         assert isinstance(head, PooledHead)
-        head.standardize(states.by_layer[layer])
+        head.standardize(first_BH)
+        for buffer_H in head.buffers():
+            group.broadcast(buffer_H)

@@ -84,8 +84,7 @@ class Trainer:
         self.group, self.branches_only, self.log = group, branches_only, log
         self.parameters = recipe.parameters()
         self.optimizer = new_optimizer(recipe, config)
-        trained = {id(parameter) for parameter in self.parameters}
-        self.gradients = GradientAverage(group, [p for p in recipe.model.in_order_of_use() if id(p) in trained])
+        self.gradients = GradientAverage(group, self.parameters)
         self.stand_in = dev.take(np.zeros(1, np.int64))
         """A row for steps in which this worker has none."""
         self.state, self.best = TrainState(), [p.detach().clone() for p in self.parameters]

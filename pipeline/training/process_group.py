@@ -40,6 +40,11 @@ class ProcessGroup:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
+    def broadcast(self, tensor: Tensor) -> None:
+        """Replace a tensor's values by those that it has in the process of rank 0; each process calls this, as `gather`."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+
 
 class GradientAverage:
     """Replaces the gradients of parameters by their mean over the rows of all workers, while the backward pass computes them.

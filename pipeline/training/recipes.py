@@ -7,7 +7,7 @@ alternating   odd steps: backbone and last exit; even steps: joint (BERxiT)
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.early_exit import EarlyExitModel, ExitOutput
-from models.exits.losses import label_losses, lte_loss, soft_label_losses
+from models.exits.losses import label_losses, lte_losses, soft_label_losses
 from models.layers import to_device
 from models.precision import autocast
 from pipeline.corpus.chunks import Chunk
@@ -26,6 +26,7 @@ from pipeline.engine.pack import pack
 from pipeline.engine.packing import length_groups_of
 from pipeline.training.config import STRATEGIES
 from pipeline.training.frozen import FrozenBackbone, States
+from pipeline.training.heads import BranchHeads
 
 TOKEN_MULTIPLE = 256
 """Token counts are rounded up to this, so that few matrix shapes occur."""
@@ -42,17 +43,18 @@ class Objective:
     label_weight: float = 0.0
     """Weight of the true label where a row has one, with soft labels; the soft label has the rest."""
 
-    def loss(self, logits_BC: Tensor, labels_B: Tensor, teacher_BC: Tensor | None) -> Tensor:
-        """Return the loss of one exit, a scalar."""
+    def losses(self, logits_EBC: Tensor, labels_B: Tensor, teacher_BC: Tensor | None) -> Tensor:
+        """Return the loss of every exit: [E]."""
         known_B = ~labels_B.isnan()
         if not self.soft:
-            return label_losses(logits_BC, labels_B).sum() / known_B.sum().clamp(min=1)  # without labels 0, not NaN
+            # Without labels 0, not NaN.
+            return label_losses(logits_EBC, labels_B).sum(-1) / known_B.sum().clamp(min=1)
         assert teacher_BC is not None
-        losses_B = soft_label_losses(logits_BC, teacher_BC, self.temperature)
+        losses_EB = soft_label_losses(logits_EBC, teacher_BC, self.temperature)
         if self.label_weight:
             weight_B = self.label_weight * known_B
-            losses_B = (1 - weight_B) * losses_B + weight_B * label_losses(logits_BC, labels_B)
-        return losses_B.sum() / max(len(losses_B), 1)
+            losses_EB = (1 - weight_B) * losses_EB + weight_B * label_losses(logits_EBC, labels_B)
+        return losses_EB.sum(-1) / max(len(labels_B), 1)
 
 
 class Recipe(Protocol):
@@ -61,7 +63,7 @@ class Recipe(Protocol):
     model: EarlyExitModel
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that are trained."""
+        """Return the parameters that are trained, in the order in which the loss first uses them."""
         ...
 
     def left_out(self, step: int) -> list[nn.Parameter]:
@@ -100,14 +102,14 @@ class WholeModel:
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not '{strategy}'")
         self.model, self.objective, self.strategy = model, objective, strategy
-        self.weights = list(weights or [1.0] * len(model.exit_layers))
         self.device = next(model.parameters()).device
+        self.weights_E = torch.tensor(weights or [1] * len(model.exit_layers), dtype=torch.float32, device=self.device)
         self.engine = (
             Engine(LoadedModel(copy.deepcopy(teacher), EngineConfig(), self.device)) if teacher is not None else None
         )
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.model.parameters())
+        return self.model.in_order_of_use()
 
     def left_out(self, step: int) -> list[nn.Parameter]:
         return self.model.branch_parameters() if self._is_last_alone(step) else []
@@ -125,9 +127,8 @@ class WholeModel:
         last = self.model.shape.layers
         with autocast(self.device):
             outputs = {last: self.model.last_output(packed)} if self._is_last_alone(step) else self.model(packed)
-        weights = dict(zip(self.model.exit_layers, self.weights, strict=True))
         teacher_BC = logits_of(batch, self.device)
-        return loss_of(outputs, {layer: weights[layer] for layer in outputs}, batch, teacher_BC, self.objective)
+        return loss_of(stack_outputs(outputs), self.weights_E[-len(outputs) :], batch, teacher_BC, self.objective)
 
     def _is_last_alone(self, step: int) -> bool:
         """Return whether the last exit is the only one of this step."""
@@ -141,13 +142,14 @@ class FrozenHeads:
         """Copy the backbone; its last layer is run for soft labels, unless chunks bring them (`teacher_known`)."""
         self.model, self.objective = model, objective
         self.device = next(model.parameters()).device
-        self.branches = [layer for layer in model.exit_layers if layer != model.shape.layers]
-        if not self.branches:
+        if len(model.exit_layers) == 1:
             raise ValueError("the model has no branch exits to train; add_exits first")
         self.backbone = FrozenBackbone(model, with_last=objective.soft and not teacher_known)
+        self.heads = BranchHeads(model)
+        self.weights_E = torch.ones(len(model.exit_layers) - 1, device=self.device)
 
     def parameters(self) -> list[nn.Parameter]:
-        return self.model.branch_parameters()
+        return list(self.heads.parameters())
 
     def left_out(self, step: int) -> list[nn.Parameter]:
         return []
@@ -159,36 +161,35 @@ class FrozenHeads:
         return self.backbone.prefetch(batches)
 
     def loss(self, batch: Chunk, step: int, states: States | None = None) -> Tensor:
-        self.model.train()
+        self.heads.train()
         states = states or self.backbone.run(batch.rows)
         with autocast(self.device):
-            outputs = {
-                layer: self.model.exit_output(layer, self.backbone.features(self.model.head(layer), states, layer))
-                for layer in self.branches
-            }
-        teacher_BC = states.teacher.float() if states.teacher is not None else logits_of(batch, self.device)
-        return loss_of(outputs, dict.fromkeys(outputs, 1.0), batch, teacher_BC, self.objective)
+            output = self.heads(states.inputs, length_groups_of(states.lengths))
+        teacher_BC = states.teacher if states.teacher is not None else logits_of(batch, self.device)
+        return loss_of(output, self.weights_E, batch, teacher_BC, self.objective)
+
+
+def stack_outputs(outputs: Mapping[int, ExitOutput]) -> ExitOutput:
+    """Put the outputs of exits, lowest first, one above the other: logits [E, B, C], and certainties of those that have one."""
+    ltes = [output.lte for output in outputs.values() if output.lte is not None]
+    logits_EBC = torch.stack([output.logits for output in outputs.values()])
+    return ExitOutput(logits_EBC, torch.stack(ltes) if ltes else None)
 
 
 def loss_of(
-    outputs: dict[int, ExitOutput],
-    weights: dict[int, float],
-    batch: Chunk,
-    teacher_BC: Tensor | None,
-    objective: Objective,
+    output: ExitOutput, weights_E: Tensor, batch: Chunk, teacher_BC: Tensor | None, objective: Objective
 ) -> Tensor:
     """Return the weighted sum of the exits' losses, plus the losses of the learning-to-exit (LTE) scores.
 
-    Nothing of it is read back from the device, which would wait for all of the step before.
+    `output` is that of E exits, of which the lowest have a certainty. Nothing of it is read back from the device, which would
+    wait for all of the step before.
     """
-    labels_B = to_device(batch.labels, next(iter(outputs.values())).logits.device)
+    labels_B = to_device(batch.labels, output.logits.device)
+    loss = weights_E.dot(objective.losses(output.logits, labels_B, teacher_BC))
+    if output.lte is None:
+        return loss
     targets_B = targets_of(labels_B, teacher_BC) if objective.soft and teacher_BC is not None else labels_B
-    losses = []
-    for layer, output in outputs.items():
-        losses.append(weights[layer] * objective.loss(output.logits, labels_B, teacher_BC))
-        if output.lte is not None:
-            losses.append(lte_loss(output.lte, output.logits, targets_B))
-    return torch.stack(losses).sum()
+    return loss + lte_losses(output.lte, output.logits[: len(output.lte)], targets_B).sum()
 
 
 def logits_of(batch: Chunk, device: torch.device) -> Tensor | None:

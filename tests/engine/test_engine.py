@@ -276,3 +276,20 @@ def test_a_setting_out_of_range_is_named(field: str, value: object) -> None:
     config: type = Criterion if field in ("speed", "patience", "name") else EngineConfig
     with pytest.raises(ValueError, match=field):
         config(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([5, 200], "token id 200 is not in the model's vocabulary of 200"),
+        ([-1], "token id -1 is not"),
+        ([5] * 71, "a row of 71 tokens is longer than the model takes: 70"),
+    ],
+)
+def test_rows_that_no_table_has_an_entry_for_are_refused(
+    row: list[int], words: str, exit_model: EarlyExitModel
+) -> None:
+    engine = Engine(LoadedModel(copy.deepcopy(exit_model), EngineConfig()))
+    with pytest.raises(ValueError, match=words):
+        engine.run(TokenRows.from_lists([[1, 2], row]))
+    assert len(engine.run(TokenRows.from_lists([[199] * 70])).exit_layers) == 1

@@ -12,6 +12,7 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from models.gpu.dispatch import kernels_for, plain_kernels
 from pipeline.benchmark.workload import ForcedPlan
+from pipeline.engine.all_exits import TOKEN_BUDGET, _on_gpu, all_exits
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
@@ -207,3 +208,20 @@ def test_a_gpu_waits_for_the_host_once_an_exit(exit_model: EarlyExitModel) -> No
         warnings.simplefilter("always")
         engine.run(rows)
     assert len(waits) <= layers + 3  # and three for logits, exit layers and uncertainties at the end
+
+
+@pytest.mark.parametrize("kind", ["pooled", "attention"])
+def test_all_exits_are_recorded_by_the_operators_that_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TOKEN_BUDGET, "cuda", 300)
+    model, rows = long_model("bert", kind), random_rows(20, LONGEST, seed=2, pairs=True)
+    with torch.inference_mode():
+        expected, got = list(all_exits(model, rows, 300)), list(_on_gpu(model, rows, torch.device("cpu")))
+    assert len(got) == len(expected) > 1
+    for (numbers, outputs), (same_numbers, oracle) in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(numbers, same_numbers)
+        assert outputs.keys() == oracle.keys()
+        for layer, (logits, lte) in oracle.items():
+            torch.testing.assert_close(outputs[layer].logits, logits, atol=1e-3, rtol=1e-4)
+            assert (outputs[layer].lte is None) == (lte is None)
+            if lte is not None:
+                torch.testing.assert_close(outputs[layer].lte, lte, atol=1e-3, rtol=1e-4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.attention import _row_bounds, attend, lengths_of
+from models.attention import attend, lengths_of
 from models.length_group import LengthGroup
 
 RUNS = (LengthGroup(3, 5), LengthGroup(1, 16), LengthGroup(2, 37))
@@ -39,11 +39,3 @@ def test_the_kernel_for_ragged_rows_gives_the_same() -> None:
     with torch.no_grad():
         got = attend(qkv.to("cuda", torch.bfloat16), RUNS, HEADS).float().cpu()
     torch.testing.assert_close(got[:TOKENS], one_by_one(qkv), atol=3e-2, rtol=3e-2)
-
-
-@pytest.mark.parametrize(("padding", "bounds", "longest"), [(0, [], 37), (50, [155], 50)])
-def test_padding_is_a_row_of_its_own_for_ragged_rows(padding: int, bounds: list[int], longest: int) -> None:
-    got, length = _row_bounds(RUNS, TOKENS + padding, torch.device("cpu"))
-    assert got.tolist() == [0, 5, 10, 15, 31, 68, 105, *bounds]
-    assert got.dtype == torch.int32
-    assert length == longest

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.backbone import PackedTokens
 from models.early_exit import EarlyExitModel
 from models.exits.flops import pairs_within
-from models.exits.losses import label_losses, lte_loss, soft_label_losses
+from models.exits.losses import label_losses, lte_losses, soft_label_losses
 from models.exits.uncertainty import extend_streak, normalized_entropy, should_exit
 from models.length_group import LengthGroup
 from pipeline.training.recipes import Objective
@@ -61,8 +61,8 @@ def test_rows_without_a_label_do_not_count() -> None:
     labels = torch.tensor([0.0, math.nan, 1.0])
     expected = -(math.log(0.75) + math.log(0.9)) / 2
     assert float(label_losses(logits, labels).sum() / 2) == pytest.approx(expected)
-    assert float(Objective(soft=False).loss(logits, labels, None)) == pytest.approx(expected)
-    assert float(Objective(soft=False).loss(logits[:1], torch.tensor([math.nan]), None)) == 0.0
+    assert float(Objective(soft=False).losses(logits, labels, None)) == pytest.approx(expected)
+    assert float(Objective(soft=False).losses(logits[:1], torch.tensor([math.nan]), None)) == 0.0
     assert label_losses(torch.tensor([[1.0], [5.0]]), torch.tensor([3.0, math.nan])).tolist() == [4.0, 0.0]
 
 
@@ -72,16 +72,18 @@ def test_a_true_label_weighs_in_its_own_row_only() -> None:
     labels = torch.tensor([math.nan, 2.0, math.nan, math.nan])
     soft, hard = soft_label_losses(logits, teacher), label_losses(logits, labels)
     expected = (soft[0] + soft[2] + soft[3] + 0.7 * soft[1] + 0.3 * hard[1]) / 4
-    assert float(Objective(soft=True, label_weight=0.3).loss(logits, labels, teacher)) == pytest.approx(float(expected))
+    assert float(Objective(soft=True, label_weight=0.3).losses(logits, labels, teacher)) == pytest.approx(
+        float(expected)
+    )
 
 
 def test_learned_certainty_aims_at_being_right() -> None:
     logits = torch.tensor([[2.0, 1.0], [2.0, 1.0], [2.0, 1.0]])
     half = torch.zeros(3)  # sigmoid: 0.5
-    assert float(lte_loss(half, logits, torch.tensor([0.0, 1.0, math.nan]))) == pytest.approx(0.25)
+    assert float(lte_losses(half, logits, torch.tensor([0.0, 1.0, math.nan]))) == pytest.approx(0.25)
     sure = torch.tensor([100.0, -100.0, 0.0])
-    assert float(lte_loss(sure, logits, torch.tensor([0.0, 1.0, math.nan]))) == pytest.approx(0.0)
-    value = lte_loss(torch.zeros(1), torch.tensor([[2.5]]), torch.tensor([2.0]))
+    assert float(lte_losses(sure, logits, torch.tensor([0.0, 1.0, math.nan]))) == pytest.approx(0.0)
+    value = lte_losses(torch.zeros(1), torch.tensor([[2.5]]), torch.tensor([2.0]))
     assert float(value) == pytest.approx((0.5 - (1 - math.tanh(0.5))) ** 2, rel=1e-4)
 
 

@@ -10,6 +10,7 @@ from models.precision import set_precision
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import length_groups_of, sort_by_length
 from pipeline.training.frozen import standardize_heads
+from pipeline.training.process_group import ProcessGroup
 from tests.support.models import random_exits, random_rows, spread_weights
 
 
@@ -22,7 +23,7 @@ def test_pooled_heads_read_what_little_differs_between_rows(bert_directory: Path
             model.backbone.layer(layer).ffn_norm.weight.mul_(0.05)
             model.backbone.layer(layer).ffn_norm.bias.copy_(shift_H)
     rows = random_rows(300, 40, seed=1)
-    standardize_heads(model, rows)
+    standardize_heads(model, rows, ProcessGroup())
     read: list[torch.Tensor] = []
     model.head(1).dense.register_forward_pre_hook(lambda _module, inputs: read.append(inputs[0].detach()))
     rows = rows.take(sort_by_length(rows.lengths))
@@ -39,7 +40,7 @@ def test_pooled_heads_read_what_little_differs_between_rows(bert_directory: Path
 def test_a_handful_of_rows_standardizes_nothing(bert_directory: Path) -> None:
     model = random_exits(EarlyExitModel.from_pretrained(bert_directory), "pooled")
     before = {name: value.clone() for name, value in model.named_buffers()}
-    standardize_heads(model, random_rows(8, 40, seed=1))
+    standardize_heads(model, random_rows(8, 40, seed=1), ProcessGroup())
     assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
 
 

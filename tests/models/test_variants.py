@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import length_groups_of, sort_by_length
 from pipeline.rows import Predictions, TokenRows
-from pipeline.training.frozen import FrozenBackbone, States
+from pipeline.training.frozen import FrozenBackbone
+from pipeline.training.heads import BranchHeads
 from tests.models.test_families import our_last_logits, reference_logits
 from tests.support.engines import EngineOfGpuRunners
 from tests.support.models import BERT_SIZES, SPECIAL_IDS, TOLERANCE, random_exits, random_rows, spread_weights
@@ -254,19 +256,16 @@ def test_heads_read_of_a_frozen_backbone_what_they_read_of_the_model(name: str, 
     rows = random_rows(30, LONGEST, seed=4)
     rows = rows.take(sort_by_length(rows.lengths))
     with torch.no_grad():
-        parts = list(frozen._on_gpu(rows) if on_gpu else frozen._on_cpu(rows))
         expected = model(pack(rows, length_groups_of(rows.lengths), 0, torch.device("cpu")))
+        states = frozen.run(rows)
+        if on_gpu:
+            states = replace(states, inputs=torch.zeros_like(states.inputs), teacher=torch.zeros(len(rows), 3))
+            frozen._encode_on_gpu(rows, states)
     frozen.loaded.close()
-    states = States(
-        by_layer={layer: torch.cat([part[layer] for part, _ in parts]) for layer in frozen.branches},
-        lengths=rows.lengths,
-        teacher=torch.cat([teacher for _, teacher in parts if teacher is not None]),
-    )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=frozen.loaded.dtype == torch.bfloat16):
-        for layer in frozen.branches:
-            features = frozen.features(model.head(layer), states, layer)
-            got = model.exit_output(layer, features).logits
-            torch.testing.assert_close(got.float(), expected[layer].logits, atol=5e-2, rtol=5e-2)
+        logits_EBC = BranchHeads(model).eval()(states.inputs, length_groups_of(rows.lengths)).logits
+    for layer, got in zip(frozen.branches, logits_EBC, strict=True):
+        torch.testing.assert_close(got.float(), expected[layer].logits, atol=5e-2, rtol=5e-2)
     assert states.teacher is not None
     torch.testing.assert_close(states.teacher.float(), expected[model.shape.layers].logits, atol=5e-2, rtol=5e-2)
 

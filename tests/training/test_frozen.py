@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,9 +24,7 @@ def batches_of(rows: TokenRows, size: int) -> list[Chunk]:
 
 
 def same(got: States, expected: States) -> None:
-    assert got.by_layer.keys() == expected.by_layer.keys()
-    for layer, states in expected.by_layer.items():
-        torch.testing.assert_close(got.by_layer[layer], states, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(got.inputs, expected.inputs, atol=2e-2, rtol=2e-2)
     assert got.lengths.tolist() == expected.lengths.tolist()
     if expected.teacher is not None:
         torch.testing.assert_close(got.teacher, expected.teacher, atol=2e-2, rtol=2e-2)
@@ -58,8 +57,7 @@ def test_a_call_takes_as_many_batches_as_fit_into_its_bound(
     limit: int, backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def size(call: list[Chunk]) -> int:
-        states = backbone.run(TokenRows.join([batch.rows for batch in call]))
-        return sum(layer.nbytes for layer in states.by_layer.values())
+        return backbone.run(TokenRows.join([batch.rows for batch in call])).inputs.nbytes
 
     monkeypatch.setitem(STATE_BYTES, "cpu", limit)
     batches = batches_of(random_rows(60, 30, seed=3), 8)
@@ -92,12 +90,36 @@ def test_the_operators_for_gpus_give_the_same_states(kind: str, last: str, exit_
     found = FrozenBackbone(model.eval(), with_last=True)
     rows = random_rows(40, 30, seed=4)
     rows = rows.take(sort_by_length(rows.lengths))
+    expected = found.run(rows)
+    on_gpu = replace(expected, inputs=torch.zeros_like(expected.inputs), teacher=torch.zeros(40, 3))
     with torch.no_grad():
-        parts = list(found._on_gpu(rows))
-    on_gpu = States(
-        by_layer={layer: torch.cat([part[layer] for part, _ in parts]) for layer in found.branches},
-        lengths=rows.lengths,
-        teacher=torch.cat([teacher for _, teacher in parts if teacher is not None]),
-    )
-    same(on_gpu, found.run(rows))
+        found._encode_on_gpu(rows, on_gpu)
+    same(on_gpu, expected)
+    found.loaded.close()
+
+
+@pytest.mark.parametrize("kind", ["pooled", "attention"])
+def test_rows_that_do_not_fit_together_are_encoded_in_smaller_parts(
+    kind: str, exit_model: EarlyExitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = EarlyExitModel(exit_model.config)
+    model.add_exits(kind)
+    found = FrozenBackbone(model.eval(), with_last=True)
+    rows = random_rows(40, 30, seed=4)
+    rows = rows.take(sort_by_length(rows.lengths))
+    expected = found.run(rows)
+    sizes: list[int] = []
+    encode = found._encode_part_on_gpu
+
+    def on_a_small_device(rows: TokenRows, states: States, part: slice) -> int:
+        sizes.append(int(rows.lengths[part].sum()))
+        if sizes[-1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return encode(rows, states, part)
+
+    monkeypatch.setattr(found, "_encode_part_on_gpu", on_a_small_device)
+    monkeypatch.setattr(found, "_encode_on_cpu", found._encode_on_gpu)
+    same(found.run(rows), expected)
+    assert max(sizes) > 100
+    assert sum(size for size in sizes if size <= 100) == len(rows.token_ids)
     found.loaded.close()

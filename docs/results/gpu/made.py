@@ -31,6 +31,7 @@ from pipeline.engine.all_exits import all_exits
 from pipeline.engine.engine import Engine
 from pipeline.rows import TokenRows
 from pipeline.training.frozen import standardize_heads
+from pipeline.training.process_group import ProcessGroup
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DISTINCT_TEXTS = 65_536
@@ -129,7 +130,7 @@ def make_model(folder: Path, shape: str, head: str) -> None:
 def spread_heads(model: EarlyExitModel, rows: TokenRows) -> None:
     """Scale and shift every exit so that the logits of each class have mean 0 and LOGIT_DEVIATION over these rows."""
     model.eval().to(DEVICE)
-    standardize_heads(model, rows)
+    standardize_heads(model, rows, ProcessGroup())
     logits: dict[int, list[torch.Tensor]] = {layer: [] for layer in model.exit_layers}
     with torch.no_grad():
         for _rows, outputs in all_exits(model, rows):

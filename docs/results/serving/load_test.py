@@ -3,9 +3,10 @@
 
     python docs/results/serving/load_test.py --model MODEL      needs wrk; loopback only, some minutes
 
-All applications run the same engine in replicas on one machine, one under load at a time, in rounds that take turns. Texts
-have log-normal lengths. Every answer is compared with the engine's own for all texts at once, as the batch job runs it; texts
-whose uncertainty lies near the threshold, where rounding may decide, are left out.
+All applications run the same engine in replicas on one machine, one under load at a time, in rounds that take turns; where
+there is a GPU, ours is alone, on it. Texts have log-normal lengths. Every answer is compared with the engine's own for all
+texts at once, as the batch job runs it; texts whose uncertainty lies near the threshold, where rounding may decide, are left
+out.
 """
 
 import sys
@@ -50,6 +51,7 @@ from pipeline.serving.spec import ServingSpec
 PORT, MARGIN = 8765, 0.02
 OVERLOAD_SECONDS = 40
 """Several times what may wait in the queue."""
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -146,7 +148,8 @@ def main() -> None:
     )
     texts = texts_of(args.texts, seed=1)
     rows = Tokenizer(spec.tokenizer)(texts).rows
-    whole = Engine(LoadedModel(model, engine)).run(rows)
+    with LoadedModel(model, engine, DEVICE) as loaded:
+        whole = Engine(loaded).run(rows)
     clear = np.flatnonzero(np.abs(whole.uncertainty - args.speed) > MARGIN)
     texts = [texts[i] for i in clear]
     answers = [f"{whole.label_ids[i]}:{whole.exit_layers[i]}" for i in clear]
@@ -156,10 +159,10 @@ def main() -> None:
 
     join_or_start()
     serve.start(http_options={"host": "127.0.0.1", "port": PORT}, logging_config={"log_level": "ERROR"})
-    plan = ActorPlan(actors=1, max_actors=1, cpus=0.1, gpus=0, threads=CORES)
+    plan = ActorPlan(actors=1, max_actors=1, cpus=0.1, gpus=int(DEVICE == "cuda"), threads=CORES)
     serve.run(deployment.application(spec, plan), name="ours", route_prefix="/ours")
     systems = {"token budget": "/ours/classify"}
-    for size, wait in ((32, 0.01), (128, 0.05)):
+    for size, wait in ((32, 0.01), (128, 0.05)) if DEVICE == "cpu" else ():  # the replica has the GPU for itself
         plain = serve.deployment(FixedRows, ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=1000)
         name = f"max_batch_size {size}"
         serve.run(plain.bind(spec, size, wait), name=name, route_prefix=f"/rows{size}")
