@@ -6,9 +6,9 @@ import torch
 
 from models.early_exit import EarlyExitModel, ExitOutput
 from models.gpu.dispatch import kernels_for
-from models.gpu.encoder import attention_head_features, hidden_states, run_layer_for_first_tokens
+from models.gpu.encoder import head_features, hidden_states, run_layer_for_first_tokens
 from models.gpu.rows import RaggedRows, send
-from models.heads import AttentionHead
+from models.heads import PooledHead
 from pipeline.engine.memory import sizes_on
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import cut_by_tokens, length_groups_of, pad_multiple, sort_by_length
@@ -56,10 +56,10 @@ def _on_gpu(
             if number not in model.exit_layers:
                 continue
             head, layer = model.head(number), model.backbone.layer(number)
-            if isinstance(head, AttentionHead):
-                features_BF = attention_head_features(head, x_TH, ragged, kernels)
-            else:
+            if isinstance(head, PooledHead):
                 features_BF = head.features_of_first(run_layer_for_first_tokens(layer, before_TH, ragged, kernels))
+            else:
+                features_BF = head_features(head, x_TH, ragged, kernels)
             outputs[number] = model.exit_output(number, features_BF)
         yield order[part], outputs
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from models.early_exit import EarlyExitModel
 from models.gpu.dispatch import Kernels
-from models.gpu.encoder import attention_head_features, embed, run_layer, run_layer_for_first_tokens
+from models.gpu.encoder import embed, head_features, run_layer, run_layer_for_first_tokens
 from models.gpu.rows import RaggedRows, send
-from models.heads import AttentionHead
+from models.heads import PooledHead
 from pipeline.engine.memory import Workspace
 from pipeline.engine.packing import cut_by_tokens
 from pipeline.engine.results import Results
@@ -153,7 +153,7 @@ class GpuRunner:
         With `first`, the exit's layer is still to be run, and is run for the first tokens only.
         """
         head, layer = self.model.head(exit_layer), self.model.backbone.layer(exit_layer)
-        if isinstance(head, AttentionHead):
+        if not head.reads_first_token:
             parts = cut_by_tokens(active.host_lengths, self.config.token_budget)
         else:
             step = self.config.first_tokens
@@ -161,10 +161,8 @@ class GpuRunner:
         features = []
         for batch in map(active.part, parts):
             x = x_TH[batch.tokens]
-            if isinstance(head, AttentionHead):
-                features.append(attention_head_features(head, x, batch, self.kernels))
-            elif first:
+            if first and isinstance(head, PooledHead):
                 features.append(head.features_of_first(run_layer_for_first_tokens(layer, x, batch, self.kernels)))
             else:
-                features.append(head.features_of_first(x.index_select(0, batch.starts)))
+                features.append(head_features(head, x, batch, self.kernels))
         return torch.cat(features)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertConfig
 
+from models.branch_heads import BranchHeads
 from models.early_exit import EarlyExitModel, ExitOutput
 from models.exits.losses import lte_losses
 from models.heads import PooledHead
@@ -21,7 +22,6 @@ from models.length_group import LengthGroup
 from models.training import attention
 from pipeline.corpus.chunks import Chunk
 from pipeline.engine.packing import sort_by_length
-from pipeline.training.heads import BranchHeads
 from pipeline.training.recipes import FrozenHeads, Objective, loss_of, stack_outputs, targets_of
 from tests.support.models import BERT_SIZES, random_exits, random_rows
 
