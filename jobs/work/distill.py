@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         model=loading.absolute_model(args.model),
         head=args.head,
         stream=stream,
-        dev=None if dev is None else tokenize_texts(dev, Tokenizer(tokenizer), model.labels),
+        dev=None if dev is None else tokenize_texts(dev, Tokenizer(tokenizer), model.labels, task=model.task),
         output=training.output_folder(args),
         training=training.config(args, head_learning_rate=args.head_learning_rate),
         temperature=args.temperature,
@@ -68,7 +68,9 @@ def stream_of(args: argparse.Namespace, model: EarlyExitModel, tokenizer: Tokeni
         columns=columns,
         tokenizer=tokenizer,
         classes=model.labels,
+        task=model.task,
         label_column=args.label_column,
+        label_separator=args.label_separator,
         limit=args.limit,
         seed=args.seed,
     )
