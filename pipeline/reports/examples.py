@@ -76,8 +76,8 @@ def _join_pairs(rows: pa.Table) -> pa.ChunkedArray:
 
 def _cells(layer: int, row: dict[str, Any], text: str) -> list[str]:
     """Return one row of the table."""
-    names = row.get(LABELS, [row[LABEL]] if LABEL in row else [f"{row[VALUE]:.3f}"])
-    prediction = ", ".join(map(str, names)) or "none"
+    names = row[LABELS] if LABELS in row else [row[LABEL] if LABEL in row else f"{row[VALUE]:.3f}"]
+    prediction = ", ".join(names) or "none"
     score = f"{row[SCORE]:.3f}" if SCORE in row else ""
     short = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."
     short = "".join(" " if character.isspace() else character for character in short)
