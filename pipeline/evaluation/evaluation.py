@@ -70,12 +70,11 @@ class Evaluation:
         self.metric = metric or next(iter(self.metrics))
         self.targets, self.lengths, self.flops = examples.labels, examples.rows.lengths, model.flops
         self.recorded = record_all_exits(model, examples, label_thresholds)
-        equal = {Task.CLASSES: accuracy, Task.LABELS: subset_accuracy}
-        self._agreement = equal.get(model.task, self.metrics[self.metric])
 
     def at(self, criterion: Criterion) -> OperatingPoint:
         """Return what the engine would do under this criterion, evaluating every exit at which it lets rows exit."""
         recorded, metric = self.recorded, self.metrics[self.metric]
+        agreement = metric if recorded.regression else accuracy if recorded.boundaries is None else subset_accuracy
         criterion = replace(criterion, label_thresholds=self.label_thresholds)
         would_exit_EB = recorded.exits_at(criterion)
         first_B = would_exit_EB.argmax(0)
@@ -87,7 +86,7 @@ class Evaluation:
         return OperatingPoint(
             criterion=criterion,
             quality=metric(predictions_B, self.targets),
-            agreement=self._agreement(predictions_B, recorded.answers[-1]),
+            agreement=agreement(predictions_B, recorded.answers[-1]),
             mean_exit_layer=float(exit_layers_B.mean()),
             flops_speedup=float(self.flops.full_depth(self.lengths).sum() / spent.sum()),
             exits={int(layer): int((exit_layers_B == layer).sum()) for layer in layers},
