@@ -7,7 +7,7 @@ docs/results/config-fields/README.md, and tests/models/test_config_fields.py hol
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
@@ -91,7 +91,7 @@ class ExitsBlock:
         if self.branch_head is not None:
             block |= {"branch_head": self.branch_head, "lte": self.lte}
         if self.criterion is not None:
-            block["criterion"] = asdict(self.criterion)
+            block["criterion"] = self.criterion.to_json()
         return block
 
 

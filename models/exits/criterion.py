@@ -1,8 +1,8 @@
 """Criterion: when a row exits. Plain values, so that workers without a model need not load torch."""
 
 import math
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from models.errors import InputError
 
@@ -82,6 +82,11 @@ class Criterion:
     def uses_exit(self, layer: int) -> bool:
         """Return whether a row may exit after this layer, so that its exit needs to be evaluated."""
         return self.name == "patience" or self.speed_at(layer) > 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Lay it out as config.json has it: without thresholds of labels where it has none, as older versions know it."""
+        values = asdict(self)
+        return values if self.label_thresholds else {k: v for k, v in values.items() if k != "label_thresholds"}
 
     def describe(self) -> str:
         """Return its name with its thresholds: 'entropy 0.3', 'lte 3:0.25 6:0.5', 'patience 2, tolerance 0.1'.
