@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 """Classify a corpus: easy texts exit the network early, every row lands once in Parquet.
 
-Reads Parquet, JSONL, CSV, TSV or text lines (.gz and .zst too), streams them through a pool of actors on Ray, and writes
+Reads Parquet, JSONL, CSV, TSV or text lines (.gz .zst .bz2 .xz too), streams them through a pool of actors on Ray, and writes
 part-*.parquet with label, score, exit layer and uncertainty, _rejects/ with what could not be used and why, and at the end
 _manifest.json. The same command again goes on where a stopped run ended, and does nothing when all is done.
 
   python jobs/classify.py --model my-model --input corpus/ --output out/ --speed 0.3
   python jobs/classify.py --model my-model --input 'logs/*.jsonl.gz' --output out/ --text-column message --keep user
   python jobs/classify.py --model my-model --input corpus/ --output out/ --max-disagreement 1% --audit 0.5%
+  python jobs/classify.py --model my-model --input incoming/ --output out/ --incremental --table delta
   ray job submit --working-dir . -- python jobs/classify.py --config nightly.toml
 
 Exit codes: 0 done, 1 the work failed (run the same command to go on), 2 the command or its input is wrong.

@@ -55,6 +55,7 @@ def build_parser() -> JobParser:
     options.add_label_threshold_option(parser)
     add("--speeds", type=float, nargs="+", metavar="S", help="further thresholds to report")
     add("--choose", type=float, metavar="X", help="store the cheapest point at most X points below full depth")
+    add("--card", action="store_true", help="write the tables into the model card, README.md in the model's directory")
     add("--compare", nargs="+", default=[], metavar="NAME=DIR", help="further models for the figures")
     add("--no-timing", action="store_true", help="leave out the wall-clock measurement")
     add("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices")

@@ -27,7 +27,8 @@ from models.directory.config import ExitsBlock, read_config
 from models.directory.files import CONFIG_FILE, Name, weight_files
 from models.errors import UnsupportedModelError, UserError
 from models.exits.criterion import Criterion
-from models.families import Family, Shape, from_hugging_face, to_hugging_face
+from models.families.names import Family, from_hugging_face, to_hugging_face
+from models.families.shape import Shape
 from models.hugging_face import classifier_class, quiet_transformers
 
 if TYPE_CHECKING:
@@ -189,14 +190,14 @@ def _has_all(files: Sequence[Path], model: Model, stored: Mapping[str, tuple[int
 def _stored_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor that `save` writes of a model."""
     with_head = model.exits_block.last_head == "classifier"
-    stored = to_hugging_face(model.state_dict(), model.family, model.shape, with_head=with_head)
+    stored = to_hugging_face(model.state_dict(), model.family, model.shape.layers, with_head=with_head)
     return {key: tuple(value.shape) for key, value in stored.items()}
 
 
 def _state_as_stored(model: Model, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put together our state dict from tensors that a checkpoint holds under the names of `save`."""
     with_head = model.exits_block.last_head == "classifier"
-    state = from_hugging_face(stored, model.family, model.shape, with_head=with_head)
+    state = from_hugging_face(stored, model.family, model.state_dict(), model.shape.layers, with_head=with_head)
     # Statistics are missing of models made before pooled heads were standardized, which stay as they were.
     own = dict(model.named_buffers())
     return own | state | {key: value for key, value in stored.items() if key.startswith(BRANCH_PREFIXES)}
@@ -217,8 +218,9 @@ def _state_of(
     """Put together our state dict: backbone and last head out of transformers' model, branch heads as they are."""
     with_head = model.exits_block.last_head == "classifier"
     _check_loading(name, model.family, info, head_too=with_head and not new_last_head)
-    state = from_hugging_face(theirs.state_dict(), model.family, model.shape, with_head=with_head) | dict(branches)
     own = model.state_dict()
+    backbone = from_hugging_face(theirs.state_dict(), model.family, own, model.shape.layers, with_head=with_head)
+    state = backbone | dict(branches)
     if new_last_head and not with_head:  # FastBERT's teacher head starts from random weights
         state |= {key: value for key, value in own.items() if key.startswith("exits.")}
     for key, buffer in model.named_buffers():
@@ -284,7 +286,7 @@ def save_weights(directory: Name, model: Model) -> None:
     """Write model.safetensors into a directory; one that is there is replaced at once, when the new one is whole."""
     ours = {name: value.detach().float().cpu() for name, value in model.state_dict().items()}
     with_head = model.exits_block.last_head == "classifier"
-    theirs = to_hugging_face(ours, model.family, model.shape, with_head=with_head)
+    theirs = to_hugging_face(ours, model.family, model.shape.layers, with_head=with_head)
     temporary = Path(directory) / f".{WEIGHTS_FILE}.tmp"
     save_file(theirs, temporary, metadata={"format": "pt"})
     os.replace(temporary, Path(directory) / WEIGHTS_FILE)

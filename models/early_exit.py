@@ -9,7 +9,7 @@ How a model directory is laid out, read and written is in models.checkpoint.
 
 import os
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from models.exits.kinds import HEAD_KINDS
 from models.exits.task import Task
-from models.families import family_of, shape_of
-from models.heads import AttentionHead, PooledHead
+from models.families.table import family_of, shape_of
+from models.heads import AttentionHead, Head, MeanHead, PooledHead
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -102,10 +102,10 @@ class EarlyExitModel(nn.Module):
         if self.shape.layers > 1:
             self.lte = nn.Linear(self.head(1).width, 1)
 
-    def head(self, layer: int) -> PooledHead | AttentionHead:
+    def head(self, layer: int) -> Head:
         """Return the exit head after a layer, 1 to L."""
         found = self.exits[str(layer)]
-        assert isinstance(found, PooledHead | AttentionHead)
+        assert isinstance(found, Head)
         return found
 
     def branch_parameters(self) -> list[nn.Parameter]:
@@ -115,7 +115,7 @@ class EarlyExitModel(nn.Module):
 
     def in_order_of_use(self) -> list[nn.Parameter]:
         """Return all parameters in the order in which `forward` first uses them; gradients come in the opposite order."""
-        parts: list[nn.Module] = [self.backbone.embeddings]
+        parts: list[nn.Module] = [self.backbone.embeddings, *self.backbone.shared_modules()]
         for number, layer in enumerate(self.backbone.layers, start=1):
             heads = [self.head(number)] if str(number) in self.exits else []
             lte = [self.lte] if number == self.exit_layers[0] and self.lte is not None else []
@@ -218,17 +218,22 @@ class EarlyExitModel(nn.Module):
     def _new_last_head(self) -> nn.Module:
         if self.last_head == "attention":
             return self._new_head("attention")
-        return PooledHead(
-            self.shape.hidden, self.shape.classes, activation=self.family.head_activation, dropout=self._head_dropout()
+        shape = self.shape
+        make = MeanHead if shape.pooling == "mean" else PooledHead
+        return make(
+            shape.hidden,
+            shape.classes,
+            activation=shape.head_activation or self.family.head_activation,
+            dropout=shape.head_dropout,
+            input_dropout=shape.head_input_dropout,
+            bias=shape.head_bias,
+            norm=nn.LayerNorm(shape.hidden, eps=shape.norm_eps, bias=shape.norm_bias) if shape.head_norm else None,
+            read_through=self.backbone.exit_norm(),
         )
 
     def _new_head(self, kind: str) -> nn.Module:
-        hidden, classes, dropout = self.shape.hidden, self.shape.classes, self._head_dropout()
+        hidden, classes, dropout = self.shape.hidden, self.shape.classes, self.shape.head_dropout
+        norm = self.backbone.exit_norm()
         if kind == "attention":
-            return AttentionHead(hidden, classes, dropout=dropout)
-        return PooledHead(hidden, classes, dropout=dropout, standardized=True)
-
-    def _head_dropout(self) -> float:
-        field = "seq_classif_dropout" if self.config.model_type == "distilbert" else "classifier_dropout"
-        value: Any = getattr(self.config, field, None)
-        return self.shape.dropout if value is None else float(value)
+            return AttentionHead(hidden, classes, dropout=dropout, read_through=norm)
+        return PooledHead(hidden, classes, dropout=dropout, standardized=True, read_through=norm)

@@ -1,7 +1,11 @@
-"""Activations by their Hugging Face names, dropout that is fast on CPUs, and copies that a GPU makes while the host goes on."""
+"""What layers are made of: activations by their Hugging Face names, dropout that is fast on CPUs, modules that others share.
+
+Beside these, copies that a GPU makes while the host goes on.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy.typing as npt
 import torch
@@ -37,6 +41,16 @@ def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
     """
     tensor = torch.from_numpy(values)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shared(Generic[M]):
+    """A module that another one uses and does not own: its owner saves it, moves it and trains it."""
+
+    module: M
 
 
 class Dropout(nn.Module):

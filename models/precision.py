@@ -8,7 +8,7 @@ from models.cpu.probe import Timing, is_worth_it, time_int8
 from models.cpu.support import multiplies_bf16
 from models.early_exit import EarlyExitModel
 from models.errors import UnsupportedPrecisionError
-from models.families import Shape
+from models.families.shape import Shape
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -65,6 +65,10 @@ def check_precision(name: str, shape: Shape, device: torch.device | None = None)
     """
     if name != "int8":
         return
+    if shape.pre_norm:
+        raise UnsupportedPrecisionError(
+            "dtype int8 is not for feed-forward blocks with a gate, which this model has; 'auto' runs anywhere"
+        )
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not can_use_int8(device):
         raise UnsupportedPrecisionError(

@@ -11,6 +11,7 @@ from typing import TypeVar
 from jobs.cli import options
 from jobs.cli.command import print_line
 from pipeline.engine.config import DTYPE_NAMES
+from pipeline.errors import require
 from pipeline.storage.base import absolute, is_remote
 from pipeline.storage.locate import storage_of, use_endpoint
 
@@ -64,6 +65,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start over; what the output folder holds stays readable until the new results take its place",
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what the run would do and how long it would take, by a sample of the corpus; no results are written",
+    )
+    parser.add_argument(
+        "--table",
+        choices=("delta",),
+        help="make the output a Delta table too, for Spark, DuckDB, Polars: what a run publishes is a version in _delta_log, "
+        "over the same files; later runs keep it up, with this option or without (needs the extra delta)",
+    )
     parser.add_argument("--strict", action="store_true", help="end with exit code 1 if any row was rejected")
     parser.add_argument(
         "--endpoint-url",
@@ -91,6 +103,8 @@ def beside_ray(args: argparse.Namespace, request_of: Callable[[argparse.Namespac
     Ray takes seconds to start, mostly in processes of its own, and so do torch and the model's configuration to load. A run
     that may have nothing to do is left to start Ray once that is known.
     """
+    if args.table:
+        require("deltalake", extra="delta")
     use_endpoint(args.endpoint_url)
     gc.disable()  # nearly all that is loaded stays: to look through it again and again takes a sixth of the time
     try:
@@ -113,10 +127,13 @@ def _beside_ray(args: argparse.Namespace, request_of: Callable[[argparse.Namespa
 
 
 def expects_work(args: argparse.Namespace) -> bool:
-    """Return whether Ray will be needed, as far as paths tell: model and input are there, and the output is not published."""
+    """Return whether Ray will be needed, as far as paths tell: model and input are there, and the output is not published.
+
+    Where a table is asked for, columns that it cannot have are found first.
+    """
     model = os.path.exists(os.path.join(args.model, "config.json")) or not args.model.startswith((".", "/", "~"))
     corpus = absolute(args.input)
-    if not model or not (is_remote(corpus) or os.path.exists(corpus) or next(glob.iglob(corpus), None)):
+    if args.table or not model or not (is_remote(corpus) or os.path.exists(corpus) or next(glob.iglob(corpus), None)):
         return False
     output = absolute(args.output)
     if args.overwrite or not (is_remote(output) or os.path.exists(output)):

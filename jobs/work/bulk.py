@@ -1,7 +1,10 @@
 """Make and run the bulk request of a job: the model, what is printed, the report, and the exit code."""
 
 import argparse
+import time
 from typing import Any
+
+import psutil
 
 from jobs.cli import command
 from jobs.cli.command import print_line
@@ -9,8 +12,9 @@ from jobs.work import loading
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from pipeline.api.pretrained import load_tokenizer_spec
+from pipeline.bulk.forecast import Forecast, forecast_of
 from pipeline.bulk.progress import duration
-from pipeline.bulk.run import BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk
+from pipeline.bulk.run import FAILURES, BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk
 from pipeline.calibration.verdict import AuditResult, summary
 from pipeline.errors import InputError
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER
@@ -54,6 +58,7 @@ def request_of(args: argparse.Namespace, **choices: Any) -> BulkRequest:
         "bundle_rows": args.bundle_rows,
         "incremental": args.incremental,
         "overwrite": args.overwrite,
+        "table": args.table,
         "log": print_line,
     }
     return BulkRequest(**(values | choices))
@@ -64,6 +69,8 @@ def run(args: argparse.Namespace, request: BulkRequest) -> int:
     model, engine = request.model.meta, request.engine
     if len(model.exit_layers) == 1 and not engine.criterion.full_depth:
         print_line(f"{args.model} has no exits, so every row runs at full depth; jobs/distill.py adds them")
+    if args.plan:
+        return plan(args, request)
     try:
         outcome = run_bulk(request)
     except UnfinishedRunError as error:
@@ -77,6 +84,47 @@ def run(args: argparse.Namespace, request: BulkRequest) -> int:
         raise command.FailedError(withheld(outcome.audit_result))
     rejected = outcome.totals.rows_rejected + outcome.totals.read_errors
     return command.FAILED if args.strict and rejected else command.DONE
+
+
+def plan(args: argparse.Namespace, request: BulkRequest) -> int:
+    """Print what the request would take; return the exit code, or raise FailedError if a worker fails at the sample."""
+    began = time.monotonic() - (time.time() - psutil.Process().create_time())
+    try:
+        forecast = forecast_of(request, began)
+    except FAILURES as error:
+        raise command.FailedError(command.cause_of(error)) from error
+    if forecast is None:
+        print_line(f"nothing to classify: {absolute(args.output)} already holds the results of every file")
+        return command.DONE
+    print_forecast(forecast, request.guarantee.price_per_hour)
+    return command.DONE
+
+
+def print_forecast(forecast: Forecast, price_per_hour: float | None) -> None:
+    """Print the corpus, what becomes of its rows, and what that takes."""
+    whole, rows = forecast.whole, max(forecast.rows, 1.0)
+    rows_out, tokens = max(whole["rows_out"][""], 1.0), whole["tokens"][""]
+    by_reason = "".join(f", {count / rows:.2%} {reason}" for reason, count in whole["rejected"].items())
+    exits = " ".join(f"{layer}:{count / rows_out:.1%}" for layer, count in whole["exits"].items() if count)
+    mean = sum(int(layer) * count for layer, count in whole["exits"].items()) / rows_out
+    speedup = whole["flops_full_depth"][""] / max(whole["flops"][""], 1.0)
+    print()
+    print_line(f"what the run would be, by {forecast.sampled.rows_in:,} rows; no results were written")
+    print_line(f"  files        {forecast.files:,}, {forecast.bytes / 1e6:,.1f} MB")
+    print_line(f"  rows         about {rows:,.0f}")
+    print_line(f"  tokens       about {tokens:,.0f}, {tokens / rows_out:.1f} a row")
+    print_line(f"  truncated    {whole['truncated'][''] / rows_out:.2%}")
+    print_line(f"  rejects      {sum(whole['rejected'].values()) / rows:.2%}{by_reason}")
+    print_line(f"  exits        {exits}")
+    print_line(f"  mean exit    {mean:.2f} of {len(forecast.sampled.exits)} layers, {speedup:.2f}x fewer FLOPs")
+    print_line(f"  actors       {forecast.plan.describe()}")
+    print_line(
+        f"  time         about {duration(forecast.seconds)}, {duration(forecast.start_seconds)} of it to start; "
+        f"{rows / forecast.seconds:,.0f} rows/s, waiting for {forecast.held_up_by}"
+    )
+    if price_per_hour is not None:
+        hours = forecast.seconds / 3600 * forecast.plan.actors
+        print_line(f"  cost         about {hours * price_per_hour:.4g}, {hours:.4g} actor-hours")
 
 
 def write_report(outcome: Outcome, *, with_examples: bool) -> None:

@@ -21,6 +21,7 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.labelled import label_array, sample_texts
 from pipeline.evaluation.recorded import record_as_run
 from pipeline.identity import ModelIdentity
+from pipeline.reports import card
 from pipeline.reports.calibration_report import calibration_table, scaling_table
 from pipeline.reports.plots import disagreement_curve
 
@@ -52,9 +53,11 @@ def run(args: argparse.Namespace) -> None:
         scalings=scalings,
         choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
     )
-    print(f"\n{calibration_table(calibration, args.confidence).markdown()}")
-    print()
+    table = calibration_table(calibration, args.confidence).markdown()
+    print(f"\n{table}\n")
     print_line(f"the calibration is in {calibration.save(args.model)}")
+    about = f"By {len(examples):,} rows of {Path(args.data).name}, in {calibration.precision}; uncertainty: {criterion.name}."
+    card.write_section(Path(args.model), model, "Calibration", f"{about}\n\n{table}")
     disagreement_curve(curve, args.confidence).savefig(Path(args.model) / "calibration.png")
 
 

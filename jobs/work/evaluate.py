@@ -10,6 +10,7 @@ import torch
 from jobs.cli.command import print_line
 from jobs.work import loading
 from models.early_exit import EarlyExitModel
+from models.precision import precision_on
 from pipeline.benchmark.measure import time_criteria
 from pipeline.calibration.targets import label_thresholds
 from pipeline.corpus.chunks import Chunk
@@ -18,6 +19,7 @@ from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import InputError
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within
+from pipeline.reports import card
 from pipeline.reports import evaluation_report as report
 from pipeline.reports.plots import figures
 from pipeline.training.progress import TRAINING_LOG
@@ -27,7 +29,8 @@ Curves = Mapping[str, Sequence[OperatingPoint]]
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate the model, print the tables, and store the choice and write the page if asked to."""
-    args.model = loading.find_model(args.model) if args.choose is None else loading.writable_model(args.model)
+    writes = args.choose is not None or args.card
+    args.model = loading.writable_model(args.model) if writes else loading.find_model(args.model)
     if args.choose is not None and len(EarlyExitModel.from_config(args.model).exit_layers) == 1:
         raise InputError("choose", f"{args.choose:g}: the model has no exits to choose from; jobs/distill.py adds them")
     if args.compare and not args.output:
@@ -53,6 +56,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"\n{table.markdown()}")
     if args.choose is not None:
         store(args, model, curves)
+    if args.card:
+        precision = precision_on(args.dtype, torch.device(device))
+        about = f"By {len(examples):,} rows of {Path(args.data).name}, in {precision} on {device}."
+        text = "\n\n".join([about, *(table.markdown() for table in tables)])
+        card.write_section(Path(args.model), model, "What the exits are worth", text)
     if args.output:
         log, title = Path(args.model) / TRAINING_LOG, Path(args.model).name
         pictures = figures(title, evaluation, curves, name, compared, log) if curves else []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from models.backbone import EncoderLayer, FeedForward
+from models.backbone import EncoderLayer, FeedForward, GatedFeedForward
 from models.heads import AttentionHead
 
 PIECE_WIDTH = 1536
@@ -78,7 +78,10 @@ def fuse(layer: EncoderLayer, tokens: int) -> None:
     _replace(layer, "query_key_value", tokens)
     setattr(layer.query_key_value, "weight", plain)  # noqa: B010 - first_tokens_only reads it
     _replace(layer, "attention_out", tokens)
-    if isinstance(layer.ffn, FeedForward):
+    if isinstance(layer.ffn, GatedFeedForward):
+        _replace(layer.ffn, "expand", tokens)
+        _replace(layer.ffn, "contract", tokens)
+    elif isinstance(layer.ffn, FeedForward):
         setattr(layer, "ffn", FusedFeedForward(layer.ffn, tokens))  # noqa: B010 - typed as what it replaces
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from models.backbone import FeedForward
 from models.cpu.fused import FusedFeedForward, can_fuse
 from models.cpu.int8 import Int8FeedForward, Ranges
-from models.families import Shape
+from models.families.shape import Shape
 
 LEAST_SPEEDUP = 0.9
 """Speed of int8 over that of the plain block below which it is refused. A third of a layer and all of attention stay as they

@@ -7,7 +7,7 @@ docs/results/config-fields/README.md, and tests/models/test_config_fields.py hol
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +17,8 @@ from models.errors import UnsupportedModelError, UserError
 from models.exits.criterion import Criterion
 from models.exits.kinds import HEAD_KINDS
 from models.exits.task import Task
-from models.families import FAMILIES, Shape, family_of, shape_of
+from models.families.shape import Convolution, Disentangled, Shape
+from models.families.table import FAMILIES, family_of, shape_of
 from models.layers import activation
 
 if TYPE_CHECKING:
@@ -173,6 +174,33 @@ def shape_document(shape: Shape) -> dict[str, object]:
         "activation": shape.activation,
         "norm_eps": shape.norm_eps,
         "classes": shape.classes,
+        **_of_some_families(shape),
+    }
+
+
+def _of_some_families(shape: Shape) -> dict[str, object]:
+    """List what only some families have: it is in their documents alone, so that those of others stay as they were."""
+    listed: dict[str, object] = {
+        "position_table": shape.position_table,
+        "rotary_bases": shape.rotary_bases,
+        "windows": shape.windows,
+        "pre_norm": shape.pre_norm,
+        "norm_bias": shape.norm_bias,
+        "attention_bias": shape.attention_bias,
+        "ffn_bias": shape.ffn_bias,
+        "head_activation": shape.head_activation,
+        "head_bias": shape.head_bias,
+        "head_norm": shape.head_norm,
+        "pooling": shape.pooling,
+        "disentangled": shape.disentangled,
+        "convolution": shape.convolution,
+        "relative_buckets": shape.relative_buckets,
+    }
+    default = {field.name: field.default for field in fields(Shape)}
+    return {
+        name: asdict(value) if isinstance(value, Disentangled | Convolution) else value
+        for name, value in listed.items()
+        if value != default[name]
     }
 
 
@@ -260,9 +288,13 @@ def _check_sizes(config: "PretrainedConfig") -> None:
         raise UnsupportedModelError(
             f"positions begin after pad_token_id, which is {config.pad_token_id} in {CONFIG_FILE}"
         )
-    if any(not 0 <= dropped < 1 for dropped in (shape.dropout, shape.attention_dropout)):
+    dropouts = (shape.dropout, shape.attention_dropout, shape.ffn_dropout, shape.head_input_dropout)
+    if any(not 0 <= dropped < 1 for dropped in dropouts):
         raise UnsupportedModelError(f"a dropout in {CONFIG_FILE} is not in [0, 1)")
     activation(shape.activation)
+    activation(shape.head_activation or family_of(config).head_activation)
+    if shape.convolution is not None:
+        activation(shape.convolution.activation)
 
 
 def _check_task(config: "PretrainedConfig") -> None:

@@ -8,13 +8,16 @@ attention head, F features.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from models.backbone import Backbone, Embeddings, EncoderLayer, FeedForward
+from models.attention import attend_by_group
+from models.backbone import Backbone, Embeddings, EncoderLayer, FeedForward, PreNormLayer
 from models.gpu.dispatch import Kernels
 from models.gpu.rows import RaggedRows
-from models.heads import ATTENTION_HEAD_HEADS, AttentionHead, PooledHead
+from models.heads import ATTENTION_HEAD_HEADS, AttentionHead, Head, MeanHead
+from models.positions.self_attention import SelfAttention
 
 
 def embed(
@@ -32,38 +35,72 @@ def embed(
 
 def run_layer(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRows, out_TH: Tensor, kernels: Kernels) -> None:
     """Write a whole layer's hidden states to `out`, which is not `x`."""
-    mixed_TH = kernels.attend(layer.query_key_value(x_TH), rows, layer.heads)
+    mixed_TH = attend(layer.attention, layer.query_key_value(layer.attention_input(x_TH)), rows, kernels)
     _after_attention(layer, x_TH, mixed_TH, out_TH, kernels)
+    if layer.convolution is not None:
+        out_TH.copy_(layer.convolution.module(x_TH, out_TH, rows.groups))
 
 
 def run_layer_for_first_tokens(layer: EncoderLayer, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
     """Compute what `run_layer` gives the first token of every row, at a small part of the cost: [B, H]."""
     first_BH = x_TH.index_select(0, rows.starts)
     query, key_value = layer.query_and_key_value()
-    q_BH = torch.nn.functional.linear(first_BH, *query)
-    mixed_BH = attend_from_first(q_BH, x_TH, rows, layer.heads, *key_value, kernels)
+    q_BH = torch.nn.functional.linear(layer.attention_input(first_BH), *query)
+    attention, read_TH = layer.attention, layer.attention_input(x_TH)
+    if attention.bias is None and attention.rotary is None and attention.takes_kernels:
+        mixed_BH = attend_from_first(q_BH, read_TH, rows, attention.heads, *key_value, kernels)
+    else:
+        mixed_BH = attention.from_first(q_BH, read_TH, rows.groups, *key_value)
     out_BH = torch.empty_like(first_BH)
     _after_attention(layer, first_BH, mixed_BH, out_BH, kernels)
-    return out_BH
+    return out_BH if layer.convolution is None else layer.convolution.module.first_tokens(x_TH, out_BH, rows.groups)
+
+
+def attend(attention: SelfAttention, qkv_T3H: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
+    """Compute what every token reads of its row, [T, 3H] -> [T, H]; with biases by torch's operators, length by length.
+
+    Rows so short that nothing is added to their scores are first, and go to the kernels all the same.
+    """
+    if not attention.takes_kernels:
+        return attention.mix(qkv_T3H, rows.groups)
+    if attention.rotary is not None:
+        qkv_T3H = attention.turned(qkv_T3H, rows.positions)
+    if attention.bias is None:
+        return kernels.attend(qkv_T3H, rows, attention.heads)
+    short = int(np.searchsorted(rows.host_lengths, attention.bias.nothing_up_to, side="right"))
+    if short == len(rows):
+        return kernels.attend(qkv_T3H, rows, attention.heads)
+    mixed = []
+    if short:
+        part = rows.part(slice(0, short))
+        mixed.append(kernels.attend(qkv_T3H[part.tokens], part, attention.heads))
+    part = rows.part(slice(short, len(rows)))
+    mixed.append(attend_by_group(qkv_T3H[part.tokens], part.groups, attention.heads, attention.bias))
+    return torch.cat(mixed)
 
 
 def hidden_states(
     backbone: Backbone, token_ids_T: Tensor, segments_B: Tensor, rows: RaggedRows, kernels: Kernels
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number of every layer, from 1, and its hidden states [T, H], which the next layer but one writes over."""
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield the number of every layer, from 1, and the hidden states before and after it, [T, H] each.
+
+    They are in two buffers: what is yielded next takes their place.
+    """
     weight = backbone.layer(1).ffn.expand.weight
     x_TH, y_TH = (weight.new_empty(rows.num_tokens, weight.shape[1]) for _ in range(2))
     embed(backbone.embeddings, token_ids_T, segments_B, rows, x_TH, kernels)
     for number in range(1, len(backbone.layers) + 1):
         run_layer(backbone.layer(number), x_TH, rows, y_TH, kernels)
         x_TH, y_TH = y_TH, x_TH
-        yield number, x_TH
+        yield number, y_TH, x_TH
 
 
-def head_features(head: PooledHead | AttentionHead, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
+def head_features(head: Head, x_TH: Tensor, rows: RaggedRows, kernels: Kernels) -> Tensor:
     """Compute the features of an exit's head from the hidden states of its layer: [B, F]."""
     if isinstance(head, AttentionHead):
         return attention_head_features(head, x_TH, rows, kernels)
+    if isinstance(head, MeanHead):
+        return head.features_from(x_TH, rows.groups)
     return head.features_of_first(x_TH.index_select(0, rows.starts))
 
 
@@ -77,7 +114,7 @@ def attention_head_features(head: AttentionHead, x_TH: Tensor, rows: RaggedRows,
 
 
 def attend_from_first(
-    q_BH: Tensor, x_TH: Tensor, rows: RaggedRows, heads: int, kv_2HH: Tensor, bias_2H: Tensor, kernels: Kernels
+    q_BH: Tensor, x_TH: Tensor, rows: RaggedRows, heads: int, kv_2HH: Tensor, bias_2H: Tensor | None, kernels: Kernels
 ) -> Tensor:
     """Compute attention of one query a row without keys and values of its tokens: [B, H].
 
@@ -87,10 +124,14 @@ def attend_from_first(
     key_NDH, value_NDH = kv_2HH.view(2, heads, width, -1)
     asked_NBH = torch.bmm(q_BH.view(-1, heads, width).transpose(0, 1), key_NDH)
     mixed_NBH = kernels.pool(asked_NBH, x_TH, rows, width**-0.5)
-    return torch.bmm(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape) + bias_2H[len(bias_2H) // 2 :]
+    out_BH = torch.bmm(mixed_NBH, value_NDH.mT).transpose(0, 1).reshape(q_BH.shape)
+    return out_BH if bias_2H is None else out_BH + bias_2H[len(bias_2H) // 2 :]
 
 
 def _after_attention(layer: EncoderLayer, x_QH: Tensor, mixed_QH: Tensor, out_QH: Tensor, kernels: Kernels) -> None:
+    if isinstance(layer, PreNormLayer):
+        out_QH.copy_(layer.after_attention(x_QH, mixed_QH))
+        return
     y_QH = layer.attention_out(mixed_QH)
     kernels.add_norm(y_QH, x_QH, layer.attention_norm, y_QH)
     z_QH = layer.ffn.contract(expand(layer.ffn, y_QH))

@@ -71,6 +71,11 @@ class RaggedRows:
         return int(self.host_lengths[-1])
 
     @cached_property
+    def positions(self) -> Tensor:
+        """The position of every token in its row: [T] int32."""
+        return self.index_from(torch.zeros_like(self.starts))
+
+    @cached_property
     def groups(self) -> tuple[LengthGroup, ...]:
         """The rows in groups of equal length, for operators that cannot take ragged rows."""
         lengths, rows = np.unique(self.host_lengths, return_counts=True)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.cpu.fused import FusedLinear, can_fuse
-from models.families import Shape
+from models.families.shape import Shape
 
 CPU_TOKENS = (512, 1024, 2048)
 """The numbers of tokens that are tried in one matrix product on a CPU."""
@@ -32,7 +32,8 @@ def matmul_ceiling(shape: Shape, device: torch.device, dtype: torch.dtype) -> fl
     speed them up. On a GPU: tokens at once; the median pass counts.
     """
     hidden, inner = shape.hidden, shape.intermediate
-    sizes = [(hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden)]
+    wide = 2 * inner if shape.pre_norm else inner  # with a gate
+    sizes = [(hidden, 3 * hidden), (hidden, hidden), (hidden, wide), (inner, hidden)]
     weights = [torch.randn(out, into, device=device, dtype=dtype) * 0.02 for into, out in sizes * shape.layers]
     flops_per_token = 2.0 * sum(weight.numel() for weight in weights)
     plain = [partial(F.linear, weight=weight) for weight in weights]

@@ -47,6 +47,10 @@ from pipeline.output.results import results_as_corpus
 from pipeline.output.totals import Totals
 from pipeline.schema import output_schema
 from pipeline.storage.tree import OwnResultsError
+from pipeline.tables.delta import table_of
+
+FAILURES = (RayError, ExecutionTimeoutError, StorageError)
+"""Errors of workers and of the storage, by which a run may end in the middle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,8 @@ class BulkRequest:
     """Keep results of files that are gone from the input, and take an empty input for no error."""
     overwrite: bool = False
     """Start over; the results in the folder stay valid until new ones replace them."""
+    table: str | None = None
+    """Kind of table to make of the folder, of `tables.delta.KINDS`; None keeps up the one that is there, if there is one."""
     log: Callable[[str], None] = print
     """Takes each line on how the run goes."""
 
@@ -143,11 +149,37 @@ class UnfinishedRunError(Exception):
         self.cause = cause
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRun:
+    """A request that can be met, and what there is to do for it."""
+
+    corpus: Corpus
+    ledger: Ledger
+    left: Mapping[str, Collection[int]]
+    """Files with work left, by path, with the starts of their shards that are done."""
+    spec: ClassifySpec
+
+    @property
+    def files(self) -> list[InputFile]:
+        """The files with work left."""
+        return [file for file in self.corpus.files if file.path in self.left]
+
+
 def run_bulk(request: BulkRequest) -> Outcome | None:
     """Send the corpus through the model and publish the results; return None if the folder already holds all of them.
 
     Raises UserError for a request that cannot be met, and UnfinishedRunError if the run fails in the middle.
     """
+    with prepared(request) as run:
+        if run is None:
+            return None
+        with _kept_if_unfinished(request, run.spec, run.ledger):
+            return _classify(request, run)
+
+
+@contextlib.contextmanager
+def prepared(request: BulkRequest) -> Iterator[PreparedRun | None]:
+    """Check a request and open its folder; None if that already holds all results. Raises UserError if it cannot be met."""
     corpus = _list_corpus(request)
     for remark in corpus.remarks:
         request.log(remark)
@@ -156,8 +188,12 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
         check_precision(dtype_of(request.precision or request.engine.dtype), request.model.meta.shape)
     folder = prepare_folder(request.output, request.input)
     request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
+    table = table_of(folder, request.table, request.log)
     precision = settled_precision(request, folder)
-    with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite) as ledger:
+    follow = table.follow if table else lambda: None
+    with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite, follow=follow) as ledger:
+        if table:
+            table.catch_up(overwrite=request.overwrite)
         left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
         for line in ledger.remarks:
             request.log(line)
@@ -165,12 +201,14 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
             request.log(f"{left_out}: the new results will be without them")
         if not left and (ledger.published() or ledger.schema is None):
             ledger.finish()
-            return None
+            yield None
+            return
         spec = _spec_of(request, corpus, ledger, precision)
+        if table:
+            table.check(output_schema(spec.results, spec.columns.keep))
         check_weights(request.model.directory, request.model.meta)  # here a fault is reported once, not by every actor
         check_finite(request.model.directory, request.model.meta)
-        with _kept_if_unfinished(request, spec, ledger):
-            return _classify(request, corpus, left, spec, ledger)
+        yield PreparedRun(corpus=corpus, ledger=ledger, left=left, spec=spec)
 
 
 def _list_corpus(request: BulkRequest) -> Corpus:
@@ -197,7 +235,7 @@ def settled_precision(request: BulkRequest, folder: str) -> str:
         return recorded
     if find_cluster() is None:
         return here
-    plan = _planned(request)
+    plan = planned(request)
     return ask_node(plan, precision_on, asked, torch.device(plan.device))
 
 
@@ -225,7 +263,7 @@ def _kept_if_unfinished(request: BulkRequest, spec: ClassifySpec, ledger: Ledger
     """Store what is done when the run fails or is stopped, say how much that is, and leave Ray with its work."""
     try:
         yield
-    except (RayError, ExecutionTimeoutError, StorageError) as error:
+    except FAILURES as error:
         kept = _kept(ledger)
         shut_down()  # the actors would hold the cluster as long as this process lives
         raise UnfinishedRunError(error, kept) from error
@@ -243,16 +281,14 @@ def _kept(ledger: Ledger) -> str:
     return f"{done.rows_in:,} rows in {done.shards:,} shards are kept; the same command goes on from there"
 
 
-def _classify(
-    request: BulkRequest, corpus: Corpus, left: Mapping[str, Collection[int]], spec: ClassifySpec, ledger: Ledger
-) -> Outcome:
-    """Classify what is left (path -> starts of shards that are done), judge it and publish the manifest."""
+def _classify(request: BulkRequest, run: PreparedRun) -> Outcome:
+    """Classify what is left, judge it and publish the manifest."""
     started = time.monotonic()
+    corpus, ledger, spec, files = run.corpus, run.ledger, run.spec, run.files
     ledger.begin(output_schema(spec.results, spec.columns.keep))
-    files = [file for file in corpus.files if file.path in left]
     log = RunLog(ledger, bytes_left=sum(file.size for file in files))
     if files:
-        _stream(request, files, left, spec, log)
+        _stream(request, run, log)
         ledger.flush()
         unfinished = ledger.unfinished(corpus.files)
         if unfinished:
@@ -277,7 +313,7 @@ def _classify(
     )
 
 
-def _planned(request: BulkRequest) -> ActorPlan:
+def planned(request: BulkRequest) -> ActorPlan:
     """Join or start Ray, wait for the nodes asked for, and plan the actors; raise DoesNotFitError if they do not fit."""
     join_or_start(request.log)
     wait_for_nodes(request.wait_for, request.log)
@@ -286,16 +322,10 @@ def _planned(request: BulkRequest) -> ActorPlan:
     return plan
 
 
-def _stream(
-    request: BulkRequest,
-    files: list[InputFile],
-    done: Mapping[str, Collection[int]],
-    spec: ClassifySpec,
-    log: RunLog,
-) -> None:
+def _stream(request: BulkRequest, run: PreparedRun, log: RunLog) -> None:
     """Run the chain over files and note the receipts; raise DoesNotFitError if the cluster is too small for it."""
-    plan = _planned(request)
+    plan = planned(request)
     request.log(f"loading the model on {plan.describe()}")
     with log:
-        for receipts in receipts_of(classify_files(files, done, spec, plan)):
+        for receipts in receipts_of(classify_files(run.files, run.left, run.spec, plan)):
             log.observe(receipts)

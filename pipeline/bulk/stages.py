@@ -57,6 +57,16 @@ CALLS = {"cpu": 2, "cuda": 3}
 """Bundles at work in an actor, by device: one computes, while the others turn from tables into arrays or back."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How much is read where a sample will do."""
+
+    rows: int
+    """Rows of a shard."""
+    shards: int
+    """Shards of a file, or of a piece of one, from its beginning."""
+
+
 def tokenized_bundles(
     files: list[InputFile],
     done: Mapping[str, Collection[int]],
@@ -84,18 +94,19 @@ def bundles_of_tasks(
     task_cpus: Mapping[str, float] = TASK_CPUS,
     part: tuple[int, int] = (0, 1),
     output: str | None = None,
+    sampling: Sampling | None = None,
 ) -> Dataset:
     """Build the lazy chain that reads and tokenizes what tasks are to read, without the shards in `done` (path -> starts).
 
     Each of its blocks holds one bundle of about `bundle_rows` rows. With `part` (rank, world size), a bundle has the rows of
     this rank alone, those at rank, rank + world size, and so on of every shard. With an output folder, rows that kill their
-    process are isolated as well as those that raise.
+    process are isolated as well as those that raise. With `sampling`, some rows of every piece are read alone.
     """
     encoded = [encode_task(task, done) for task in tasks]
     with DataContext.current(_chain_context()):  # a data set keeps the settings under which it was made
         chain = ray.data.from_items(encoded, override_num_blocks=min(len(encoded), MAX_READ_TASKS))
     chain = chain.map_batches(
-        partial(_read, columns=columns, bundle_rows=bundle_rows, output=output),
+        partial(_read, columns=columns, bundle_rows=bundle_rows, output=output, sampling=sampling),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=task_cpus["read"],
@@ -128,9 +139,6 @@ def classify_files(
     files: list[InputFile], done: Mapping[str, Collection[int]], spec: ClassifySpec, plan: ActorPlan
 ) -> Dataset:
     """Build the lazy chain over files, without the shards in `done` (path -> starts); its blocks hold receipts of a bundle."""
-    # Imported here, because workers of the task stages import this module and need no torch.
-    from pipeline.bulk.actor import ClassifyActor
-
     chain = tokenized_bundles(
         files,
         done,
@@ -140,6 +148,14 @@ def classify_files(
         task_cpus=plan.task_cpus,
         output=spec.output.folder,
     )
+    return classify_bundles(chain, spec, plan)
+
+
+def classify_bundles(chain: Dataset, spec: ClassifySpec, plan: ActorPlan) -> Dataset:
+    """Add to a chain that tokenizes the stages that classify and write; its blocks hold receipts of a bundle then."""
+    # Imported here, because workers of the task stages import this module and need no torch.
+    from pipeline.bulk.actor import ClassifyActor
+
     calls = CALLS[plan.device]
     # Ray restarts tasks and actors that die without end; pipeline.bulk.attempts bounds that.
     chain = chain.map_batches(
@@ -173,7 +189,7 @@ def abandon(spec: ClassifySpec) -> None:
     clear_attempts(spec.output.folder)
 
 
-def receipts_of(chain: Dataset) -> Iterator[list[Receipt]]:
+def receipts_of(chain: Dataset) -> Generator[list[Receipt], None, None]:
     """Run the chain and yield the receipts of each bundle as it is finished."""
     for block in blocks_of(chain):
         for text in block[RECEIPTS_CELL].to_pylist():
@@ -185,7 +201,9 @@ def blocks_of(chain: Dataset) -> Generator[pa.Table, None, None]:
     yield from chain.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
 
-def _read(batch: pa.Table, columns: Columns, bundle_rows: int, output: str | None) -> Iterator[pa.Table]:
+def _read(
+    batch: pa.Table, columns: Columns, bundle_rows: int, output: str | None, sampling: Sampling | None = None
+) -> Iterator[pa.Table]:
     """Read some pieces of files, bundle after bundle."""
     pieces = decode_task(batch["item"][0].as_py())
     first, others = pieces[0], len(pieces) - 1
@@ -193,21 +211,22 @@ def _read(batch: pa.Table, columns: Columns, bundle_rows: int, output: str | Non
     key = f"read-{first.file.shard_id(0)}-{first.sections.start if first.sections else 0}"
     with ReadLog.of(output, key, files) as log:
         clock = Clock()
-        for shards in gather(_shards_left(pieces, columns, log), bundle_rows):
+        for shards in gather(_shards_left(pieces, columns, log, sampling), bundle_rows):
             yield Bundle.of_shards(shards, clock).to_arrow()
             clock = Clock()
 
 
-def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog) -> Iterator[Shard]:
+def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog, sampling: Sampling | None) -> Iterator[Shard]:
     """Read pieces of files, without the shards that are done, and without what processes have died of."""
     for number, (piece, fetched) in enumerate(_fetched(pieces, prefetch=1 if log.deaths else READ_AHEAD)):
         given_up = log.lost.get(number, {})
         if piece.first in given_up and piece.sections is None and not piece.done:  # opening it may be what they died of
             yield unreadable(piece.file, columns, given_up[piece.first])
             continue
-        shards = read_shards(piece.file, columns, piece.sections, fetched, given_up)
-        row = piece.first
-        while True:
+        shard_rows = None if sampling is None else sampling.rows
+        shards = read_shards(piece.file, columns, piece.sections, fetched, given_up, shard_rows=shard_rows)
+        row, taken = piece.first, 0
+        while sampling is None or taken < sampling.shards:
             log.begin(number, row)
             shard = next(shards, None)
             if shard is None:
@@ -215,6 +234,7 @@ def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog) -> Ite
             row = shard.start + shard.span
             if shard.start not in piece.done:
                 yield shard
+                taken += 1
 
 
 def _fetched(pieces: list[LeftPiece], prefetch: int) -> Iterator[tuple[LeftPiece, StoredFile | None]]:

@@ -91,13 +91,16 @@ class Sample:
         )
 
     @cached_property
-    def layer_cost(self) -> Floats:
-        """The cost of one layer for every row, as [B], in units of the mean row at full depth."""
-        return self.flops.layer(self.lengths.astype(np.float64)) / self._full_depth.mean()
+    def layers_cost(self) -> Floats:
+        """The cost of each row's layers up to every depth, 0 to L, as [L + 1, B]; the mean row at full depth costs 1."""
+        lengths = self.lengths.astype(np.float64)
+        return (
+            np.array([self.flops.layers(lengths, depth) for depth in range(self.depth + 1)]) / self._full_depth.mean()
+        )
 
     @cached_property
     def head_cost(self) -> Floats:
-        """The cost of evaluating each exit, the last included, for every row, as [E + 1, B], in the units of `layer_cost`."""
+        """The cost of evaluating each exit, the last included, for every row, as [E + 1, B], in the units of `layers_cost`."""
         lengths = self.lengths.astype(np.float64)
         heads = [self.flops.head(self.flops.exit_heads[layer], lengths) for layer in (*self.layers, self.depth)]
         return np.array(heads) / self._full_depth.mean()
@@ -199,11 +202,11 @@ def _best_threshold(sample: Sample, speeds: Floats, index: int, price: float) ->
 
 def _cost_of_going_on(sample: Sample, speeds: Floats, would_exit_EB: Bools, index: int, price: float) -> Floats:
     """Return what each row costs after this exit if it does not exit here: layers, heads, and the risk it runs: [B]."""
-    cost = (sample.depth - sample.layers[-1]) * sample.layer_cost + sample.head_cost[-1]
+    cost = sample.layers_cost[sample.depth] - sample.layers_cost[sample.layers[-1]] + sample.head_cost[-1]
     for later in reversed(range(index + 1, len(sample.layers))):
         if speeds[later] > 0:
             cost = np.where(would_exit_EB[later], price * sample.risk[later], cost) + sample.head_cost[later]
-        cost = cost + (sample.layers[later] - sample.layers[later - 1]) * sample.layer_cost
+        cost = cost + sample.layers_cost[sample.layers[later]] - sample.layers_cost[sample.layers[later - 1]]
     return cost
 
 

@@ -2,7 +2,7 @@
 
 Ray puts `ray_` before a name and `_total` after a counter's, exports a value some ten seconds late, and keeps the series of
 processes that have ended. Exact totals are in the manifest; these are for watching. A bulk run reports from its driver, as
-receipts come in (bulk/metrics.py), and a server from its replicas (serving/metrics.py).
+receipts come in (bulk/run_log.py), and a server from its replicas (serving/metrics.py).
 """
 
 from dataclasses import dataclass

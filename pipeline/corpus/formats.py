@@ -174,9 +174,8 @@ def _line_rows(file: InputFile, stored: BinaryIO, columns: list[str]) -> Iterato
     while True:
         chunk, failure = _take_chunk(rows)
         if chunk:
-            position = (
-                1.0 if stored.closed else stored.tell() / max(file.size, 1)
-            )  # a decompressor closes it at its end
+            read = 1.0 if stored.closed else stored.tell() / max(file.size, 1)  # a decompressor closes it at its end
+            position = read * lines.fraction_taken
             yield RawRows(start, _transpose(chunk, columns), position)
             start += len(chunk)
         if failure is not None:  # raised only now, when all rows before it have been yielded

@@ -26,7 +26,7 @@ FORMATS = {
     ".tsv": "tsv",
     ".txt": "text",
 }
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class InputFile:
     format: str
     """One of "parquet", "jsonl", "csv", "tsv" and "text"."""
     compression: str | None
-    """Either "gzip" or "zstd"; None for a file that is not compressed."""
+    """One of "gzip", "zstd", "bzip2" and "xz"; None for a file that is not compressed."""
     problem: str | None = None
     """Why it cannot be read whatever its content; None if nothing is known against it."""
 
@@ -59,8 +59,6 @@ class Corpus:
     """The files to read, in order of their names."""
 
     files: list[InputFile]
-    ignored: list[str]
-    """Names of the other files in the folder, whose formats are unknown."""
     remarks: list[str] = field(default_factory=list)
     """What is left alone, in a line for each reason."""
 
@@ -83,13 +81,13 @@ def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
         file = _input_file(single, os.path.basename(location))
         if file is None:
             raise InputError("input", f"{printable(location)}: unknown extension; known are {_extensions()}")
-        return Corpus([file], [])
+        return Corpus([file])
     root, tree = _tree(location)
     if tree is not None and tree.matched_folders and not tree.files:
         raise InputError("input", f"{location}: matches folders and no file; write {location}/* for the files in them")
     if tree is None or not (tree.files or tree.left_out or tree.is_folder):
         if may_be_empty and (is_remote(location) or Glob.of(location)):  # S3 has no empty folders
-            return Corpus([], [])
+            return Corpus([])
         raise InputError("input", f"{pattern}: no such file, folder or match")
     corpus = _corpus_of(tree)
     if corpus.files:
@@ -166,7 +164,7 @@ def _corpus_of(tree: Tree) -> Corpus:
         file = _input_file(entry, name)
         files.append(file) if file else ignored.append(_escaped(name))
     left_out = tree.left_out | ({LeftOut.OTHER_KIND: ignored} if ignored else {})
-    return Corpus(files, ignored, [_remark(why, names) for why, names in left_out.items()])
+    return Corpus(files, [_remark(why, names) for why, names in left_out.items()])
 
 
 def _remark(why: LeftOut, names: list[str]) -> str:
@@ -179,7 +177,7 @@ def _remark(why: LeftOut, names: list[str]) -> str:
 def of_entries(root: str, entries: Iterable[Entry]) -> Corpus:
     """Return the corpus of these files, which lie below the folder `root`."""
     files = [_input_file(entry, entry.path.removeprefix(root)[1:]) for entry in entries]
-    return Corpus([file for file in files if file is not None], [])
+    return Corpus([file for file in files if file is not None])
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -62,12 +62,14 @@ def read_shards(
     sections: range | None = None,
     fetched: StoredFile | None = None,
     given_up: Mapping[int, str] = MappingProxyType({}),
+    *,
+    shard_rows: int | None = None,
 ) -> Iterator[Shard]:
     """Read a file, or some of its sections by number, as shards in row order, at least one.
 
     `fetched` is the file if it has been fetched already. A section whose shard begins with a row in `given_up` is not read from
-    there on, for the cause that stands there. Damage of the file becomes rejects and `read_error`. Raises
-    StorageError if it cannot be reached or has changed since it was listed.
+    there on, for the cause that stands there. `shard_rows`, for samples, takes the place of SHARD_ROWS. Damage of the file
+    becomes rejects and `read_error`. Raises StorageError if it cannot be reached or has changed since it was listed.
     """
     opened = iter_sections(file, columns.names, sections, fetched)
     while True:
@@ -79,7 +81,7 @@ def read_shards(
             return
         if section is None:
             return
-        yield from _Cutter(file, columns, section, given_up).shards()
+        yield from _Cutter(file, columns, section, given_up, shard_rows or SHARD_ROWS).shards()
 
 
 def unreadable(file: InputFile, columns: Columns, cause: str) -> Shard:
@@ -102,18 +104,23 @@ class _Cutter:
     section: Section
     given_up: Mapping[int, str] = field(default_factory=dict)
     """Starts of shards that are not read, with the cause."""
+    most_rows: int = SHARD_ROWS
+    """Rows of a shard."""
     pending: list[pa.Table] = field(default_factory=list)
     """Checked rows of the shard to come, which has `count` rows and `size` bytes so far."""
     count: int = 0
     size: int = 0
     start: int = field(init=False)
     position: float = field(init=False)
+    """Fraction of the file that lies before the row that is added next, about."""
+    reached: float = field(init=False)
+    """Fraction that lies before the next chunk."""
     done_until: float = field(init=False)
-    """Fraction of the file that lies before the shard to come."""
+    """Fraction that lies before the shard to come."""
 
     def __post_init__(self) -> None:
         self.start = self.section.start
-        self.position = self.done_until = self.section.position
+        self.position = self.reached = self.done_until = self.section.position
 
     def shards(self) -> Iterator[Shard]:
         """Yield the shards of the section, at least one; the last tells whether the file ends with it."""
@@ -137,25 +144,27 @@ class _Cutter:
         raw = next(self.section.chunks, None)
         if raw is None:
             return None
-        self.position = raw.position
+        self.reached = max(self.reached, raw.position)  # a decompressor's is about
         return check_rows(self.file, self.columns, raw, schema)
 
     def _add(self, table: pa.Table) -> Iterator[Shard]:
         """Add rows to the shard to come, and yield each shard that is full before its next row."""
         ends = np.cumsum(_table_bytes(table))
-        first = 0
+        first, since = 0, self.position
         while first < len(table):
             before = int(ends[first - 1]) if first else 0
             fit = int(np.searchsorted(ends, before + SHARD_BYTES - self.size, "right"))
-            end = min(fit, first + SHARD_ROWS - self.count)
+            end = min(fit, first + self.most_rows - self.count)
             if end == first and not self.count:
                 end += 1  # a row that fills a shard by itself
             if end > first:
                 self.pending.append(table.slice(first, end - first))
                 self.count, self.size = self.count + end - first, self.size + int(ends[end - 1]) - before
             if end < len(table):
+                self.position = since + (self.reached - since) * end / len(table)
                 yield self._cut()
             first = end
+        self.position = self.reached
 
     @property
     def _schema(self) -> pa.Schema:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.early_exit import EarlyExitModel
-from models.heads import AttentionHead, PooledHead
+from models.heads import Head
 from pipeline.engine.memory import Workspace
 from pipeline.engine.pack import pack
 from pipeline.engine.packing import MicroBatch, length_groups_of, micro_batches, pad_multiple
@@ -115,7 +115,7 @@ class CpuRunner:
         layers: range,
         active: ActiveRows,
         hidden_TH: Tensor,
-        head: PooledHead | AttentionHead,
+        head: Head,
         kept_TW: Tensor,
     ) -> int:
         """Run whole layers over the active rows and write them back without gaps; return the padding tokens computed.

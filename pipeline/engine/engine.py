@@ -30,7 +30,7 @@ import torch
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from models.exits.task import Task
-from models.families import Shape
+from models.families.shape import Shape
 from models.gpu.dispatch import kernels_for
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.cpu_runner import CpuRunner

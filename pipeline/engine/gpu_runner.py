@@ -21,7 +21,7 @@ from models.early_exit import EarlyExitModel
 from models.gpu.dispatch import Kernels
 from models.gpu.encoder import embed, head_features, run_layer, run_layer_for_first_tokens
 from models.gpu.rows import RaggedRows, send
-from models.heads import AttentionHead, PooledHead
+from models.heads import PooledHead
 from pipeline.engine.memory import Workspace
 from pipeline.engine.packing import cut_by_tokens
 from pipeline.engine.results import Results
@@ -153,7 +153,7 @@ class GpuRunner:
         With `first`, the exit's layer is still to be run, and is run for the first tokens only.
         """
         head, layer = self.model.head(exit_layer), self.model.backbone.layer(exit_layer)
-        if isinstance(head, AttentionHead):
+        if not head.reads_first_token:
             parts = cut_by_tokens(active.host_lengths, self.config.token_budget)
         else:
             step = self.config.first_tokens

@@ -43,6 +43,7 @@ class LoadedModel:
         self.sizes = sizes._replace(token_budget=config.token_budget or sizes.token_budget)
         """How much is worked on at once, by the device and its memory unless the config says otherwise."""
         self._fuse()
+        model.backbone.freeze()
         self.threads = torch.get_num_threads() if self.device.type == "cpu" else 1
         self.workspaces = [Workspace(self.device, self.dtype) for _ in range(self.threads)]
         """Memory of each worker for hidden states."""

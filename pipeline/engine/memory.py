@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.families import Shape
+from models.families.shape import Shape
 from pipeline.engine.packing import Lengths, cut_by_tokens
 
 CACHED_VALUES = 1024 * 768
@@ -68,7 +68,10 @@ def gpu_sizes(free_bytes: int, shape: Shape, dtype: torch.dtype) -> Sizes:
     """
     usable = int(free_bytes * USED_MEMORY)
     # Of each token of a micro-batch: queries, keys and values, what attention mixes, and both sides of the feed-forward block.
-    layer_bytes = dtype.itemsize * (6 * shape.hidden + shape.intermediate)
+    # With a gate, the block's inner side is there three times; turned queries and keys are made in fp32, twice.
+    inner = shape.intermediate * (3 if shape.pre_norm else 1)
+    turned = 4 * torch.float32.itemsize * shape.hidden if shape.rotary_bases else 0
+    layer_bytes = dtype.itemsize * (6 * shape.hidden + inner) + turned
     budget = min(MAX_GPU_BUDGET, max(1, int(usable * MICRO_BATCH_MEMORY) // layer_bytes))
     # Of each resident token: its hidden states twice, before and after a layer; its id, and its index while rows move.
     resident_bytes = int(2 * ROW_SPARE * dtype.itemsize * shape.hidden) + 16

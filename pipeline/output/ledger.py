@@ -12,7 +12,7 @@ whoever publishes last adds what the other one has published. Memory is O(shards
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -52,8 +52,20 @@ PUBLISH_TRIES = 10
 class Ledger:
     """Receipts of one output folder. Use as a context manager: it holds a lock, and stores receipts at its end."""
 
-    def __init__(self, folder: str, fingerprint: Fingerprint, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str,
+        fingerprint: Fingerprint,
+        *,
+        overwrite: bool = False,
+        follow: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take the folder and what is to be in it; `follow` brings what others read by to the manifest.
+
+        It is called whenever a manifest is in, before what that replaced is removed.
+        """
         self.folder, self.fingerprint, self.overwrite = folder, fingerprint, overwrite
+        self._follow = follow
         self.remarks: list[str] = []
         """Lines on what was found lost or damaged, and how it was made good."""
         self._resources = contextlib.ExitStack()
@@ -161,7 +173,8 @@ class Ledger:
         raise StorageError(f"{self.folder}/{MANIFEST}: others replace it all the time")
 
     def finish(self) -> None:
-        """Remove what a published result has no more use for; do nothing if that is done."""
+        """Bring others to a published result, and remove what it has no more use for; do nothing if that is done."""
+        self._follow()
         generation = self.output.generation
         if generation in self._generations.pending or generation in self._generations.segments:
             clean_up(self._generations, generation, self._log.segments, alone=self._locked)

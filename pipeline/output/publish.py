@@ -162,8 +162,8 @@ def _remove_unused_parts(generations: Generations, generation: int, *, alone: bo
     Work that was done twice leaves them: by a worker that was slow and not dead, or before a receipt was stored.
     """
     folder, manifest, storage = generations.folder, read_manifest(generations.folder), storage_of(generations.folder)
-    if manifest is None or manifest.generation != generation:
-        return
+    if manifest is None or manifest.generation != generation or manifest.version != generations.version:
+        return  # what another driver has published meanwhile, whose table may yet name the parts before it, is its own
     segments = Generations.read(folder).segments  # of other drivers, as of now
     named: set[str] = set()
     receipts = [manifest.read_shards(), *read_segments(segments.get(generation, ())).whole]

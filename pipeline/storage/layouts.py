@@ -19,6 +19,9 @@ TABLES = [
 ICEBERG_METADATA = re.compile(r".*\.metadata\.json(\.gz)?|version-hint\.text")
 HIVE_TRANSACTION = re.compile(r"(base|delta|delete_delta)_\d{7,}.*")
 OUR_PART = re.compile(r"part-[0-9a-f]{16}(\.g\d+)?\.parquet")
+OUR_MANIFEST = "_manifest.json"
+OUR_TABLE = "_delta_log"
+"""Log of a table over our parts, which names those that our manifest names too."""
 OUR_RESULTS = (
     "holds results of offramp, whose manifest says which parts count; classify, label and distill take it as a whole"
 )
@@ -31,6 +34,8 @@ def layout_of(names: Collection[str], inside: Callable[[str], Collection[str]]) 
     `names` are those of its files and folders, and `inside(name)` are those in one of its folders.
     """
     there = {*names}
+    if {OUR_MANIFEST, OUR_TABLE} <= there and any(map(OUR_PART.fullmatch, there)):
+        there.remove(OUR_TABLE)
     return _table(there, inside) or _unfinished(there) or _saved(there)
 
 
@@ -62,6 +67,6 @@ def _saved(names: set[str]) -> str | None:
         return "is what datasets' save_to_disk wrote, in Arrow files, which are not read; write it by to_parquet"
     if not any(map(OUR_PART.fullmatch, names)):
         return None
-    if "_manifest.json" in names:
+    if OUR_MANIFEST in names:
         return OUR_RESULTS
     return OUR_RUN if {"_receipts", "_attempts"} & names else None

@@ -199,6 +199,28 @@ def _arrow_filesystem(bucket: str, endpoint: str | None, region: str | None, att
     )
 
 
+def object_store_options() -> dict[str, str]:
+    """Return how object_store, by which libraries in Rust reach S3, finds the server and the credentials of our own client.
+
+    Raises RefusedError if there are no credentials.
+    """
+    endpoint, credentials = _endpoint(), boto3.Session().get_credentials()
+    if credentials is None:
+        raise RefusedError("S3: there are no credentials")
+    found = credentials.get_frozen_credentials()
+    values = {
+        "aws_access_key_id": found.access_key,
+        "aws_secret_access_key": found.secret_key,
+        "aws_session_token": found.token,
+        "aws_region": _region() or DEFAULT_REGION,
+        "aws_endpoint": endpoint,
+        "allow_http": "true" if endpoint and endpoint.startswith("http://") else None,
+        "aws_conditional_put": "etag",
+        "max_retries": str(_attempts() - 1),
+    }
+    return {name: value for name, value in values.items() if value}
+
+
 def _client() -> Any:
     try:
         return _make_client(_endpoint(), _region())

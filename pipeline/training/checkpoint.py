@@ -21,6 +21,8 @@ from pipeline.storage.locate import write_text
 FOLDER = "_checkpoint"
 """Folder of checkpoints inside the output folder, until the training is done."""
 STATE = "state.pt"
+VERSION = 2
+"""Raised when what a checkpoint holds changes: since 2 the branch heads of a frozen backbone are stored side by side."""
 COMMAND = "command.txt"
 
 
@@ -72,7 +74,8 @@ def claim(output: Path, command: Mapping[str, object]) -> bool:
     """
     folder = output / FOLDER
     note = folder / COMMAND
-    text = "".join(f"{name} = {value}\n" for name, value in sorted(command.items()))
+    options = {**command, "checkpoint version": VERSION}
+    text = "".join(f"{name} = {value}\n" for name, value in sorted(options.items()))
     if note.exists():
         before = note.read_text(encoding="utf-8")
         if before == text:

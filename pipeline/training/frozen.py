@@ -21,9 +21,9 @@ from torch import Tensor
 from models.attention import first_tokens
 from models.early_exit import EarlyExitModel
 from models.gpu.dispatch import Kernels, kernels_for
-from models.gpu.encoder import attention_head_features, hidden_states, run_layer, run_layer_for_first_tokens
+from models.gpu.encoder import head_features, hidden_states, run_layer, run_layer_for_first_tokens
 from models.gpu.rows import RaggedRows, send
-from models.heads import AttentionHead, PooledHead
+from models.heads import PooledHead
 from models.layers import to_device
 from models.length_group import LengthGroup
 from pipeline.corpus.chunks import Chunk
@@ -156,7 +156,7 @@ class FrozenBackbone:
         members, inputs = rows.slice(range(part.start, part.stop)), states.inputs[:, self._entries(rows, part)]
         ids_T, segments_B = send(members.token_ids, device), send(members.segments, device)
         ragged = RaggedRows.of(members.lengths, device)
-        for number, x_TH in hidden_states(self.loaded.model.backbone, ids_T, segments_B, ragged, kernels):
+        for number, _, x_TH in hidden_states(self.loaded.model.backbone, ids_T, segments_B, ragged, kernels):
             if number in self.branches:
                 read = x_TH.index_select(0, ragged.starts) if self.pooled else x_TH
                 inputs[self.branches.index(number)] = read
@@ -219,12 +219,12 @@ class FrozenBackbone:
         """Do what `_last` does."""
         model = self.loaded.model
         head, layer = model.head(self.layers), model.backbone.layer(self.layers)
-        if isinstance(head, AttentionHead):
+        if head.reads_first_token:
+            features_BF = head.features_of_first(run_layer_for_first_tokens(layer, x_TH, rows, kernels))
+        else:
             y_TH = torch.empty_like(x_TH)
             run_layer(layer, x_TH, rows, y_TH, kernels)
-            features_BF = attention_head_features(head, y_TH, rows, kernels)
-        else:
-            features_BF = head.features_of_first(run_layer_for_first_tokens(layer, x_TH, rows, kernels))
+            features_BF = head_features(head, y_TH, rows, kernels)
         logits: Tensor = head.out(features_BF)
         return logits
 

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from models.branch_heads import BranchHeads
 from models.early_exit import EarlyExitModel, ExitOutput
 from models.exits.losses import is_known, label_losses, lte_losses, soft_label_losses
 from models.exits.task import Task
@@ -27,7 +28,6 @@ from pipeline.engine.pack import pack
 from pipeline.engine.packing import length_groups_of
 from pipeline.training.config import STRATEGIES
 from pipeline.training.frozen import FrozenBackbone, States
-from pipeline.training.heads import BranchHeads
 
 TOKEN_MULTIPLE = 256
 """Token counts are rounded up to this, so that few matrix shapes occur."""

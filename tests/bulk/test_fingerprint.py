@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from models.directory.config import config_document, shape_document
 from models.directory.digest import document_hash, weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from models.families import Shape
+from models.families.shape import ONLY_IN_TRAINING, Shape
 from pipeline.benchmark.synthetic import CLASSES
 from pipeline.bulk.fingerprint import fingerprint_of
 from pipeline.corpus.columns import Columns, resolve_columns
@@ -68,8 +68,8 @@ def test_the_parts_of_each_document_are_these(model_directory: Path) -> None:
     assert [*TOKENIZER.document()] == ["tokenizer_json", "max_tokens", "segments", "cut_left"]
     other = replace(TOKENIZER, fast_tokenizer="nanotoken 0.1.0", split_special=True)
     assert other.document() == TOKENIZER.document() | {"fast_tokenizer": "nanotoken 0.1.0", "split_special": True}
-    only_in_training = {"dropout", "attention_dropout"}
-    assert shape_document(model.shape).keys() == {field.name for field in fields(Shape)} - only_in_training
+    of_all_families = {field.name for field in fields(Shape) if field.default is MISSING}
+    assert shape_document(model.shape).keys() == of_all_families - ONLY_IN_TRAINING
 
 
 def test_every_part_of_a_document_is_its_own_and_counts(model_directory: Path) -> None:

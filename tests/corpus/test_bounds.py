@@ -23,6 +23,7 @@ from pipeline.corpus.formats import iter_sections
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.reader import SHARD_BYTES, read_shards
 from pipeline.rejects import Reject
+from tests.support.compressed import COMPRESS, packed
 from tests.support.jobs import REPOSITORY
 
 LIMIT = 1000
@@ -50,14 +51,13 @@ ROWS = {"txt": "{}\n", "jsonl": '{{"text": "{}"}}\n', "csv": '"{}",1\n', "tsv": 
 
 
 @pytest.mark.usefixtures("low_limit")
-@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", ["", *COMPRESS])
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "tsv"])
-def test_a_row_that_is_too_long_costs_itself(kind: str, packed: str, tmp_path: Path) -> None:
+def test_a_row_that_is_too_long_costs_itself(kind: str, suffix: str, tmp_path: Path) -> None:
     texts = ["first", "x" * 5000, "second", "y" * (LIMIT + 1), "z" * (LIMIT - 20), "ä" * 700]
-    path = tmp_path / f"a.{kind}{packed}"
+    path = tmp_path / f"a.{kind}{suffix}"
     content = HEADERS[kind] + "".join(ROWS[kind].format(text) for text in texts)
-    with pa.output_stream(path, compression={"": None, ".gz": "gzip", ".zst": "zstd"}[packed]) as out:
-        out.write(content.encode())
+    path.write_bytes(packed(path, content.encode()))
     long = "too_long"
     assert rows_of(path) == [
         (0, "first", None),

@@ -13,6 +13,7 @@ from pipeline.corpus.listing import list_inputs, matches
 from pipeline.corpus.reader import read_shards
 from pipeline.errors import InputError, StorageError, UserError
 from pipeline.storage.locate import storage_of
+from tests.support.compressed import packed
 from tests.support.s3_server import S3Server
 
 
@@ -323,7 +324,5 @@ def whole_file(path: Path) -> bytes:
     line = {".jsonl": '{{"text": "{}"}}\n', ".csv": "{}\n", ".txt": "{}\n"}
     kind = next(suffix for suffix in path.suffixes if suffix in line)
     content = ("text\n" if kind == ".csv" else "") + "".join(line[kind].format(text) for text in texts)
-    codec = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-    with pa.output_stream(path, compression=codec) as out:
-        out.write(content.encode())
+    path.write_bytes(packed(path, content.encode()))
     return path.read_bytes()

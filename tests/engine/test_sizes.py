@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.early_exit import EarlyExitModel
-from models.families import Shape
+from models.families.shape import Shape
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.memory import MAX_GPU_BUDGET, cpu_sizes, gpu_sizes

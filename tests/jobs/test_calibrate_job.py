@@ -40,6 +40,7 @@ def calibrated(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) 
     stored = json.loads((model / "calibration.json").read_text())
     assert (stored["data"]["rows"], stored["curve"]["tested"]) == (2000, 1500)  # the others fitted the temperatures
     assert (model / "calibration.png").stat().st_size > 5000
+    assert "| 2x |" in (model / "README.md").read_text()
     return model
 
 

@@ -232,13 +232,13 @@ def test_actors_are_a_number_or_bounds() -> None:
 def test_ray_is_started_early_only_where_work_is_to_be_expected(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "a.txt").write_text("text\n")
-    args = argparse.Namespace(
-        model=str(tmp_path / "model"), input=str(tmp_path / "*.txt"), output=str(tmp_path / "out"), overwrite=False
-    )
+    output = {"output": str(tmp_path / "out"), "overwrite": False, "table": None}
+    args = argparse.Namespace(model=str(tmp_path / "model"), input=str(tmp_path / "*.txt"), **output)
     assert not expects_work(args)  # a directory without a model
     (tmp_path / "model" / "config.json").write_text("{}")
     assert expects_work(args)
     assert expects_work(argparse.Namespace(**vars(args) | {"model": "some/hub-id"}))
+    assert not expects_work(argparse.Namespace(**vars(args) | {"table": "delta"}))  # it may not have all columns
     assert not expects_work(argparse.Namespace(**vars(args) | {"input": str(tmp_path / "*.csv")}))
     (tmp_path / "out").mkdir()
     assert expects_work(args)  # a run that was stopped

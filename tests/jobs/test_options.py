@@ -13,11 +13,11 @@ OPTIONS = {
     "classify": """
         actors audit audit-fail bundle-rows confidence config criterion dtype endpoint-url examples exits fast-tokenizer
         id-column incremental input keep label-threshold max-disagreement max-tokens model output overwrite pair-column
-        patience price-per-hour probabilities speed speedup-in strict target-speedup text-column tolerance wait-for
+        patience plan price-per-hour probabilities speed speedup-in strict table target-speedup text-column tolerance wait-for
     """,
     "label": """
         actors bundle-rows config dtype endpoint-url examples fast-tokenizer id-column incremental input keep max-tokens
-        model no-text output overwrite pair-column strict text-column wait-for
+        model no-text output overwrite pair-column plan strict table text-column wait-for
     """,
     "distill": """
         batch-rows checkpoint-seconds config dev epochs head head-learning-rate input label-column label-separator label-share
@@ -34,7 +34,7 @@ OPTIONS = {
         pair-column rows seed temperature text-column tolerance
     """,
     "evaluate": """
-        choose compare config criterion data dtype label-column label-separator label-threshold max-tokens metric model
+        card choose compare config criterion data dtype label-column label-separator label-threshold max-tokens metric model
         no-timing output pair-column speeds text-column
     """,
     "benchmark": """
@@ -96,11 +96,10 @@ def test_help_and_wrong_options_need_nothing_heavy() -> None:
 def test_the_options_of_a_bulk_run_reach_its_request() -> None:
     given = {
         "input": "in", "output": "out", "text_column": "t", "pair_column": "p", "id_column": "i", "keep": ("k", "l"),
-        "actors": (2, 3), "bundle_rows": 77, "incremental": True, "overwrite": True,
+        "actors": (2, 3), "bundle_rows": 77, "incremental": True, "overwrite": True, "table": "delta",
     }  # fmt: skip
     line = "--model m --input in --output out --text-column t --pair-column p --id-column i --keep k l --actors 2:3"
-    args = (
-        import_module("jobs.label").build_parser().parse(f"{line} --bundle-rows 77 --incremental --overwrite".split())
-    )
+    line += " --bundle-rows 77 --incremental --overwrite --table delta"
+    args = import_module("jobs.label").build_parser().parse(line.split())
     request = import_module("jobs.work.bulk").request_of(args, model=None, engine=None, results=())
     assert {name: getattr(request, name) for name in given} == given

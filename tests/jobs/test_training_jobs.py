@@ -155,9 +155,16 @@ def test_values_are_learned_classified_and_told(model_directory: Path, tmp_path:
     rows = pd.read_parquet(tmp_path / "out")
     assert list(rows.columns) == ["id", "value", "exit_layer", "uncertainty", "truncated"]
     assert set(rows.exit_layer) == {2}  # the first neighbours agree within so wide a tolerance
-    report = run_job_here("evaluate.py", "--model", model, "--data", data, "--no-timing")
+    report = run_job_here("evaluate.py", "--model", model, "--data", data, "--no-timing", "--card")
     assert report.returncode == 0, report.stderr
     assert "pearson" in report.stdout
+    card = Path(model, "README.md").read_text()
+    assert "| --strategy | alternating |" in card
+    assert "| --train | data.parquet |" in card
+    assert "| trained | 4 layers, one value; " in card
+    assert str(model_directory) not in card
+    assert "## What the exits are worth" in card
+    assert "| lte | " in card
     refused = run_job_here("classify.py", *classify, "--criterion", "entropy", "--overwrite")
     assert refused.returncode == 2
     assert "the model predicts a value; take lte or patience" in refused.stderr

@@ -1,8 +1,10 @@
 """Uncertainty by hand, and FLOPs against torch's own counter."""
 
+import copy
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbone import PackedTokens
 from models.early_exit import EarlyExitModel
+from models.exits.flops import pairs_within
 from models.exits.losses import label_losses, lte_losses, soft_label_losses
 from models.exits.uncertainty import extend_streak, normalized_entropy, should_exit
 from models.length_group import LengthGroup
@@ -97,12 +100,15 @@ def test_streaks_count_agreeing_neighbours_and_start_again() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pooled", "attention"])
-@pytest.mark.parametrize("family", ["bert", "electra", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "electra", "distilbert", "mpnet", "modernbert", "deberta-v2"])
 @pytest.mark.parametrize("length", [1, 7, 33])
 def test_flops_equal_torchs_counter(family: str, kind: str, length: int) -> None:
-    model = EarlyExitModel(CONFIGS[family]).eval()
+    config = copy.deepcopy(CONFIGS[family])
+    config.local_attention = 128  # of a window we count what is seen, and torch what is computed
+    model = EarlyExitModel(config).eval()
     model.add_exits(kind)
     model.lte = None  # one number a row, which we leave out
+    model.backbone.freeze()  # what follows from the weights alone is made once for all rows
     rows = 3
     packed = PackedTokens(
         token_ids=torch.zeros(rows * length, dtype=torch.long),
@@ -116,6 +122,18 @@ def test_flops_equal_torchs_counter(family: str, kind: str, length: int) -> None
         model(packed)
     ours = model.flops.rows([length] * rows, [model.shape.layers] * rows).sum()
     assert ours == counter.get_total_flops()
+
+
+def test_tokens_pay_for_what_they_see_of_a_window() -> None:
+    lengths = np.arange(1, 30, dtype=np.float64)
+    for window in (0, 1, 3, 40):
+        seen = [sum(abs(q - k) <= window for q in range(n) for k in range(n)) for n in range(1, 30)]
+        assert pairs_within(lengths, window).tolist() == seen
+    flops = EarlyExitModel(CONFIGS["modernbert"]).flops
+    layer = 2 * 25 * (4 * 32 * 32 + 3 * 32 * 48)
+    by_depth = [flops.layers(np.array([25.0]), depth)[0] for depth in range(5)]
+    seen = [25 * 25, *[pairs_within(np.array([25.0]), 8)[0]] * 2, 25 * 25]  # every third layer sees all
+    assert np.diff(by_depth).tolist() == [layer + 4 * pairs * 32 for pairs in seen]
 
 
 def test_an_early_exit_costs_its_layers_and_heads_only() -> None:

@@ -24,7 +24,7 @@ from pipeline.engine.loaded import LoadedModel
 from pipeline.rows import TokenRows
 from tests.support.models import CONFIGS, random_classifier, random_exits, random_rows, spread_weights
 
-TELLS_SEGMENTS = {"bert", "electra", "ernie"}
+TELLS_SEGMENTS = {"bert", "deberta-v2", "electra", "ernie"}
 
 
 def reference_logits(model: PreTrainedModel, rows: TokenRows, *, pad_to_longest: bool) -> torch.Tensor:
@@ -148,7 +148,9 @@ def test_a_fastbert_teacher_head_is_saved_and_transformers_loads_its_backbone(tm
 
 def test_another_family_is_refused_by_name(tmp_path: Path) -> None:
     GPT2Config().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match=r"'gpt2' is not supported; supported are: bert, camembert, distil"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'gpt2' is not supported; supported are: bert, camembert, deberta-v2, "
+    ):
         EarlyExitModel.from_pretrained(tmp_path)
 
 

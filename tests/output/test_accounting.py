@@ -101,7 +101,7 @@ def test_what_is_unpublished_is_counted_and_never_below_zero_when_published_part
 ) -> None:
     """What was published and lost is in no total, so it may not be taken out of one."""
     corpus, folder = make_corpus(str(tmp_path), ("a.txt", "b.txt", "c.txt")), make_folder(str(tmp_path))
-    run_all(folder, Corpus(corpus.files[:2], []), FINGERPRINT)
+    run_all(folder, Corpus(corpus.files[:2]), FINGERPRINT)
     lose(folder, "a.txt", kind)
     with Ledger(folder, FINGERPRINT) as ledger:
         assert ledger.unpublished() == Totals()

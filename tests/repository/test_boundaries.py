@@ -25,6 +25,7 @@ FORBIDDEN = {
     "reports": {"ray"},
     "serving": set[str](),
     "storage": {"ray", "torch"},
+    "tables": {"ray", "torch", "transformers"},
     "training": set[str](),
 }
 """What importing a whole room must not load, directly or by way of another module."""

@@ -14,7 +14,7 @@ import ray
 import yaml
 from ray.data._internal.execution.interfaces.op_runtime_metrics import OpRuntimeMetrics
 
-from pipeline.bulk.metrics import ACTOR_QUEUE, BULK
+from pipeline.bulk.run_log import ACTOR_QUEUE, BULK
 from pipeline.cluster.monitoring import HISTOGRAM
 from pipeline.serving.metrics import SERVING
 from pipeline.version import __version__

@@ -62,15 +62,86 @@ FIELDS: dict[str, Field] = {
     "hidden_dim": Field(HONOURED, (40,), "DistilBERT's intermediate_size", changes_shapes=True),
     "hidden_act": Field(HONOURED, ACTIVATIONS, "prelu and xielu, which have weights, and unknown names are refused"),
     "activation": Field(HONOURED, ACTIVATIONS, "DistilBERT's hidden_act"),
-    "max_position_embeddings": Field(HONOURED, (64, 80), "also the longest row", changes_shapes=True),
+    "hidden_activation": Field(HONOURED, ACTIVATIONS, "ModernBERT's hidden_act"),
+    "max_position_embeddings": Field(
+        {"": HONOURED, "modernbert": NONE},
+        (64, 80),
+        "also the longest row, and in ModernBERT that alone",
+        changes_shapes=True,
+    ),
     "type_vocab_size": Field(HONOURED, (1, 3), changes_shapes=True),
     "layer_norm_eps": Field(HONOURED, (0.01, 0.5), "DistilBERT's is 1e-12 whatever config.json says"),
-    "embedding_size": Field({"": NONE, "electra": HONOURED}, (8,), "a field of ELECTRA alone", changes_shapes=True),
+    "norm_eps": Field(HONOURED, (0.01, 0.5), "ModernBERT's layer_norm_eps"),
+    "norm_bias": Field(HONOURED, (True,), changes_shapes=True),
+    "attention_bias": Field(HONOURED, (True,), changes_shapes=True),
+    "mlp_bias": Field(HONOURED, (True,), changes_shapes=True),
+    "embedding_size": Field(
+        {"": NONE, "electra": HONOURED, "deberta-v2": REFUSED},
+        (8,),
+        "in DeBERTa, other than hidden_size",
+        changes_shapes=True,
+    ),
     "pad_token_id": Field(
         {"": NONE, **dict.fromkeys(POSITIONED, HONOURED)},
         (0, 3, -1),
         "where positions are numbered after it; there null and less than -1 are refused",
     ),
+    "relative_attention_num_buckets": Field(
+        {"": NONE, "mpnet": HONOURED},
+        (40,),
+        "rows of MPNet's table: distances fall into 32 buckets whatever it says, so fewer are refused",
+        changes_shapes=True,
+    ),
+    "local_attention": Field(HONOURED, (2, 7), "tokens of a window; less than 0 is refused"),
+    "sliding_window": Field({"": NONE, "modernbert": HONOURED}, (2,), "half of local_attention"),
+    "layer_types": Field(
+        {"": NONE, "modernbert": HONOURED},
+        (["sliding_attention"] * 4, ["full_attention"] * 4),
+        "which layers have windows; other kinds are refused",
+    ),
+    "global_attn_every_n_layers": Field(
+        {"": NONE, "modernbert": HONOURED}, (1, 2), "where layer_types is absent, as in old files"
+    ),
+    "rope_parameters": Field(
+        {"": NONE, "modernbert": HONOURED},
+        (
+            {kind: {"rope_type": "default", "rope_theta": 7.0} for kind in ("full_attention", "sliding_attention")},
+            {"full_attention": {"rope_theta": 9.0}},
+        ),
+        "bases of rotations; types other than 'default' are refused",
+    ),
+    "global_rope_theta": Field(
+        {"": NONE, "modernbert": HONOURED}, (7.0,), "where rope_parameters is absent, as in old files"
+    ),
+    "local_rope_theta": Field(
+        {"": NONE, "modernbert": HONOURED}, (7.0,), "where rope_parameters is absent, as in old files"
+    ),
+    "relative_attention": Field(HONOURED, (False,), changes_shapes=True),
+    "pos_att_type": Field(HONOURED, (["c2p"], "p2c", None), "others than c2p and p2c do nothing, as in transformers"),
+    "max_relative_positions": Field(HONOURED, (12, 30)),
+    "position_biased_input": Field(HONOURED, (False,), changes_shapes=True),
+    "position_buckets": Field(
+        {"": NONE, "deberta-v2": HONOURED}, (-1, 16), "those that no scale has are refused", changes_shapes=True
+    ),
+    "share_att_key": Field({"": NONE, "deberta-v2": HONOURED}, (False,), changes_shapes=True),
+    "norm_rel_ebd": Field({"": NONE, "deberta-v2": HONOURED}, ("none",), changes_shapes=True),
+    "conv_kernel_size": Field(
+        {"": NONE, "deberta-v2": HONOURED},
+        (0, 5),
+        "even ones are refused, as they fail in transformers",
+        changes_shapes=True,
+    ),
+    "conv_groups": Field({"": NONE, "deberta-v2": HONOURED}, (2,), "has to divide hidden_size", changes_shapes=True),
+    "conv_act": Field({"": NONE, "deberta-v2": HONOURED}, ("gelu", "relu")),
+    "pooler_hidden_act": Field(HONOURED, ACTIVATIONS),
+    "pooler_hidden_size": Field({"": NONE, "deberta-v2": REFUSED}, (16,), "other than hidden_size"),
+    "attention_head_size": Field(
+        {"": NONE, "deberta-v2": REFUSED}, (4,), "other than hidden_size / num_attention_heads"
+    ),
+    "head_dim": Field({"": NONE, "modernbert": REFUSED}, (4,), "other than hidden_size / num_attention_heads"),
+    "classifier_pooling": Field(HONOURED, ("mean",)),
+    "classifier_bias": Field(HONOURED, (True,), changes_shapes=True),
+    "classifier_activation": Field(HONOURED, ACTIVATIONS),
     "use_task_id": Field({"ernie": HONOURED, "": NONE}, (False,), "adds the embedding of task 0", changes_shapes=True),
     "task_type_vocab_size": Field({"ernie": HONOURED, "": NONE}, (2,), changes_shapes=True),
     # Classes
@@ -111,6 +182,7 @@ FIELDS: dict[str, Field] = {
     "initializer_range": Field(NONE, (0.5,)),
     "init_std": Field(NONE, (0.5,)),
     "initializer_factor": Field(NONE, (0.5,)),
+    "initializer_cutoff_factor": Field(NONE, (1.0,)),
     # How the same is computed
     "chunk_size_feed_forward": Field(NONE, (1,)),
     "attn_implementation": Field(NONE, ("eager", "sdpa")),
@@ -122,6 +194,10 @@ FIELDS: dict[str, Field] = {
     "attention_probs_dropout_prob": Field(TRAINING, (0.3,)),
     "classifier_dropout": Field(TRAINING, (0.3,)),
     "dropout": Field(TRAINING, (0.3,)),
+    "pooler_dropout": Field(TRAINING, (0.3,)),
+    "cls_dropout": Field({"": NONE, "deberta-v2": TRAINING}, (0.3,)),
+    "embedding_dropout": Field(TRAINING, (0.3,)),
+    "mlp_dropout": Field(TRAINING, (0.3,)),
     "attention_dropout": Field(TRAINING, (0.3,)),
     "seq_classif_dropout": Field(TRAINING, (0.3,)),
     # Other tasks and outputs
@@ -130,6 +206,12 @@ FIELDS: dict[str, Field] = {
     "summary_activation": Field(NONE, ("relu",), "of other heads than the classifier"),
     "summary_last_dropout": Field(NONE, (0.5,), "of other heads than the classifier"),
     "qa_dropout": Field(NONE, (0.5,)),
+    "legacy": Field(NONE, (False,), "of the language head"),
+    "decoder_bias": Field(NONE, (False,)),
+    "sparse_prediction": Field(NONE, (True,)),
+    "sparse_pred_ignore_index": Field(NONE, (-1,)),
+    "deterministic_flash_attn": Field(NONE, (True,)),
+    "cls_token_id": Field(NONE, (3,), "the tokenizer puts special tokens"),
     "bos_token_id": Field(NONE, (3,), "the tokenizer puts special tokens"),
     "eos_token_id": Field(NONE, (4,), "the tokenizer puts special tokens"),
     "sep_token_id": Field(NONE, (4,), "the tokenizer puts special tokens"),
@@ -138,8 +220,6 @@ FIELDS: dict[str, Field] = {
     "output_hidden_states": Field(NONE, (True,)),
     "output_attentions": Field(NONE, (True,)),
     "return_dict": Field(NONE, (False,)),
-    "layer_types": Field(NONE, (["sliding_attention"] * 4,), "of other families"),
-    "sliding_window": Field(NONE, (2,), "of other families"),
     "attention_chunk_size": Field(NONE, (2,), "of other families"),
     "transformers_version": Field(NONE, ("4.0.0",)),
 }
@@ -169,6 +249,7 @@ LOADING = (
 )
 """Modules of transformers that read the configurations of all families."""
 PREFIXES = {"bert": "Bert", "distilbert": "DistilBert", "xlm-roberta": "XLMRoberta"}
+PREFIXES |= {"deberta-v2": "DebertaV2", "mpnet": "MPNet", "modernbert": "ModernBert"}
 """How names of classes of a family begin, where that is not its name with a capital."""
 
 
@@ -181,6 +262,8 @@ def class_fields(family: str) -> set[str]:
 def effect_in(family: str, name: str) -> str:
     """Return what a field does in a family; one that only other families have does nothing, unless it is refused."""
     effect = FIELDS[name].effect_in(family)
+    if not isinstance(FIELDS[name].effect, str) and family in FIELDS[name].effect:
+        return effect
     foreign = name not in class_fields(family) and any(name in class_fields(other) for other in CONFIGS)
     return NONE if foreign and effect != REFUSED else effect
 

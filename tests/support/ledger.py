@@ -1,6 +1,7 @@
 """A small corpus on either file system, and shards of it finished without a model."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,7 +87,7 @@ def finish(ledger: Ledger, *done: Receipt, label: str = "good") -> list[Receipt]
 
 
 def run_all(
-    folder: str, corpus: Corpus, fingerprint: dict[str, str], label: str = "good", **options: bool
+    folder: str, corpus: Corpus, fingerprint: dict[str, str], label: str = "good", **options: Any
 ) -> str | None:
     """Do all that is left and publish, as a run does; return None if there was nothing to do."""
     with Ledger(folder, fingerprint, **options) as ledger:

@@ -14,9 +14,12 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     CamembertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
     ErnieConfig,
+    ModernBertConfig,
+    MPNetConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -37,6 +40,8 @@ BERT_SIZES = SIZES | {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
+SPECIAL_IDS = {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+"""Ids in so small a vocabulary; ModernBERT's own are beyond it."""
 CONFIGS: dict[str, PretrainedConfig] = {
     "bert": BertConfig(**BERT_SIZES),
     "roberta": RobertaConfig(**BERT_SIZES),
@@ -45,6 +50,18 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "electra": ElectraConfig(**BERT_SIZES, embedding_size=16),
     "ernie": ErnieConfig(**BERT_SIZES, use_task_id=True),
     "distilbert": DistilBertConfig(**SIZES, dim=32, n_layers=4, n_heads=4, hidden_dim=48),
+    "mpnet": MPNetConfig(**BERT_SIZES),
+    "deberta-v2": DebertaV2Config(
+        **BERT_SIZES,
+        type_vocab_size=2,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        share_att_key=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        conv_kernel_size=3,
+    ),
+    "modernbert": ModernBertConfig(**BERT_SIZES, **SPECIAL_IDS, local_attention=16),
 }
 
 

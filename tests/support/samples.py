@@ -3,7 +3,7 @@
 import numpy as np
 
 from models.exits.flops import FlopCounter
-from models.families import shape_of
+from models.families.table import shape_of
 from pipeline.calibration.thresholds import Sample
 from tests.support.models import CONFIGS
 

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, BertConfig
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
-from models.families import shape_of
+from models.families.table import shape_of
 from pipeline.calibration.fit import fit_curve
 from pipeline.calibration.guarantees import rows_needed
 from pipeline.calibration.thresholds import Sample, cheapest_path, single_path

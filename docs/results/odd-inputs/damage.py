@@ -43,7 +43,7 @@ VALUES: tuple[object, ...] = (None, 0, -1, "x", [], {}, 1e300, True, "\ud800")
 def prepare(folder: str, corpus: Corpus) -> None:
     """Publish a file, publish another beside it, and stop in the middle of a third."""
     for files in (1, 2):
-        run_all(folder, Corpus(corpus.files[:files], []), FINGERPRINT)
+        run_all(folder, Corpus(corpus.files[:files]), FINGERPRINT)
     with Ledger(folder, FINGERPRINT) as ledger:
         ledger.begin(SCHEMA)
         finish(ledger, receipt(corpus, 2, 0, 20, last=False))

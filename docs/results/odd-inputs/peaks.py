@@ -156,35 +156,41 @@ def peak() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--read", help="read this file, in this process")
-    parser.add_argument("--only", default="", help="files with this in their description")
+    parser.add_argument("--write", metavar="FOLDER", help="write the files there, and read none")
+    parser.add_argument("--only", default="", help="files with a match of this regular expression in their description")
     options = parser.parse_args()
+    wanted = {what: made for what, made in FILES.items() if re.search(options.only, what)}
     if options.read:
         read(options.read)
+        return
+    if options.write:
+        for what, (name, write) in wanted.items():
+            words = re.sub(r"\W+", "-", what)
+            write(Path(options.write) / f"{words}{name.removeprefix('a')}")
         return
     print(
         "| file | stored | peak MB | above the start | largest shard MB | CPU s | rows | rejects |\n"
         + "| --- " * 8
         + "|"
     )
-    for what, (name, write) in FILES.items():
-        if options.only in what:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / name
-                write(path)
-                command = [sys.executable, __file__, "--read", str(path)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
-                if done.returncode:
-                    print(f"| {what} | {path.stat().st_size:,} | {done.stderr.strip().splitlines()[-1]} |")
-                    continue
-                peak, before, seconds, rows, reasons, largest, error = json.loads(done.stdout)
-                rejects = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) + (
-                    f"; {error}" if error else ""
-                )
-                print(
-                    f"| {what} | {path.stat().st_size:,} | {peak / 1024:,.0f} | {(peak - before) / 1024:,.0f} "
-                    f"| {largest / 1e6:,.0f} | {seconds:.1f} | {rows:,} | {rejects} |",
-                    flush=True,
-                )
+    for what, (name, write) in wanted.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            write(path)
+            command = [sys.executable, __file__, "--read", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+            if done.returncode:
+                print(f"| {what} | {path.stat().st_size:,} | {done.stderr.strip().splitlines()[-1]} |")
+                continue
+            peak, before, seconds, rows, reasons, largest, error = json.loads(done.stdout)
+            rejects = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items()) + (
+                f"; {error}" if error else ""
+            )
+            print(
+                f"| {what} | {path.stat().st_size:,} | {peak / 1024:,.0f} | {(peak - before) / 1024:,.0f} "
+                f"| {largest / 1e6:,.0f} | {seconds:.1f} | {rows:,} | {rejects} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

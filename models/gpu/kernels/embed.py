@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from models.backbone import Embeddings
+from models.gpu import plain
 from models.gpu.kernels.layer_norm import layer_norm
 from models.gpu.rows import RaggedRows
 
@@ -80,6 +81,9 @@ def embed(embeddings: Embeddings, ids_T: Tensor, segments_B: Tensor, rows: Ragge
     `segments` has the position in its row at which the second text of a pair starts; the row's length if there is none.
     """
     shape, words = embeddings.shape, embeddings.word_embeddings.weight
+    if not shape.position_table or not shape.norm_bias:
+        plain.embed(embeddings, ids_T, segments_B, rows, out_TE)
+        return
     types = embeddings.token_type_embeddings.weight if shape.token_types else words
     tasks = embeddings.task_type_embeddings.weight if shape.task_types else words
     _embed[(len(rows), triton.cdiv(rows.longest, TOKENS))](

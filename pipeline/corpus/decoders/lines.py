@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.corpus.decoders import raw
+from pipeline.corpus.decoders.compressed import check_compressed, memory_error_of, open_compressed
 from pipeline.corpus.decoders.raw import DAMAGE, FileFormatError, too_long
 from pipeline.rejects import Reason, Reject
 
@@ -60,7 +60,16 @@ class Lines:
         self._tail = self.head
         """Begin of the line that the next block goes on with; its first `_skipped` bytes are dropped already."""
         self._skipped = 0
+        self._bytes = len(self.head)
+        """Bytes of all blocks so far."""
+        self._ready_bytes = 0
+        """Bytes of the lines that are ready."""
         self._split(self._tail)
+
+    @property
+    def fraction_taken(self) -> float:
+        """Fraction, of what has been read of the stream, whose lines have been taken, about; the rest waits here."""
+        return max(1.0 - (len(self._tail) + self._ready_bytes) / max(self._bytes, 1), 0.0)
 
     def next(self) -> Line | None:
         """Return the next line, or None at the end; raise what the decompressor raises, after all lines before that place."""
@@ -72,12 +81,17 @@ class Lines:
                 self._finish(self._tail)
                 self._tail = b""
             else:
+                self._bytes += len(block)
                 self._split(self._tail + block)
-        return self._ready.popleft()
+        line = self._ready.popleft()
+        if isinstance(line, bytes):
+            self._ready_bytes -= len(line)
+        return line
 
     def put_back(self, lines: Sequence[Line]) -> None:
         """Let these lines be the next ones again."""
         self._ready.extendleft(reversed(lines))
+        self._ready_bytes += sum(len(line) for line in lines if isinstance(line, bytes))
 
     def __iter__(self) -> Iterator[Line]:
         while (line := self.next()) is not None:
@@ -95,7 +109,11 @@ class Lines:
 
     def _finish(self, line: bytes) -> None:
         size = self._skipped + len(line)
-        self._ready.append(line if size <= raw.MAX_ROW_BYTES else too_long("the line", size))
+        if size <= raw.MAX_ROW_BYTES:
+            self._ready.append(line)
+            self._ready_bytes += size
+        else:
+            self._ready.append(too_long("the line", size))
         self._skipped = 0
 
 
@@ -114,8 +132,8 @@ def _blocks(stored: BinaryIO, compression: str | None) -> Iterator[bytes]:
     if compression is None:
         yield from iter(lambda: stored.read(BLOCK_BYTES), b"")
         return
-    _check_compressed(stored, compression)
-    stream = pa.CompressedInputStream(stored, compression)
+    check_compressed(stored, compression)
+    stream = open_compressed(stored, compression)
     failure: BaseException | None = None
     ended = False
     while not ended and failure is None:
@@ -129,24 +147,8 @@ def _blocks(stored: BinaryIO, compression: str | None) -> Iterator[bytes]:
             failure = error
         if block:
             yield bytes(block)
-    if failure is not None and "requires too much memory" in str(failure):  # which zstd says of windows alone
-        raise FileFormatError(
-            "its zstd window is larger than 128 MiB; compress it again with a smaller one"
-        ) from failure
     if failure is not None:
-        raise failure
-
-
-def _check_compressed(stored: BinaryIO, compression: str) -> None:
-    """Raise FileFormatError for a file whose name says that it is compressed and whose first bytes say that it is not."""
-    start = stored.read(4)
-    stored.seek(0)
-    # zstd knows frames to be skipped, whose first byte is one of sixteen.
-    known = {"gzip": rb"\x1f\x8b", "zstd": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"}[compression]
-    if not re.match(known, start, re.DOTALL):
-        raise FileFormatError(
-            f"it is no {compression} file, as its name says" if start else "it is empty: not even compressed"
-        )
+        raise memory_error_of(failure) or failure
 
 
 def _without_mark(head: bytes) -> bytes:

@@ -5,6 +5,7 @@ A value that cannot be decoded is a `Reject` in its place, so that it costs its 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from lzma import LZMAError
 from typing import Self
 
 import pyarrow as pa
@@ -20,7 +21,17 @@ CHUNK_ROWS = 1024
 CHUNK_BYTES = 1 << 20
 """Bytes of rows after which a chunk ends early."""
 
-DAMAGE = (ArithmeticError, EOFError, LookupError, MemoryError, OSError, RecursionError, ValueError, pa.ArrowException)
+DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    LZMAError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    ValueError,
+    pa.ArrowException,
+)
 """What decoders raise for content that makes no sense, or that makes them ask for more memory than there is."""
 
 

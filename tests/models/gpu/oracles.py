@@ -69,7 +69,8 @@ def pool(asked_NBH: Tensor, x_TH: Tensor, lengths: list[int], scale: float, *, k
 
 def add_norm(x_TH: Tensor, residual_TH: Tensor, norm: torch.nn.LayerNorm, *, eps: float | None = None) -> Tensor:
     """Normalize the sum of both, token by token."""
-    weight, bias = norm.weight.detach().cpu().double(), norm.bias.detach().cpu().double()
+    weight = norm.weight.detach().cpu().double()
+    bias = torch.zeros_like(weight) if norm.bias is None else norm.bias.detach().cpu().double()
     out = []
     for y_H in x_TH.cpu().double() + residual_TH.cpu().double():
         centered_H = y_H - y_H.mean()

@@ -79,7 +79,9 @@ def embedded(embeddings: Embeddings, rows: TokenRows) -> Tensor:
             if shape.first_position:
                 numbered = sum(other != shape.pad_id for other in ids[: offset + 1])
                 position = shape.pad_id if token == shape.pad_id else numbered + shape.first_position - 1
-            y = tables["word_embeddings.weight"][token] + tables["position_embeddings.weight"][position]
+            y = tables["word_embeddings.weight"][token]
+            if shape.position_table:
+                y = y + tables["position_embeddings.weight"][position]
             if shape.token_types:
                 kind = min(int(offset >= rows.segments[row]), shape.token_types - 1)
                 y = y + tables["token_type_embeddings.weight"][kind]

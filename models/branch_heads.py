@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.attention import lengths_of
 from models.early_exit import EarlyExitModel, ExitOutput
-from models.heads import ATTENTION_HEAD_HEADS, AttentionHead, PooledHead
+from models.heads import ATTENTION_HEAD_HEADS, AttentionHead, PooledHead, normed
 from models.length_group import LengthGroup
 from models.training.attention import attend_from_first
 
@@ -47,11 +47,13 @@ class PooledHeadStack(nn.Module):
     def __init__(self, heads: Sequence[PooledHead]) -> None:
         super().__init__()
         self.activation, self.dropout = heads[0].activation, heads[0].dropout
+        self.read_through = heads[0].read_through
         self.dense, self.out = LinearStack([h.dense for h in heads]), LinearStack([h.out for h in heads])
         self.mean, self.deviation = _stack_buffer(heads, "mean"), _stack_buffer(heads, "deviation")
 
     def forward(self, first_EBH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
         """Compute the features from the first tokens: [E, B, H] -> [E, B, F]."""
+        first_EBH = normed(first_EBH, self.read_through)
         if self.mean is not None and self.deviation is not None:
             first_EBH = ((first_EBH.float() - self.mean) / self.deviation).to(first_EBH.dtype)
         features_EBF: Tensor = self.dropout(self.activation(self.dense(first_EBH)))
@@ -63,7 +65,7 @@ class AttentionHeadStack(nn.Module):
 
     def __init__(self, heads: Sequence[AttentionHead]) -> None:
         super().__init__()
-        self.dropout = heads[0].dropout
+        self.dropout, self.read_through = heads[0].dropout, heads[0].read_through
         self.narrow, self.query = LinearStack([h.narrow for h in heads]), LinearStack([h.query for h in heads])
         self.key_value = LinearStack([h.key_value for h in heads])
         self.attention_out = LinearStack([h.attention_out for h in heads])
@@ -71,7 +73,7 @@ class AttentionHeadStack(nn.Module):
 
     def forward(self, x_ETH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
         """Compute the features from all tokens: [E, T, H] -> [E, B, F]."""
-        narrow_ETW = torch.tanh(self.narrow(x_ETH))
+        narrow_ETW = torch.tanh(self.narrow(normed(x_ETH, self.read_through)))
         lengths_B = lengths_of(groups, x_ETH.device)
         query_EBW = self.query(narrow_ETW.index_select(1, lengths_B.cumsum(0) - lengths_B))
         weight, bias = self.key_value.weight, self.key_value.biases
@@ -84,7 +86,10 @@ class BranchHeads(nn.Module):
     """All exits of a model below the last."""
 
     def __init__(self, model: EarlyExitModel) -> None:
-        """Move the heads' weights together; the model's become views of these, so it has what is learned here."""
+        """Move the heads' weights together; the model's become views of these, so it has what is learned here.
+
+        It must be on its device, and stay there: a model that is moved has weights of its own again.
+        """
         super().__init__()
         heads = [model.head(layer) for layer in model.exit_layers[:-1]]
         pooled = [head for head in heads if isinstance(head, PooledHead)]
@@ -95,8 +100,8 @@ class BranchHeads(nn.Module):
     def forward(self, states_EXH: Tensor, groups: Sequence[LengthGroup]) -> ExitOutput:
         """Compute logits [E, B, C] and certainties [E, B] from first tokens, or from all tokens for attention heads."""
         features_EBF = self.heads(states_EXH, groups)
-        lte_EB = None if self.lte is None else self.lte(features_EBF)[..., 0]
-        return ExitOutput(self.heads.out(features_EBF), lte_EB)
+        logits_EBC = self.heads.out(features_EBF)
+        return ExitOutput(logits_EBC, None if self.lte is None else self.lte(features_EBF)[..., 0])
 
 
 def _stack_buffer(heads: Sequence[PooledHead], name: str) -> Tensor | None:
