@@ -52,6 +52,7 @@ def build_parser() -> JobParser:
     add("--criterion", choices=THRESHOLD_CRITERIA, help="uncertainty that decides (default: the model's, else entropy)")
     tolerance = "values, with regression, differ if they are further apart"
     add("--tolerance", type=float, default=0.1, metavar="X", help=tolerance)
+    options.add_label_threshold_option(parser)
     limit = "a limit to report, beside usual ones"
     add("--max-disagreement", type=options.fraction, default=0.01, metavar="E", help=limit)
     confidence = "probability with which limits hold"

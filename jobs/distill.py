@@ -62,6 +62,7 @@ def build_parser() -> JobParser:
     )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="soften teacher and exits alike")
     parser.add_argument("--label-column", metavar="NAME", help="column of true labels to mix in where a row has one")
+    options.add_label_separator_option(parser)
     parser.add_argument(
         "--label-share", type=float, default=0.5, metavar="A", help="weight of a true label, with --label-column"
     )

@@ -44,9 +44,15 @@ def build_parser() -> JobParser:
     )
     add("--data", required=True, metavar="PATH", help="labelled rows: file, folder or glob")
     add("--output", type=options.local_path, metavar="DIR", help="folder for report.html and the figures")
-    add("--label-column", default="label", metavar="NAME", help="column of the label: a name or an index")
-    add("--metric", metavar="NAME", help="accuracy, f1 or mcc; pearson or spearman (default: the first)")
+    add("--label-column", default="label", metavar="NAME", help="column of the label: a name or an index, or a list")
+    options.add_label_separator_option(parser)
+    add(
+        "--metric",
+        metavar="NAME",
+        help="accuracy, f1 or mcc; pearson or spearman; micro-f1, macro-f1 or subset-accuracy (default: the first)",
+    )
     add("--criterion", choices=CRITERIA, help="criterion of the tables and figures (default: the first)")
+    options.add_label_threshold_option(parser)
     add("--speeds", type=float, nargs="+", metavar="S", help="further thresholds to report")
     add("--choose", type=float, metavar="X", help="store the cheapest point at most X points below full depth")
     add("--card", action="store_true", help="write the tables into the model card, README.md in the model's directory")

@@ -13,6 +13,7 @@ The best epoch by dev score is kept. A killed run goes on with the same command.
   python jobs/finetune.py --backbone bert-base-uncased --train train.parquet --dev dev.parquet --output my-teacher
   python jobs/finetune.py --backbone bert-base-uncased --train train.parquet --output my-model --strategy alternating
   python jobs/finetune.py --backbone bert-base-uncased --train pairs.csv --pair-column b --task regression --output scorer
+  python jobs/finetune.py --backbone bert-base-uncased --train tagged.parquet --task multi-label --output my-tagger
 """
 
 import sys
@@ -52,11 +53,15 @@ def build_parser() -> JobParser:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the model to")
     parser.add_argument(
-        "--label-column", default="label", metavar="NAME", help="column of the label: a name or an index"
+        "--label-column", default="label", metavar="NAME", help="column of the label: a name or an index, or a list"
     )
     parser.add_argument(
-        "--task", choices=["classification", "regression"], default="classification", help="kind of label"
+        "--task",
+        choices=["classification", "regression", "multi-label"],
+        default="classification",
+        help="kind of label: one class, one number, or a list of any number of labels",
     )
+    options.add_label_separator_option(parser)
     parser.add_argument(
         "--class-names",
         type=options.local_path,

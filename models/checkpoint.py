@@ -13,7 +13,6 @@ import copy
 import json
 import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
 from types import SimpleNamespace
@@ -299,5 +298,5 @@ def save_criterion(directory: Name, criterion: Criterion | None) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["early_exit"].pop("criterion", None)
     if criterion is not None:
-        config["early_exit"]["criterion"] = asdict(criterion)
+        config["early_exit"]["criterion"] = criterion.to_json()
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -21,6 +21,7 @@ from models.directory.digest import document_hash
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from models.exits.kinds import HEAD_KINDS
+from models.exits.task import Task
 from models.families.table import family_of, shape_of
 from models.heads import AttentionHead, Head, MeanHead, PooledHead
 
@@ -32,7 +33,7 @@ class ExitOutput(NamedTuple):
     """Output of one exit for B rows."""
 
     logits: Tensor
-    """[B, C]; for regression C = 1 and this is the value."""
+    """[B, C]; for regression C = 1 and this is the value, for label sets C is the number of labels."""
     lte: Tensor | None
     """[B]: logit of the learned certainty; None at the last layer and without such a head."""
 
@@ -61,13 +62,27 @@ class EarlyExitModel(nn.Module):
         return tuple(sorted(int(layer) for layer in self.exits))
 
     @property
+    def task(self) -> Task:
+        """What the model predicts of a text: a class, a value, or a set of labels."""
+        return Task.of(self.config)
+
+    @property
     def regression(self) -> bool:
         """Whether the model predicts a number: as in transformers, a classifier with one class."""
-        return self.shape.classes == 1
+        return self.task is Task.VALUE
+
+    def boundaries(self, label_thresholds: tuple[float, ...] = ()) -> tuple[float, ...] | None:
+        """Return the logits above which labels are predicted: C of them; None for a model that predicts no label sets.
+
+        `label_thresholds` are those of a Criterion.
+        """
+        if self.task is not Task.LABELS:
+            return None
+        return Criterion(label_thresholds=label_thresholds).boundaries(self.shape.classes)
 
     @property
     def labels(self) -> list[str]:
-        """Class names by index."""
+        """Names of the classes, or of the labels, by index."""
         return [str(self.config.id2label[index]) for index in range(self.shape.classes)]
 
     @property
@@ -152,18 +167,20 @@ class EarlyExitModel(nn.Module):
         *,
         new_labels: list[str] | None = None,
         new_last_head: str | None = None,
+        new_task: Task | None = None,
         config: SimpleNamespace | None = None,
     ) -> Self:
         """Load a hub id or a directory: an offramp model, or any fine-tuned classifier of a supported family.
 
         `new_labels` starts a new classifier over these classes on the backbone (fine-tuning); without it a checkpoint whose
-        last head was never trained is refused. `new_last_head` chooses that classifier's kind. A `config` that was read before,
-        by `models.directory.config.plain_config`, saves the time to import transformers; such a model cannot be saved.
+        last head was never trained is refused. `new_last_head` chooses that classifier's kind, and `new_task` what it predicts:
+        by default a value if there is one label, else a class. A `config` that was read before, by
+        `models.directory.config.plain_config`, saves the time to import transformers; such a model cannot be saved.
 
         Raises FileNotFoundError if a local path holds no model, UnsupportedModelError for a checkpoint that is damaged or of
         another architecture.
         """
-        read = config or read_config(name, new_labels=new_labels, new_last_head=new_last_head)
+        read = config or read_config(name, new_labels=new_labels, new_last_head=new_last_head, new_task=new_task)
         model = cls._of_config(cast("PretrainedConfig", read))
         model.load_state_dict(checkpoint.read_weights(name, model, new_last_head=new_labels is not None))
         return model.eval()

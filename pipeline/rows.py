@@ -1,5 +1,6 @@
 """What goes into the engine, TokenRows, and what comes out of it, Predictions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -99,6 +100,8 @@ class Predictions:
 
     logits: npt.NDArray[np.float32]
     """[B, C]: those of the exit that the row took."""
+    boundaries: tuple[float, ...] | None = None
+    """The logits above which labels are predicted: C of them; None where a row has one class, or a value."""
     exit_layers: npt.NDArray[np.int16]
     """[B], 1..L: number of layers that the row went through."""
     uncertainty: npt.NDArray[np.float32]
@@ -115,6 +118,7 @@ class Predictions:
             return parts[0]
         return cls(
             logits=np.concatenate([part.logits for part in parts]),
+            boundaries=parts[0].boundaries,
             exit_layers=np.concatenate([part.exit_layers for part in parts]),
             uncertainty=np.concatenate([part.uncertainty for part in parts]),
             layer_tokens=sum(part.layer_tokens for part in parts),
@@ -130,16 +134,62 @@ class Predictions:
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
-        """Softmax of the logits: [B, C]."""
+        """Softmax of the logits, or the sigmoid of each where rows have label sets: [B, C]."""
+        if self.boundaries is not None:
+            return _sigmoid(self.logits)
         powers: npt.NDArray[np.float32] = np.exp(self.logits - self.logits.max(1, keepdims=True))
         return powers / powers.sum(1, keepdims=True)
 
     @property
     def label_ids(self) -> npt.NDArray[np.int32]:
-        """Index of the most probable class: [B]."""
+        """Index of the most probable class: [B]; for models that predict one."""
         return self.logits.argmax(1).astype(np.int32)
 
     @property
-    def scores(self) -> npt.NDArray[np.float32]:
-        """Probability of the most probable class: [B]."""
-        return self.probabilities.max(1)
+    def label_sets(self) -> npt.NDArray[np.bool_]:
+        """Which labels are predicted, those above their thresholds: [B, C]; for models that predict label sets."""
+        assert self.boundaries is not None
+        return above(self.logits, self.boundaries)
+
+    @property
+    def scores(self) -> FloatArray:
+        """Probability of the most probable class: [B]. For label sets, that of the least probable decision on a label.
+
+        Of a label that is predicted the decision has its probability p, of another one 1 - p. So a low score marks a row that
+        is worth a look, whichever the task.
+        """
+        if self.boundaries is None:
+            return self.probabilities.max(1)
+        signed: FloatArray = np.where(self.label_sets, self.logits, -self.logits)
+        return _sigmoid(signed.min(1))
+
+    def differs(self, others: Self, tolerance: float) -> npt.NDArray[np.bool_]:
+        """Return which rows have another prediction: another class, a set with another label, a value so far apart: [B]."""
+        if self.boundaries is not None:
+            return (self.label_sets != others.label_sets).any(1)
+        if self.logits.shape[1] == 1:
+            return np.abs(self.logits[:, 0] - others.logits[:, 0]) > tolerance
+        return self.label_ids != others.label_ids
+
+    def take(self, rows: IntArray) -> Self:
+        """Return the predictions of these rows in this order; the counts of work stay with the whole."""
+        return type(self)(
+            logits=self.logits[rows],
+            boundaries=self.boundaries,
+            exit_layers=self.exit_layers[rows],
+            uncertainty=self.uncertainty[rows],
+            layer_tokens=0,
+            padding_tokens=0,
+        )
+
+
+def above(logits: FloatArray, boundaries: Sequence[float]) -> npt.NDArray[np.bool_]:
+    """Return which labels are predicted, by logits [..., C] and the boundaries of C labels; it compares in float32."""
+    return logits > np.asarray(boundaries, np.float32)
+
+
+def _sigmoid(logits: FloatArray) -> FloatArray:
+    """Return the probability that a logit stands for, without overflow: `_sigmoid(0)` is 0.5."""
+    powers = np.exp(-np.abs(logits))
+    probabilities: FloatArray = np.where(logits < 0, powers, 1.0).astype(np.float32) / (1 + powers)
+    return probabilities

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from models.exits.task import Task
+
 ID, FILE, ROW, REASON, DETAIL = "id", "file", "row", "reason", "detail"
 TEXT, PAIR = "text", "pair"
 TOKENS, SEGMENT, TRUNCATED = "tokens", "segment", "truncated"
-LABEL, LABEL_ID, SCORE, VALUE = "label", "label_id", "score", "value"
+LABEL, LABEL_ID, LABELS, SCORE, VALUE = "label", "label_id", "labels", "score", "value"
 PROBABILITIES, LOGITS = "probabilities", "logits"
 EXIT_LAYER, UNCERTAINTY = "exit_layer", "uncertainty"
 
@@ -21,6 +23,7 @@ RESULTS = {
     ID: pa.string(),
     LABEL: pa.string(),
     LABEL_ID: pa.int32(),
+    LABELS: pa.list_(pa.string()),
     SCORE: pa.float32(),
     VALUE: pa.float32(),
     PROBABILITIES: pa.list_(pa.float32()),
@@ -30,6 +33,9 @@ RESULTS = {
     TRUNCATED: pa.bool_(),
 }
 """Columns of results and their types; a part file holds some of them, without nulls."""
+
+PREDICTED = {Task.CLASSES: (LABEL, LABEL_ID, SCORE), Task.VALUE: (VALUE,), Task.LABELS: (LABELS, SCORE)}
+"""Columns of results that hold the prediction itself, by the model's task."""
 
 REJECTS = pa.schema(
     [

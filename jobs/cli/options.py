@@ -83,3 +83,35 @@ def add_criterion_options(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="with patience and values: changes below X agree (default: the model's, else 0.1)",
     )
+    add_label_threshold_option(parser)
+
+
+def add_label_threshold_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says when a label of a multi-label model is predicted."""
+    parser.add_argument(
+        "--label-threshold",
+        type=label_threshold,
+        nargs="+",
+        metavar="P|NAME=P",
+        help="of a multi-label model: predict the labels with a probability above P, such as 0.4, or 0.5 toxic=0.3 for one of "
+        "its own (default: the model's, else 0.5)",
+    )
+
+
+def add_label_separator_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how a file without lists has the labels of a row."""
+    parser.add_argument(
+        "--label-separator",
+        metavar="TEXT",
+        help="between the labels of a row, where a multi-label model learns from text such as 'toxic;insult' "
+        "(default: a list, in CSV as JSON)",
+    )
+
+
+def label_threshold(text: str) -> tuple[str | None, float]:
+    """Parse a threshold of all labels or of one, for argparse: 0.5 is (None, 0.5), toxic=0.3 is ("toxic", 0.3)."""
+    name, equals, value = text.rpartition("=")
+    threshold = float(value)
+    if not 0 < threshold < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a threshold is between 0 and 1")
+    return (name if equals else None), threshold

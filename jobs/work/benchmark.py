@@ -68,4 +68,4 @@ def real_work(args: argparse.Namespace, model: EarlyExitModel, engine: Engine) -
     """Read rows of a corpus, and plan the exits that the engine takes for them."""
     tokenizer = loading.load_tokenizer(args.model, model, args.max_tokens)
     texts = read_texts(args.input, loading.text_columns(args, None), limit=args.rows)
-    return plan_exits(engine, tokenize_texts(texts, tokenizer, model.labels).rows)
+    return plan_exits(engine, tokenize_texts(texts, tokenizer).rows)

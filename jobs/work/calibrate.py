@@ -13,11 +13,12 @@ from models.precision import precision_on
 from pipeline.calibration import fit
 from pipeline.calibration.curve import LIMITS, Calibration, Scaling, choices
 from pipeline.calibration.drift import reference_of
+from pipeline.calibration.targets import label_thresholds
 from pipeline.calibration.temperature import scale_stored_model
 from pipeline.calibration.thresholds import Sample
 from pipeline.calibration.timing import time_curve
 from pipeline.corpus.chunks import Chunk
-from pipeline.corpus.labelled import label_numbers, sample_texts
+from pipeline.corpus.labelled import label_array, sample_texts
 from pipeline.evaluation.recorded import record_as_run
 from pipeline.identity import ModelIdentity
 from pipeline.reports import card
@@ -30,16 +31,16 @@ def run(args: argparse.Namespace) -> None:
     loading.writable_model(args.model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = EarlyExitModel.from_pretrained(args.model)
-    criterion = fit.criterion_for(model, args.criterion, args.tolerance)
+    criterion = fit.criterion_for(model, args.criterion, args.tolerance, label_thresholds(args.label_threshold, model))
     tokenizer = loading.load_tokenizer(args.model, model, args.max_tokens)
     texts = sample_texts(args.data, loading.text_columns(args, args.label_column), args.rows, args.seed)
     tokens = tokenizer(texts.texts, texts.pairs)
-    labels = label_numbers(texts.labels or [None] * len(tokens.rows), model.labels)
+    labels = label_array(texts.labels or [None] * len(tokens.rows), model.labels, model.task)
     examples = Chunk(rows=tokens.rows, labels=labels)
     print_line(f"{args.model}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
     scalings = scale(args, examples, device) if args.temperature else []
     model = EarlyExitModel.from_pretrained(args.model)
-    recorded = record_as_run(model, examples, args.dtype, device)
+    recorded = record_as_run(model, examples, args.dtype, device, criterion.label_thresholds)
     sample = Sample.of(recorded, criterion, tokens.rows.lengths, model.flops)
     curve = fit.fit_curve(sample, criterion, args.seed, temperatures_fitted=args.temperature)
     calibration = Calibration(

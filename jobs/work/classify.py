@@ -14,7 +14,7 @@ from pipeline.calibration.targets import Target
 from pipeline.calibration.verdict import Guarantee
 from pipeline.engine.config import EngineConfig
 from pipeline.errors import InputError
-from pipeline.schema import EXIT_LAYER, ID, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.schema import EXIT_LAYER, ID, PREDICTED, PROBABILITIES, TRUNCATED, UNCERTAINTY
 
 
 def request_of(args: argparse.Namespace) -> BulkRequest:
@@ -25,7 +25,7 @@ def request_of(args: argparse.Namespace) -> BulkRequest:
     criterion = loading.criterion(args, model.meta) if choice is None else choice.criterion
     exits = tuple(args.exits) if args.exits else None
     probabilities = (PROBABILITIES,) if args.probabilities else ()
-    predictions = (VALUE,) if model.meta.regression else (LABEL, LABEL_ID, SCORE, *probabilities)
+    predictions = PREDICTED[model.meta.task] + (() if model.meta.regression else probabilities)
     return bulk.request_of(
         args,
         model=model,
@@ -50,7 +50,7 @@ def calibration_for(args: argparse.Namespace, model: BulkModel) -> Calibration |
         raise InputError("audit_fail", "needs --audit and --max-disagreement")
     if not target.needs_calibration:
         return None
-    return targets.load_calibration(model.directory, target, model.identity, args.dtype)
+    return targets.load_calibration(model.directory, target, model.meta, model.identity, args.dtype)
 
 
 def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice | None:

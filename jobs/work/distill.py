@@ -1,6 +1,7 @@
 """Train exits on a teacher's predictions: the work of jobs/distill.py."""
 
 import argparse
+from collections.abc import Collection
 from functools import partial
 
 from jobs.work import loading, training
@@ -9,12 +10,13 @@ from models.early_exit import EarlyExitModel
 from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.cluster.connect import join_or_start
 from pipeline.corpus.columns import resolve_columns
+from pipeline.corpus.formats import file_columns
 from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.errors import InputError
 from pipeline.output.results import results_as_corpus
-from pipeline.schema import LOGITS
+from pipeline.schema import LOGITS, PREDICTED
 from pipeline.training.distill import DistillSpec, check_stream, distill
 from pipeline.training.stream import StreamSpec, held_out
 
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         model=loading.absolute_model(args.model),
         head=args.head,
         stream=stream,
-        dev=None if dev is None else tokenize_texts(dev, Tokenizer(tokenizer), model.labels),
+        dev=None if dev is None else tokenize_texts(dev, Tokenizer(tokenizer), model.labels, task=model.task),
         output=training.output_folder(args),
         training=training.config(args, head_learning_rate=args.head_learning_rate),
         temperature=args.temperature,
@@ -63,12 +65,24 @@ def stream_of(args: argparse.Namespace, model: EarlyExitModel, tokenizer: Tokeni
         print(remark)
     names = loading.text_columns(args, args.label_column)
     columns = resolve_columns(corpus.files, names, keep=[LOGITS] if args.labels else [])
+    if args.labels:
+        check_task(args.labels, file_columns(corpus.files[0]), model)
     return StreamSpec(
         corpus=corpus,
         columns=columns,
         tokenizer=tokenizer,
         classes=model.labels,
+        task=model.task,
         label_column=args.label_column,
+        label_separator=args.label_separator,
         limit=args.limit,
         seed=args.seed,
     )
+
+
+def check_task(labels: str, names: Collection[str], model: EarlyExitModel) -> None:
+    """Raise InputError for soft labels whose predictions are of another task: the same logits would mean something else."""
+    predicted = {task: columns[0] for task, columns in PREDICTED.items()}
+    others = [name for task, name in predicted.items() if task is not model.task and name in names]
+    if others and predicted[model.task] not in names:
+        raise InputError("labels", f"{labels}: has a column '{others[0]}', so they are of a model of another task")

@@ -12,8 +12,9 @@ from jobs.work import loading
 from models.early_exit import EarlyExitModel
 from models.precision import precision_on
 from pipeline.benchmark.measure import time_criteria
+from pipeline.calibration.targets import label_thresholds
 from pipeline.corpus.chunks import Chunk
-from pipeline.corpus.labelled import read_texts, tokenize_texts
+from pipeline.corpus.labelled import label_reader, read_texts, tokenize_texts
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
 from pipeline.errors import InputError
@@ -73,11 +74,13 @@ def evaluate(name: str, args: argparse.Namespace, device: str) -> tuple[Evaluati
     """Load a model and run the data through all its exits."""
     model = EarlyExitModel.from_pretrained(name)
     tokenizer = loading.load_tokenizer(name, model, args.max_tokens)
-    texts = read_texts(args.data, loading.text_columns(args, args.label_column))
-    examples = tokenize_texts(texts, tokenizer, model.labels, args.data)
+    read_label = label_reader(model.task, args.label_separator)
+    texts = read_texts(args.data, loading.text_columns(args, args.label_column), read_label=read_label)
+    examples = tokenize_texts(texts, tokenizer, model.labels, args.data, model.task)
     print(f"{name}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
+    thresholds = label_thresholds(args.label_threshold, model)
     with LoadedModel(model, EngineConfig(dtype=args.dtype), device):
-        return Evaluation(model, examples, args.metric), examples, model
+        return Evaluation(model, examples, args.metric, thresholds), examples, model
 
 
 def store(args: argparse.Namespace, model: EarlyExitModel, curves: Curves) -> None:

@@ -3,20 +3,23 @@
 import argparse
 
 from jobs.work import bulk
+from models.exits.criterion import Criterion
 from pipeline.bulk.run import BulkRequest
+from pipeline.calibration.targets import label_thresholds
 from pipeline.engine.config import EngineConfig
-from pipeline.schema import ID, LABEL, LOGITS, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.schema import ID, LOGITS, PREDICTED, TRUNCATED, UNCERTAINTY
 
 
 def request_of(args: argparse.Namespace) -> BulkRequest:
     """Read the model and build the request; raise UserError for what cannot be met."""
     texts = [] if args.no_text else [name for name in (args.text_column, args.pair_column) if name]
     model = bulk.open_model(args)
-    predictions = (VALUE,) if model.meta.regression else (LABEL, UNCERTAINTY)
+    predictions = PREDICTED[model.meta.task][:1] + (() if model.meta.regression else (UNCERTAINTY,))
+    criterion = Criterion(label_thresholds=label_thresholds(None, model.meta))
     return bulk.request_of(
         args,
         model=model,
-        engine=EngineConfig(dtype=args.dtype),
+        engine=EngineConfig(criterion=criterion, dtype=args.dtype),
         results=(ID, LOGITS, *predictions, TRUNCATED),
         keep=tuple(dict.fromkeys([*texts, *args.keep])),
     )

@@ -17,7 +17,9 @@ from pipeline.storage.model_cache import local_model
 
 def criterion(options: argparse.Namespace, model: EarlyExitModel) -> Criterion:
     """Complete the given options by the model's own criterion, then by defaults; raise InputError for impossible values."""
-    given = {name: getattr(options, name) for name in ("criterion", "speed", "patience", "tolerance")}
+    given = {
+        name: getattr(options, name) for name in ("criterion", "speed", "patience", "tolerance", "label_threshold")
+    }
     return own_criterion(Target(**given), model)
 
 

@@ -16,6 +16,7 @@ from models.directory.files import CONFIG_FILE, Name, read_json
 from models.errors import UnsupportedModelError, UserError
 from models.exits.criterion import Criterion
 from models.exits.kinds import HEAD_KINDS
+from models.exits.task import Task
 from models.families.shape import Convolution, Disentangled, Shape
 from models.families.table import FAMILIES, family_of, shape_of
 from models.layers import activation
@@ -91,12 +92,16 @@ class ExitsBlock:
         if self.branch_head is not None:
             block |= {"branch_head": self.branch_head, "lte": self.lte}
         if self.criterion is not None:
-            block["criterion"] = asdict(self.criterion)
+            block["criterion"] = self.criterion.to_json()
         return block
 
 
 def read_config(
-    name: Name, *, new_labels: Sequence[str] | None = None, new_last_head: str | None = None
+    name: Name,
+    *,
+    new_labels: Sequence[str] | None = None,
+    new_last_head: str | None = None,
+    new_task: Task | None = None,
 ) -> "PretrainedConfig":
     """Read config.json; with `new_labels`, change it into that of a new classifier over these classes, without branch heads.
 
@@ -112,7 +117,8 @@ def read_config(
     if new_labels is not None:
         config.early_exit = ExitsBlock(last_head=new_last_head or "classifier").to_json()
         config.num_labels = len(new_labels)
-        config.problem_type = "regression" if len(new_labels) == 1 else "single_label_classification"
+        by_number = Task.VALUE if len(new_labels) == 1 else Task.CLASSES
+        config.problem_type = (new_task or by_number).problem_type
         config.id2label = dict(enumerate(new_labels))
         config.label2id = {label: index for index, label in enumerate(new_labels)}
     try:
@@ -148,7 +154,7 @@ def config_document(config: "PretrainedConfig | SimpleNamespace", block: ExitsBl
         "last_head": block.last_head,
         "branch_head": block.branch_head,
         "lte": block.lte,
-    }
+    } | ({"task": Task.LABELS.value} if Task.of(config) is Task.LABELS else {})  # others are known by their classes
 
 
 def shape_document(shape: Shape) -> dict[str, object]:
@@ -292,9 +298,7 @@ def _check_sizes(config: "PretrainedConfig") -> None:
 
 
 def _check_task(config: "PretrainedConfig") -> None:
-    """Raise UnsupportedModelError for a model that does not give each row one class, or one value."""
-    if config.problem_type == "multi_label_classification":
-        raise UnsupportedModelError("gives a row any number of labels (multi-label); offramp gives it one")
+    """Raise UnsupportedModelError for a model that predicts several values, or whose labels have no names of their own."""
     if config.problem_type == "regression" and config.num_labels > 1:
         raise UnsupportedModelError(
             f"predicts {config.num_labels} values (problem_type regression); offramp predicts one"

@@ -1,7 +1,8 @@
 """Criterion: when a row exits. Plain values, so that workers without a model need not load torch."""
 
-from dataclasses import dataclass
-from typing import Self
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from models.errors import InputError
 
@@ -18,6 +19,9 @@ class Criterion:
     confidence  1 - highest probability at most `speed` (BERxiT)
     lte         1 - certainty that a learned head predicts at most `speed` (BERxiT's learning to exit); also for regression
     patience    `patience` exits in a row predict the class of the one before, or a value less than `tolerance` apart (PABEE)
+
+    Of a model that predicts label sets, entropy and confidence are those of its least certain label
+    (`uncertainty.least_certain_label`), and exits agree where their sets are equal.
     """
 
     name: str = "entropy"
@@ -30,11 +34,14 @@ class Criterion:
     """Number of consecutive exits that must agree with the one before."""
     tolerance: float = 0.1
     """Largest difference of values that counts as agreement, in units of the value; for regression."""
+    label_thresholds: tuple[float, ...] = ()
+    """Probabilities above which labels are predicted, for a model of label sets: one a label, or one for all; () is 0.5."""
 
     def __post_init__(self) -> None:
         # JSON has lists in place of tuples; six digits are what `describe`, and so the fingerprint of a run, distinguishes.
         pairs = sorted((int(layer), float(f"{speed:.6g}")) for layer, speed in self.speeds)
         object.__setattr__(self, "speeds", tuple(pair for pair in pairs if pair[1] != 0.0))
+        object.__setattr__(self, "label_thresholds", _fewest([float(f"{p:.6g}") for p in self.label_thresholds]))
         if pairs:
             object.__setattr__(self, "speed", 0.0)
         if self.name not in CRITERIA:
@@ -48,6 +55,9 @@ class Criterion:
             raise InputError("patience", f"must be at least 1, not {self.patience}")
         if self.tolerance < 0:
             raise InputError("tolerance", f"must be at least 0, not {self.tolerance}")
+        for threshold in self.label_thresholds:
+            if not 0.0 < threshold < 1.0:
+                raise InputError("label_threshold", f"must be between 0 and 1, not {threshold:g}")
 
     @property
     def full_depth(self) -> bool:
@@ -56,7 +66,14 @@ class Criterion:
 
     def at_full_depth(self) -> Self:
         """Return the criterion of the same uncertainty by which every row goes to full depth; for patience, one of entropy."""
-        return type(self)(name="entropy" if self.name == "patience" else self.name, tolerance=self.tolerance)
+        name = "entropy" if self.name == "patience" else self.name
+        return type(self)(name=name, tolerance=self.tolerance, label_thresholds=self.label_thresholds)
+
+    def boundaries(self, labels: int) -> tuple[float, ...]:
+        """Return the logit above which each of this many labels is predicted: that of its threshold, 0 for 0.5."""
+        thresholds = self.label_thresholds or (0.5,)
+        logits = tuple(math.log(threshold / (1.0 - threshold)) for threshold in thresholds)
+        return logits * labels if len(logits) == 1 else logits
 
     def speed_at(self, layer: int) -> float:
         """Return the threshold of the exit after a layer; at 0 no row exits there."""
@@ -66,10 +83,28 @@ class Criterion:
         """Return whether a row may exit after this layer, so that its exit needs to be evaluated."""
         return self.name == "patience" or self.speed_at(layer) > 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """Lay it out as config.json has it: without thresholds of labels where it has none, as older versions know it."""
+        values = asdict(self)
+        return values if self.label_thresholds else {k: v for k, v in values.items() if k != "label_thresholds"}
+
     def describe(self) -> str:
-        """Return its name with its thresholds: 'entropy 0.3', 'lte 3:0.25 6:0.5', 'patience 2, tolerance 0.1'."""
+        """Return its name with its thresholds: 'entropy 0.3', 'lte 3:0.25 6:0.5', 'patience 2, tolerance 0.1'.
+
+        Thresholds of labels follow unless they are 0.5: 'entropy 0.3, labels above 0.4', or 'labels above 0.5 0.3' for each.
+        """
+        above = f", labels above {' '.join(f'{p:g}' for p in self.label_thresholds)}" if self.label_thresholds else ""
         if self.name == "patience":
-            return f"patience {self.patience}, tolerance {self.tolerance:g}"
+            return f"patience {self.patience}, tolerance {self.tolerance:g}{above}"
         if self.speeds:
-            return f"{self.name} {' '.join(f'{layer}:{speed:g}' for layer, speed in self.speeds)}"
-        return f"{self.name} {self.speed:g}"
+            return f"{self.name} {' '.join(f'{layer}:{speed:g}' for layer, speed in self.speeds)}{above}"
+        return f"{self.name} {self.speed:g}{above}"
+
+
+def _fewest(thresholds: list[float]) -> tuple[float, ...]:
+    """Return thresholds of labels in the shortest form: () where all are 0.5, one where all are equal.
+
+    _fewest([0.5, 0.5]) is (), _fewest([0.3, 0.3]) is (0.3,), and _fewest([0.3, 0.5]) is (0.3, 0.5).
+    """
+    kinds = tuple(dict.fromkeys(thresholds))
+    return () if kinds in ((), (0.5,)) else kinds if len(kinds) == 1 else tuple(thresholds)

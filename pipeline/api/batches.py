@@ -7,6 +7,7 @@ rows could be classified or none:
     column         Arrow and pandas            NumPy
     label          string, null                object, None
     label_id       int32, null                 float32, NaN
+    labels         list of string, null        object, None       of a model of label sets, in place of label and label_id
     score          float32, null or NaN        float32, NaN
     probabilities  list of float32, null       float32 [B, C], NaN
     exit_layer     int16, null                 float32, NaN
@@ -68,7 +69,7 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
 
 def to_numpy(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     """Convert a column of predictions to NumPy: numbers to float32 with NaN, the rest to objects with None."""
-    if pa.types.is_list(column.type):
+    if pa.types.is_list(column.type) and pa.types.is_floating(column.type.value_type):
         return _matrix(column.to_pylist())
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         return column.cast(pa.float32()).to_numpy().astype(np.float32)

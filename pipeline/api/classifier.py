@@ -16,7 +16,7 @@ one for which the model computes no number) costs itself: the columns of its pre
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar, overload
 
 import numpy as np
@@ -27,12 +27,14 @@ import torch
 
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
+from models.exits.task import Task
 from models.precision import precision_on
 from pipeline.api.batches import Batch, column_of, with_columns
 from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.api.results import Results
+from pipeline.bulk.codec import name_lists
 from pipeline.calibration.curve import Calibration
-from pipeline.calibration.targets import Target, choose, load_calibration, own_criterion
+from pipeline.calibration.targets import LabelThreshold, Target, choose, load_calibration, own_criterion
 from pipeline.corpus.reader import check_text
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig
@@ -45,6 +47,8 @@ from pipeline.schema import (
     EXIT_LAYER,
     LABEL,
     LABEL_ID,
+    LABELS,
+    PREDICTED,
     PROBABILITIES,
     RESULTS,
     SCORE,
@@ -79,6 +83,7 @@ class Classifier:
         speed: float | None = None,
         target_speedup: float | None = None,
         max_disagreement: float | None = None,
+        label_threshold: float | Mapping[str, float] | None = None,
         criterion: str | None = None,
         max_tokens: int | None = None,
         dtype: str = "auto",
@@ -95,6 +100,8 @@ class Classifier:
             speed: Exit where the uncertainty is at most this, from 0 (full depth) to 1; default: the model's.
             target_speedup: Save so many FLOPs, 2 for half of them; the model has to be calibrated.
             max_disagreement: Change at most this fraction of the predictions; the model has to be calibrated.
+            label_threshold: Of a model of label sets: the probability above which a label is predicted, or one for each that
+                is named; default: the model's, else 0.5.
             criterion: What decides that a row exits, such as 'entropy'; default: the model's.
             max_tokens: Tokens read of a text; default: what the model can read.
             dtype: Precision: 'auto', 'fp32', 'bf16' or 'int8'.
@@ -103,7 +110,11 @@ class Classifier:
         """
         self.text_column, self.pair_column, self.prefix = text_column, pair_column, prefix
         target = Target(
-            criterion=criterion, speed=speed, target_speedup=target_speedup, max_disagreement=max_disagreement
+            criterion=criterion,
+            speed=speed,
+            target_speedup=target_speedup,
+            max_disagreement=max_disagreement,
+            label_threshold=_by_name(label_threshold),
         )
         _use_cpus_of_actor()
         directory = local_model(str(model))
@@ -118,8 +129,8 @@ class Classifier:
         else:
             self.criterion = own_criterion(target, loaded)
         self.labels = None if loaded.regression else list(loaded.labels)
-        """Names of the classes, by index; None if the model predicts a value."""
-        self._schema = _schema(regression=loaded.regression, probabilities=probabilities)
+        """Names of the classes, or labels, by index; None if the model predicts a value."""
+        self._schema = _schema(loaded.task, probabilities=probabilities)
         self._engine = Engine(LoadedModel(loaded, EngineConfig(criterion=self.criterion, dtype=dtype), device))
 
     @classmethod
@@ -174,19 +185,25 @@ class Classifier:
         made[TRUNCATED] = truncated
         if self.labels is None:
             made[VALUE] = predictions.logits[:, 0]
+        elif LABELS in self._schema.names:
+            made |= {LABELS: name_lists(predictions.label_sets, self.labels), SCORE: predictions.scores}
         else:
             label_ids = predictions.label_ids
             made |= {LABEL: np.array(self.labels, object)[label_ids], LABEL_ID: label_ids, SCORE: predictions.scores}
         if PROBABILITIES in self._schema.names:
             made[PROBABILITIES] = list(predictions.probabilities)
-        return pa.table([pa.array(made[field.name], field.type) for field in self._schema], schema=self._schema)
+        arrays = [
+            made[f.name] if isinstance(made[f.name], pa.Array) else pa.array(made[f.name], f.type) for f in self._schema
+        ]
+        return pa.table(arrays, schema=self._schema)
 
 
 def _calibration(
     directory: str, model: EarlyExitModel, target: Target, tokenizer: TokenizerSpec, dtype: str
 ) -> Calibration:
     """Load the model's calibration; raise UserError if there is none of this very model in this dtype."""
-    return load_calibration(directory, target, ModelIdentity.of(model, weights_digest(directory), tokenizer), dtype)
+    identity = ModelIdentity.of(model, weights_digest(directory), tokenizer)
+    return load_calibration(directory, target, model, identity, dtype)
 
 
 def _dtype_of(calibration: Calibration, dtype: str, device: str) -> str:
@@ -200,10 +217,17 @@ def _dtype_of(calibration: Calibration, dtype: str, device: str) -> str:
     return chosen
 
 
-def _schema(*, regression: bool, probabilities: bool) -> pa.Schema:
+def _by_name(threshold: float | Mapping[str, float] | None) -> LabelThreshold | None:
+    """Return thresholds of labels as a Target has them."""
+    if threshold is None:
+        return None
+    return list(threshold.items()) if isinstance(threshold, Mapping) else [(None, threshold)]
+
+
+def _schema(task: Task, *, probabilities: bool) -> pa.Schema:
     """Return the columns that a model's predictions have."""
-    classes = (LABEL, LABEL_ID, SCORE, *((PROBABILITIES,) if probabilities else ()))
-    names = (*((VALUE,) if regression else classes), EXIT_LAYER, UNCERTAINTY, TRUNCATED)
+    with_probabilities = (PROBABILITIES,) if probabilities and task is not Task.VALUE else ()
+    names = (*PREDICTED[task], *with_probabilities, EXIT_LAYER, UNCERTAINTY, TRUNCATED)
     return pa.schema([pa.field(name, RESULTS[name]) for name in names])
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.api.batches import to_numpy, to_pandas
 from pipeline.rows import FloatArray
-from pipeline.schema import EXIT_LAYER, LABEL, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.schema import EXIT_LAYER, LABEL, LABELS, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,16 @@ class Results:
         return list(self.table[LABEL].to_pylist())
 
     @property
+    def label_sets(self) -> list[list[str] | None]:
+        """Return the names of the predicted labels of a model of label sets, None for texts that could not be used."""
+        return list(self.table[LABELS].to_pylist())
+
+    @property
     def scores(self) -> FloatArray:
-        """Return the probabilities of the predicted classes as [B], NaN for texts that could not be used."""
+        """Return the probabilities of the predicted classes as [B], NaN for texts that could not be used.
+
+        Of a label set it is that of the least probable decision on a label: p where it is predicted, 1 - p where it is not.
+        """
         return to_numpy(self.table[SCORE])
 
     @property
@@ -45,7 +53,7 @@ class Results:
 
     @property
     def probabilities(self) -> FloatArray:
-        """Return the probabilities of all classes as [B, C]; only if the classifier was made with `probabilities=True`."""
+        """Return the probabilities of all classes or labels as [B, C]; only of a classifier made with `probabilities=True`."""
         return to_numpy(self.table[PROBABILITIES])
 
     @property

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.corpus.tokenize import Tokenized
-from pipeline.rows import Predictions, TokenRows
+from pipeline.rows import Predictions, TokenRows, offsets_of
 from pipeline.schema import (
     EXIT_LAYER,
     KEPT,
     LABEL,
     LABEL_ID,
+    LABELS,
     LOGITS,
     PROBABILITIES,
     SCORE,
@@ -62,10 +63,10 @@ def with_predictions(
     rows: pa.Table, predictions: Predictions, labels: Sequence[str], results: Sequence[str], keep: pa.Schema
 ) -> pa.Table:
     """Put the predictions of B rows in place of their tokens: some results, and the kept columns under their own names."""
-    label_ids = predictions.label_ids
     columns: dict[str, Callable[[], pa.Array]] = {
-        LABEL: lambda: pa.DictionaryArray.from_arrays(label_ids, pa.array(labels, pa.string())).dictionary_decode(),
-        LABEL_ID: lambda: pa.array(label_ids),
+        LABEL: lambda: _names(predictions.label_ids, labels),
+        LABEL_ID: lambda: pa.array(predictions.label_ids),
+        LABELS: lambda: name_lists(predictions.label_sets, labels),
         SCORE: lambda: pa.array(predictions.scores),
         VALUE: lambda: pa.array(predictions.logits[:, 0]),
         PROBABILITIES: lambda: _lists(predictions.probabilities),
@@ -75,6 +76,16 @@ def with_predictions(
     }
     made = [columns[name]() if name in columns else rows[name] for name in results]
     return pa.table([*made, *(rows[KEPT + name] for name in keep.names)], schema=output_schema(results, keep))
+
+
+def name_lists(sets_BC: npt.NDArray[np.bool_], labels: Sequence[str]) -> pa.Array:
+    """Turn label sets into B lists of names, in the order of the labels: `[[True, False, True]]` of a, b and c is a and c."""
+    names = _names(np.nonzero(sets_BC)[1].astype(np.int32), labels)
+    return pa.ListArray.from_arrays(pa.array(offsets_of(sets_BC.sum(1)), pa.int32()), names)
+
+
+def _names(label_ids: npt.NDArray[np.int32], labels: Sequence[str]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(label_ids, pa.array(labels, pa.string())).dictionary_decode()
 
 
 def _lists(values_BC: npt.NDArray[np.float32]) -> pa.Array:

@@ -62,10 +62,7 @@ def audit(
     early_seconds, clock = clock.seconds, Clock()
     full = full_depth.run(rows)
     full_seconds = clock.seconds
-    if engine.model.regression:
-        differs = np.abs(full.logits[:, 0] - predictions.logits[drawn, 0]) > engine.config.criterion.tolerance
-    else:
-        differs = full.label_ids != predictions.label_ids[drawn]
+    differs = full.differs(predictions.take(drawn), engine.config.criterion.tolerance)
     flops = engine.flops.rows(rows.lengths, early.exit_layers) + engine.flops.full_depth(rows.lengths)
     counted, end = {}, 0
     for shard, audited in zip(shards, map(len, by_shard), strict=True):

@@ -91,6 +91,8 @@ class Curve:
     """Test rows whose prediction is not that of full depth, as [P]."""
     tested: int
     """The number of test rows, which did not choose the path."""
+    label_thresholds: list[float] = field(default_factory=list)
+    """With label sets, the thresholds of labels, as `Criterion` has them."""
 
     def at_speedup(self, speedup: float) -> Choice:
         """Return the thresholds that save this many FLOPs on rows like these; raise ValueError if none do.
@@ -144,7 +146,12 @@ class Curve:
         exits[np.array([*self.layers, self.depth]) - 1] = between(self.exits)
         speeds = tuple(zip(self.layers, between(self.speeds).tolist(), strict=True))
         return Choice(
-            criterion=Criterion(name=self.criterion, speeds=speeds, tolerance=self.tolerance),
+            criterion=Criterion(
+                name=self.criterion,
+                speeds=speeds,
+                tolerance=self.tolerance,
+                label_thresholds=tuple(self.label_thresholds),
+            ),
             flops_speedup=1 / float(between(self.flops_fractions)),
             exits=exits.tolist(),
             differing=differing,

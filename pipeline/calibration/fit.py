@@ -15,10 +15,12 @@ from pipeline.errors import UserError
 from pipeline.rows import IntArray, TokenRows
 
 
-def criterion_for(model: EarlyExitModel, name: str | None, tolerance: float) -> Criterion:
+def criterion_for(
+    model: EarlyExitModel, name: str | None, tolerance: float, label_thresholds: tuple[float, ...] = ()
+) -> Criterion:
     """Return the criterion to calibrate: the named one, else the model's own, else what suits its task.
 
-    Raises UserError if the model cannot use it.
+    `label_thresholds` are those of a Criterion, for a model of label sets. Raises UserError if the model cannot use it.
     """
     stored = (
         model.criterion.name if model.criterion is not None and model.criterion.name in THRESHOLD_CRITERIA else None
@@ -26,7 +28,7 @@ def criterion_for(model: EarlyExitModel, name: str | None, tolerance: float) -> 
     if len(model.exit_layers) == 1:
         raise UserError("the model has no exits, so there is nothing to calibrate; jobs/distill.py adds them")
     chosen = name or stored or ("lte" if model.regression else "entropy")
-    criterion = Criterion(name=chosen, speed=1.0, tolerance=tolerance)
+    criterion = Criterion(name=chosen, speed=1.0, tolerance=tolerance, label_thresholds=label_thresholds)
     check_exits(model, EngineConfig(criterion=criterion))
     return criterion
 
@@ -65,6 +67,7 @@ def count_along(path: Floats, sample: Sample, tested: Sample, criterion: Criteri
         exits=[outcome.exits.tolist() for outcome in outcomes],
         differing=[tested.outcome(speeds).differing for speeds in path],
         tested=len(tested),
+        label_thresholds=list(criterion.label_thresholds),
     )
 
 

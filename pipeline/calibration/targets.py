@@ -6,10 +6,12 @@ Target(max_disagreement=0.01)      the fastest thresholds that change at most 1 
 Target()                           the criterion that is stored in the model, else normalized entropy at 0.1
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from models.exits.task import Task
 from pipeline.calibration.curve import Calibration, Choice
 from pipeline.calibration.guarantees import CONFIDENCE
 from pipeline.errors import InputError
@@ -20,6 +22,8 @@ EXCLUSIVE = ("speed", "target_speedup", "max_disagreement")
 CALIBRATED = ("criterion", "patience", "exits")
 """Fields that the calibration decides where it chooses the thresholds."""
 DEFAULT_SPEED = 0.1
+LabelThreshold = Sequence[tuple[str | None, float]]
+"""Probabilities above which labels are predicted, by name; that of None is for all that are not named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,8 @@ class Target:
     tolerance: float | None = None
     exits: tuple[int, ...] | None = None
     """Layers after which exits are evaluated."""
+    label_threshold: LabelThreshold | None = None
+    """Thresholds of labels, for a model of label sets."""
     target_speedup: float | None = None
     """FLOPs of full depth over those to spend."""
     speedup_in: str = "flops"
@@ -62,6 +68,7 @@ class Target:
 def own_criterion(target: Target, model: EarlyExitModel) -> Criterion:
     """Complete the target by the model's stored criterion, then by defaults; raise InputError for impossible values."""
     stored = model.criterion
+    thresholds = label_thresholds(target.label_threshold, model)
     if stored is not None and target.criterion not in (None, stored.name):
         stored = None  # another criterion's threshold says nothing
     if stored is None:
@@ -69,11 +76,33 @@ def own_criterion(target: Target, model: EarlyExitModel) -> Criterion:
         full_depth = target.criterion is None and model.regression and name == "entropy"  # a teacher without exits
         stored = Criterion(name=name, speed=0.0 if full_depth else DEFAULT_SPEED)
     given = {name: getattr(target, name) for name in ("speed", "patience", "tolerance")}
+    given |= {"label_thresholds": thresholds}
     given |= {"speeds": None if target.speed is None else ()}  # one threshold replaces one for every exit
     return replace(stored, **{name: value for name, value in given.items() if value is not None})
 
 
-def load_calibration(directory: str, target: Target, identity: ModelIdentity, dtype: str) -> Calibration:
+def label_thresholds(given: LabelThreshold | None, model: EarlyExitModel) -> tuple[float, ...]:
+    """Return the thresholds of a model's labels, as Criterion has them: those given, else those stored, else ().
+
+    label_thresholds([(None, 0.4), ("toxic", 0.3)], model) is (0.3, 0.4) if its labels are toxic and spam. Raises InputError for
+    a label that it does not have, and for a model that predicts no label sets.
+    """
+    if given is None:
+        return () if model.criterion is None else model.criterion.label_thresholds
+    if model.task is not Task.LABELS:
+        what = "one value" if model.regression else "one class"
+        raise InputError("label_threshold", f"is for models of label sets, and this one predicts {what}")
+    by_name = dict(given)
+    unknown = [name for name in by_name if name is not None and name not in model.labels]
+    if unknown:
+        raise InputError("label_threshold", f"'{unknown[0]}' is none of the model's labels: {', '.join(model.labels)}")
+    thresholds = tuple(by_name.get(label, by_name.get(None, 0.5)) for label in model.labels)
+    return Criterion(label_thresholds=thresholds).label_thresholds
+
+
+def load_calibration(
+    directory: str, target: Target, model: EarlyExitModel, identity: ModelIdentity, dtype: str
+) -> Calibration:
     """Load the calibration of a model directory; raise UserError if there is none, or if it is about something else."""
     calibration = Calibration.load(directory)
     calibration.check(identity, dtype)
@@ -81,6 +110,12 @@ def load_calibration(directory: str, target: Target, identity: ModelIdentity, dt
     if target.tolerance not in (None, known):
         raise InputError(
             "tolerance", f"{target.tolerance:g}: the model was calibrated with {known:g}; run calibrate.py again"
+        )
+    curve = Criterion(label_thresholds=tuple(calibration.curve.label_thresholds))
+    if curve.label_thresholds != label_thresholds(target.label_threshold, model):
+        then = curve.describe().partition("labels ")[2] or "above 0.5"
+        raise InputError(
+            "label_threshold", f"is not what the model was calibrated with: {then}; run calibrate.py again"
         )
     return calibration
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from models.exits.task import Task
 from pipeline.calibration.curve import Scaling
 from pipeline.corpus.chunks import Chunk
 from pipeline.errors import InputError
@@ -84,11 +85,12 @@ def scale_stored_model(
 
     With `to_labels` the rows that have a label are used and fitted to it. A stored threshold on entropy or confidence would
     mean something else after scaling, so it is taken out; the second result is that criterion. Raises InputError if the model
-    predicts a value or no row can be used.
+    predicts a value or label sets, or no row can be used.
     """
     model = EarlyExitModel.from_pretrained(directory)
-    if model.regression:
-        raise InputError("temperature", "needs classes, and the model predicts a value")
+    if model.task is not Task.CLASSES:
+        what = "a value" if model.task is Task.VALUE else "label sets"
+        raise InputError("temperature", f"needs classes, and the model predicts {what}")
     used = examples.take(np.flatnonzero(~np.isnan(examples.labels))) if to_labels else examples
     if not len(used):
         raise InputError(

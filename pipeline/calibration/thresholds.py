@@ -68,15 +68,13 @@ class Sample:
     def of(cls, recorded: AllExits, criterion: Criterion, lengths: IntArray, flops: FlopCounter) -> Self:
         """Make a sample of recorded exits, as this criterion sees them.
 
-        Values (regression) differ if they are more than the criterion's tolerance apart.
+        Values (regression) differ if they are more than the criterion's tolerance apart, label sets if any label differs.
         """
-        predictions = recorded.answers
-        apart = np.abs(predictions[:-1] - predictions[-1]) > criterion.tolerance
         return cls(
             layers=recorded.layers[:-1],
             depth=recorded.layers[-1],
             uncertainty=recorded.uncertainty(criterion)[:-1],
-            differs=apart if recorded.regression else predictions[:-1] != predictions[-1],
+            differs=recorded.differs(criterion.tolerance),
             lengths=lengths,
             flops=flops,
         )

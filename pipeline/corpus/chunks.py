@@ -15,7 +15,7 @@ class Chunk:
 
     rows: TokenRows
     labels: FloatArray
-    """Class indices or values as [B]; NaN where a row has no label."""
+    """Class indices or values as [B], or label sets as [B, C] of 0 and 1; NaN where a row has no label, or no label set."""
     logits: FloatArray | None = None
     """The teacher's logits as [B, C]; None where it has not been run yet."""
     keys: tuple[str, ...] = ()
@@ -42,10 +42,20 @@ class Chunk:
             most_rows=self.most_rows,
         )
 
+    @property
+    def labelled(self) -> IntArray:
+        """Numbers of the rows that have a label, or a label set, be it empty."""
+        return np.flatnonzero(~np.isnan(self.labels if self.labels.ndim == 1 else self.labels[:, 0]))
+
     def targets(self) -> FloatArray:
-        """Return what every exit should predict: the label, else the teacher's class or value: [B], NaN without either."""
+        """Return what every exit should predict: the label, else the teacher's class or value: [B], NaN without either.
+
+        Label sets are [B, C], and the teacher's are those at a threshold of 0.5.
+        """
         if self.logits is None:
             return self.labels
+        if self.labels.ndim == 2:
+            return np.where(np.isnan(self.labels), (self.logits > 0).astype(np.float32), self.labels)
         teacher = self.logits[:, 0] if self.logits.shape[1] == 1 else self.logits.argmax(1).astype(np.float32)
         return np.where(np.isnan(self.labels), teacher, self.labels)
 

@@ -3,13 +3,15 @@
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
+from models.exits.task import Task
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns, resolve_columns
 from pipeline.corpus.listing import InputFile, list_inputs
@@ -19,6 +21,11 @@ from pipeline.errors import InputError, UserError
 from pipeline.rows import FloatArray
 from pipeline.schema import KEPT, PAIR, ROW, TEXT
 
+Label = str | tuple[str, ...]
+"""The label of a row as text, or its label set: () is a row without any, which is a label set too."""
+ReadLabel = Callable[[object], Label | None]
+"""Reads the label in a cell of a file; None is a row without one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Texts:
@@ -27,8 +34,8 @@ class Texts:
     texts: list[str]
     pairs: list[str] | None
     """Second texts, one for each row; None for single texts."""
-    labels: list[str] | None
-    """Labels as written in the file, one for each row; None if no label column was read."""
+    labels: Sequence[Label] | None
+    """Labels as written in the file, one for each row, or label sets; None if no label column was read."""
     rejected: int
     """Number of rows left out because they hold no usable text."""
 
@@ -42,7 +49,7 @@ class Texts:
         return type(self)(
             texts=self.texts + more.texts,
             pairs=None if self.pairs is None else self.pairs + (more.pairs or []),
-            labels=None if self.labels is None else self.labels + (more.labels or []),
+            labels=None if self.labels is None else [*self.labels, *(more.labels or ())],
             rejected=self.rejected + more.rejected,
         )
 
@@ -58,13 +65,17 @@ class Texts:
 
     def class_names(self) -> list[str]:
         """Return all labels that occur: numbers first, by value, then names in alphabetical order."""
-        return sorted(set(self.labels or ()), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
+        names = {name for label in self.labels or () for name in ([label] if isinstance(label, str) else label)}
+        return sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
 
 
-def read_texts(path: str, columns: Columns, limit: int | None = None) -> Texts:
-    """Read files, a folder or a glob into memory, at most `limit` rows; raise UserError if files or columns are missing."""
+def read_texts(path: str, columns: Columns, limit: int | None = None, read_label: ReadLabel | None = None) -> Texts:
+    """Read files, a folder or a glob into memory, at most `limit` rows; raise UserError if files or columns are missing.
+
+    `read_label` is `label_text`, the default, or what `label_reader` returns for a task.
+    """
     read = Texts.empty(columns)
-    for texts in _texts_by_shard(path, columns):
+    for texts in _texts_by_shard(path, columns, read_label or label_text):
         read = read.joined(texts)
         if limit is not None and len(read.texts) >= limit:
             break
@@ -78,14 +89,14 @@ def sample_texts(path: str, columns: Columns, rows: int, seed: int) -> Texts:
     """
     random = np.random.default_rng(seed)
     sample, keys = Texts.empty(columns), np.empty(0)
-    for texts in _texts_by_shard(path, columns):
+    for texts in _texts_by_shard(path, columns, label_text):
         sample, keys = sample.joined(texts), np.append(keys, random.random(len(texts.texts)))
         smallest = np.sort(np.argsort(keys)[:rows])
         sample, keys = sample.take(smallest.tolist()), keys[smallest]
     return sample
 
 
-def _texts_by_shard(path: str, columns: Columns) -> Iterator[Texts]:
+def _texts_by_shard(path: str, columns: Columns, read_label: ReadLabel) -> Iterator[Texts]:
     """Yield the usable rows of shard after shard; raise UserError if no shard has any."""
     usable = 0
     for file in _list_files(path):
@@ -97,7 +108,7 @@ def _texts_by_shard(path: str, columns: Columns) -> Iterator[Texts]:
             yield Texts(
                 texts=rows[TEXT].to_pylist(),
                 pairs=rows[PAIR].to_pylist() if columns.pair else None,
-                labels=_labels(file, rows, columns.label) if columns.label else None,
+                labels=_labels(file, rows, columns.label, read_label) if columns.label else None,
                 rejected=len(shard.rejects),
             )
     if not usable:
@@ -118,18 +129,47 @@ def _list_files(path: str) -> list[InputFile]:
     return corpus.files
 
 
-def tokenize_texts(texts: Texts, tokenizer: Tokenizer, classes: Sequence[str] = (), path: str | None = None) -> Chunk:
-    """Tokenize texts and convert their labels with `label_numbers`; without labels these are NaN.
+def tokenize_texts(
+    texts: Texts,
+    tokenizer: Tokenizer,
+    classes: Sequence[str] = (),
+    path: str | None = None,
+    task: Task | None = None,
+) -> Chunk:
+    """Tokenize texts and convert their labels with `label_array`; without labels these are NaN.
 
     Raises UserError for a label that is none of the classes; it names `path`, where the texts are from.
     """
     rows = tokenizer(texts.texts, texts.pairs).rows
     labels = [None] * len(rows) if texts.labels is None else texts.labels
     try:
-        numbers = label_numbers(labels, classes)
+        numbers = label_array(labels, classes, task)
     except UserError as error:
         raise UserError(f"{path}: {error}" if path else str(error)) from error
     return Chunk(rows=rows, labels=numbers, global_rows=len(rows))
+
+
+def label_array(labels: Sequence[Label | None], classes: Sequence[str], task: Task | None) -> FloatArray:
+    """Convert labels by `label_numbers`, [B], or for a task of label sets by `label_sets`, [B, C]."""
+    if task is Task.LABELS:
+        return label_sets([label if isinstance(label, tuple | None) else (label,) for label in labels], classes)
+    return label_numbers([label if isinstance(label, str | None) else str(label) for label in labels], classes)
+
+
+def label_sets(sets: Sequence[tuple[str, ...] | None], classes: Sequence[str]) -> FloatArray:
+    """Convert label sets to [B, C] float32 of 0 and 1; None becomes a row of NaN.
+
+    `label_sets([("b", "a"), (), None], ["a", "b"])` is `[[1, 1], [0, 0], [NaN, NaN]]`. Labels are names, or indices, as in
+    `label_numbers`, which also says when UserError is raised.
+    """
+    known = sorted({name for labels in sets for name in labels or ()})
+    columns = dict(zip(known, _indices(known, classes), strict=True))
+    numbers = np.zeros((len(sets), len(classes)), np.float32)
+    for row, labels in zip(numbers, sets, strict=True):
+        row[[columns[name] for name in labels or ()]] = 1.0
+        if labels is None:
+            row[:] = math.nan
+    return numbers
 
 
 def label_numbers(labels: Sequence[str | None], classes: Sequence[str]) -> FloatArray:
@@ -141,14 +181,20 @@ def label_numbers(labels: Sequence[str | None], classes: Sequence[str]) -> Float
     """
     if len(classes) == 1:
         return np.array([math.nan if label is None else _value(label) for label in labels], np.float32)
-    known = {label for label in labels if label is not None}
+    known = sorted({label for label in labels if label is not None})
+    numbers = dict(zip(known, _indices(known, classes), strict=True))
+    return np.array([math.nan if label is None else numbers[label] for label in labels], np.float32)
+
+
+def _indices(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Return the class index of each label: all are names of classes, or all are indices."""
     numbers = {name: index for index, name in enumerate(classes)}
-    if not known <= set(numbers):
+    if not set(labels) <= set(numbers):
         numbers = {str(index): index for index in range(len(classes))}
-    unknown = sorted(known - set(numbers))
+    unknown = sorted(set(labels) - set(numbers))
     if unknown:
         raise UserError(f"label '{unknown[0]}' is none of the model's classes: {', '.join(classes)}")
-    return np.array([math.nan if label is None else numbers[label] for label in labels], np.float32)
+    return [numbers[label] for label in labels]
 
 
 def hold_out(whole: Chunk, count: int, seed: int) -> tuple[Chunk, Chunk]:
@@ -185,6 +231,41 @@ def label_text(value: object) -> str | None:
     return None if absent else text
 
 
+def label_set(value: object, separator: str | None = None) -> tuple[str, ...] | None:
+    """Read a label set: a list of labels, in JSON where the file has no lists; return None for a row without one: null, blank.
+
+    `label_set(["b", "a"])` and `label_set('["b", "a"]')` are ("b", "a"), an empty list is (). With a separator, text is split:
+    `label_set("b; a", ";")`. Raises UserError for anything else, such as a single label in place of a list.
+    """
+    if isinstance(value, bytes):
+        value = label_text(value)
+    if (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    ):
+        return None
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and _is_json(value):
+        value = json.loads(value)
+    elif isinstance(value, str) and separator is not None:
+        value = [part.strip() for part in value.split(separator) if part.strip()]
+    if not isinstance(value, list | tuple):
+        raise UserError(f"label {value} is no list of labels, which the task multi-label needs; text needs a separator")
+    labels = [label_text(label) for label in value]
+    if None in labels:
+        raise UserError(f"label {value} has a null or empty label in its list")
+    return tuple(label for label in labels if label is not None)
+
+
+def label_reader(task: Task, separator: str | None = None) -> ReadLabel:
+    """Return what reads the labels of a task; raise InputError for a separator where a row has one label."""
+    if task is Task.LABELS:
+        return partial(label_set, separator=separator)
+    if separator is not None:
+        raise InputError("label_separator", "is for the task multi-label, where a row has any number of labels")
+    return label_text
+
+
 def _is_json(text: str) -> bool:
     """Return whether a text is JSON, as which lists and objects come out of JSON lines."""
     try:
@@ -194,10 +275,10 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _labels(file: InputFile, rows: pa.Table, column: str) -> list[str]:
+def _labels(file: InputFile, rows: pa.Table, column: str, read_label: ReadLabel) -> list[Label]:
     """Return the labels of all rows; raise UserError for a row without one, wherever labels are what the rows are read for."""
     try:
-        labels = [label_text(value) for value in rows[KEPT + column].to_pylist()]
+        labels = [read_label(value) for value in rows[KEPT + column].to_pylist()]
     except UserError as error:
         raise UserError(f"{file.path}: column '{column}': {error}") from error
     if None in labels:

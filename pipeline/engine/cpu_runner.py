@@ -71,7 +71,7 @@ class CpuRunner:
     def run(self, rows: TokenRows, indices: IntArray, rule: ExitRule, results: Results) -> int:
         """Run the rows of these numbers, sorted by length, until all have exited; see Runner."""
         active = ActiveRows.of(rows, indices)
-        judge = Judge(self.config.criterion, rule, self.model.shape.layers)
+        judge = Judge(self.config, rule, torch.device("cpu"))
         margin = pad_multiple(self.config.token_budget)  # room for the last micro-batch's padding
         hidden_TH = self.workspace.take("hidden", int(active.lengths.sum()) + margin, self.model.shape.hidden)
         done = padding = 0

@@ -29,6 +29,7 @@ import torch
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from models.exits.task import Task
 from models.families.shape import Shape
 from models.gpu.dispatch import kernels_for
 from pipeline.engine.config import EngineConfig
@@ -45,6 +46,7 @@ from pipeline.rows import IntArray, Predictions, TokenRows
 
 WARM_UP_LENGTHS = (8, 24, 48, 100, 200)
 """Lengths of rows: each has a kernel of its own for attention on a GPU."""
+_ONE = {Task.CLASSES: "class", Task.VALUE: "value"}
 
 
 class Engine:
@@ -62,9 +64,12 @@ class Engine:
         exits = plan_exits(self.model, config)
         self.flops = self.model.flops.with_heads_at(exits)
         """Counts what this engine computes: heads that it never evaluates cost nothing."""
+        self.boundaries = self.model.boundaries(config.criterion.label_thresholds)
+        """The logits above which labels are predicted; None for a model that predicts no label sets."""
         how = RunnerConfig(
             exits=exits,
             criterion=config.criterion,
+            boundaries=self.boundaries,
             token_budget=loaded.token_budget,
             first_tokens=loaded.sizes.first_tokens,
             first_token_first=config.first_token_first,
@@ -110,7 +115,7 @@ class Engine:
             ]
             self._wait(at_work)
         padding = sum(part.result() for part in at_work)
-        return _predictions(rows, results, padding)
+        return _predictions(rows, results, padding, self.boundaries)
 
     def _wait(self, at_work: list[Future[int]]) -> None:
         """Wait for all runners, also where one fails or a signal ends the call: they must be idle when the next one begins."""
@@ -133,7 +138,7 @@ class Engine:
             return run_within_memory(run, runner.free, rows.lengths[indices], resident)
 
 
-def _predictions(rows: TokenRows, results: Results, padding: int) -> Predictions:
+def _predictions(rows: TokenRows, results: Results, padding: int, boundaries: tuple[float, ...] | None) -> Predictions:
     exit_layers = results.exit_layers.numpy()
     if len(rows) and exit_layers.min() < 1:
         raise AssertionError("a row came out of the engine without an exit")
@@ -143,6 +148,7 @@ def _predictions(rows: TokenRows, results: Results, padding: int) -> Predictions
         uncertainty=results.uncertainty.numpy(),
         layer_tokens=int((rows.lengths * exit_layers).sum()),
         padding_tokens=padding,
+        boundaries=boundaries,
     )
 
 
@@ -175,9 +181,20 @@ def check_exits(model: EarlyExitModel, config: EngineConfig) -> None:
         raise InputError(
             "criterion", f"{criterion.name} needs classes, and the model predicts a value; take lte or patience"
         )
+    check_label_thresholds(model, criterion.label_thresholds)
     if criterion.name == "lte" and model.lte is None and len(model.exit_layers) > 1:
         raise InputError("criterion", "lte: the model has no learned exit; its exits were trained without one")
     missing = sorted({*(config.exits or ()), *dict(criterion.speeds)} - {*model.exit_layers})
     if missing:
         has = " ".join(map(str, model.exit_layers))
         raise InputError("exits", f"the model has no exit after layer {missing[0]}; it has them after {has}")
+
+
+def check_label_thresholds(model: EarlyExitModel, thresholds: tuple[float, ...]) -> None:
+    """Raise InputError for thresholds of labels that the model does not have."""
+    if thresholds and model.task is not Task.LABELS:
+        raise InputError(
+            "label_threshold", f"is for models of label sets, and this one predicts one {_ONE[model.task]}"
+        )
+    if len(thresholds) > 1 and len(thresholds) != model.shape.classes:
+        raise InputError("label_threshold", f"has {len(thresholds)} values for {model.shape.classes} labels")

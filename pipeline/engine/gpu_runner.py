@@ -90,7 +90,7 @@ class GpuRunner:
     def run(self, rows: TokenRows, indices: IntArray, rule: ExitRule, results: Results) -> int:
         """Run the rows of these numbers, sorted by length, until all have exited; see Runner. There is no padding."""
         shape, device = self.model.shape, self.workspace.device
-        judge, recorded = Judge(self.config.criterion, rule, shape.layers), Recorded(len(rows), shape.classes, device)
+        judge, recorded = Judge(self.config, rule, device), Recorded(len(rows), shape.classes, device)
         active, all_B, hidden = self._embed(rows, indices)
         numbers_B, done = all_B, 0
         for exit_layer in self.config.exits:

@@ -39,6 +39,8 @@ class RunnerConfig:
     """Layers after which rows are judged, ascending; the last layer included."""
     criterion: Criterion
     """How the uncertainty of a row is measured."""
+    boundaries: tuple[float, ...] | None
+    """The logits above which labels are predicted: C of them; None for a model that predicts no label sets."""
     token_budget: int
     """Tokens in a micro-batch."""
     first_tokens: int
@@ -74,8 +76,9 @@ class Verdict(NamedTuple):
 class Judge:
     """Decides after each exit which active rows exit, and remembers for them how long the exits have agreed."""
 
-    def __init__(self, criterion: Criterion, rule: ExitRule, last_layer: int) -> None:
-        self.criterion, self.rule, self.last_layer = criterion, rule, last_layer
+    def __init__(self, config: RunnerConfig, rule: ExitRule, device: torch.device) -> None:
+        self.criterion, self.rule, self.last_layer = config.criterion, rule, config.exits[-1]
+        self._boundaries_C = None if config.boundaries is None else torch.tensor(config.boundaries, device=device)
         self._before_BC: Tensor | None = None
         self._streak_B: Tensor | None = None
 
@@ -83,7 +86,7 @@ class Judge:
         """Judge the active rows, which have these numbers in the call, by an exit's output."""
         patient = self.criterion.name == "patience"
         streak_B = self._extend_streaks(output.logits) if patient else None
-        uncertainty_B = uncertainty_of(self.criterion, output.logits, output.lte, streak_B)
+        uncertainty_B = uncertainty_of(self.criterion, output.logits, output.lte, streak_B, self._boundaries_C)
         if exit_layer == self.last_layer:
             return Verdict(uncertainty_B, torch.ones_like(uncertainty_B, dtype=torch.bool))
         return Verdict(uncertainty_B, self.rule.exits(exit_layer, uncertainty_B, rows_B))
@@ -98,6 +101,7 @@ class Judge:
         if self._before_BC is None or self._streak_B is None:
             self._streak_B = torch.zeros(len(logits_BC), dtype=torch.int64, device=logits_BC.device)
         else:
-            self._streak_B = extend_streak(self._streak_B, self._before_BC, logits_BC, self.criterion.tolerance)
+            tolerance, boundaries_C = self.criterion.tolerance, self._boundaries_C
+            self._streak_B = extend_streak(self._streak_B, self._before_BC, logits_BC, tolerance, boundaries_C)
         self._before_BC = logits_BC
         return self._streak_B

@@ -6,7 +6,7 @@ cheapest_within(evaluation.curve("entropy"), 0.01)    # the cheapest threshold t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import CRITERIA, Criterion
+from models.exits.task import Task
 from pipeline.corpus.chunks import Chunk
 from pipeline.errors import InputError
-from pipeline.evaluation.metrics import CLASSIFICATION, REGRESSION, Metric, accuracy, f1
+from pipeline.evaluation.metrics import Metric, accuracy, f1, metrics_of, subset_accuracy
 from pipeline.evaluation.recorded import record_all_exits
 from pipeline.rows import FloatArray, IntArray
 
@@ -36,7 +37,7 @@ class OperatingPoint:
     quality: float
     """The metric against the labels."""
     agreement: float
-    """The fraction of rows with the class of full depth; for values, the metric against those of full depth."""
+    """The fraction of rows with the class or label set of full depth; for values, the metric against those of full depth."""
     mean_exit_layer: float
     flops_speedup: float
     """FLOPs of the plain full-depth model over FLOPs spent, heads included, on the same rows."""
@@ -49,22 +50,32 @@ class OperatingPoint:
 class Evaluation:
     """A model's outputs at all exits for labelled rows, and what follows from them for any criterion."""
 
-    def __init__(self, model: EarlyExitModel, examples: Chunk, metric: str | None = None) -> None:
-        """Run the model on the examples; `metric` is a name in CLASSIFICATION or REGRESSION, None for the first of them.
+    def __init__(
+        self,
+        model: EarlyExitModel,
+        examples: Chunk,
+        metric: str | None = None,
+        label_thresholds: tuple[float, ...] = (),
+    ) -> None:
+        """Run the model on the examples; `metric` is a name in `metrics_of` its task, None for the first of them.
 
+        `label_thresholds` are those of a Criterion, for a model of label sets: all points have them, whatever their criterion.
         Raises InputError if the model's task has no such metric.
         """
-        by_classes = {"f1": partial(f1, classes=model.shape.classes)}
-        self.metrics: Mapping[str, Metric] = REGRESSION if model.regression else CLASSIFICATION | by_classes
+        by_classes = {"f1": partial(f1, classes=model.shape.classes)} if model.task is Task.CLASSES else {}
+        self.metrics: Mapping[str, Metric] = metrics_of(model.task) | by_classes
+        self.label_thresholds = label_thresholds
         if metric is not None and metric not in self.metrics:
             raise InputError("metric", f"'{metric}' is none of {', '.join(self.metrics)}")
         self.metric = metric or next(iter(self.metrics))
         self.targets, self.lengths, self.flops = examples.labels, examples.rows.lengths, model.flops
-        self.recorded = record_all_exits(model, examples)
+        self.recorded = record_all_exits(model, examples, label_thresholds)
 
     def at(self, criterion: Criterion) -> OperatingPoint:
         """Return what the engine would do under this criterion, evaluating every exit at which it lets rows exit."""
         recorded, metric = self.recorded, self.metrics[self.metric]
+        agreement = metric if recorded.regression else accuracy if recorded.boundaries is None else subset_accuracy
+        criterion = replace(criterion, label_thresholds=self.label_thresholds)
         would_exit_EB = recorded.exits_at(criterion)
         first_B = would_exit_EB.argmax(0)
         layers = np.array(recorded.layers)
@@ -75,7 +86,7 @@ class Evaluation:
         return OperatingPoint(
             criterion=criterion,
             quality=metric(predictions_B, self.targets),
-            agreement=(metric if recorded.regression else accuracy)(predictions_B, recorded.answers[-1]),
+            agreement=agreement(predictions_B, recorded.answers[-1]),
             mean_exit_layer=float(exit_layers_B.mean()),
             flops_speedup=float(self.flops.full_depth(self.lengths).sum() / spent.sum()),
             exits={int(layer): int((exit_layers_B == layer).sum()) for layer in layers},
@@ -93,6 +104,11 @@ class Evaluation:
             layer: measure(predictions, self.targets)
             for layer, predictions in zip(self.recorded.layers, self.recorded.answers, strict=True)
         }
+
+    def correct(self, exit_: int) -> Bools:
+        """Return which rows the exit of this index predicts rightly; of label sets, those without a wrong label: [B]."""
+        right: Bools = self.recorded.answers[exit_] == self.targets
+        return right if right.ndim == 1 else np.logical_and.reduce(right, axis=1)
 
     def criteria(self) -> list[str]:
         """Return the names of the criteria that this model can use; none for a model without exits."""

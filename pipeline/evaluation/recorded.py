@@ -13,7 +13,7 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.engine.all_exits import all_exits_as_run
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
-from pipeline.rows import FloatArray
+from pipeline.rows import FloatArray, above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,28 +26,47 @@ class AllExits:
     """[E, B, C]: the logits of every exit."""
     lte: FloatArray | None
     """[E, B]: logits of the learned certainty; the last exit has none, and zeros here."""
+    boundaries: tuple[float, ...] | None = None
+    """The logits above which labels are predicted: C of them; None where rows have one class, or a value."""
 
     @property
     def answers(self) -> FloatArray:
-        """Predictions of every exit, class indices as float or values: [E, B]."""
+        """Predictions of every exit, class indices as float or values: [E, B]; label sets as [E, B, C] of 0 and 1."""
+        if self.boundaries is not None:
+            return above(self.logits, self.boundaries).astype(np.float32)
         return self.logits[..., 0] if self.logits.shape[2] == 1 else self.logits.argmax(2).astype(np.float32)
 
     @property
     def regression(self) -> bool:
         """Whether the exits predict a value."""
-        return self.logits.shape[2] == 1
+        return self.boundaries is None and self.logits.shape[2] == 1
+
+    def differs(self, tolerance: float) -> npt.NDArray[np.bool_]:
+        """Return whether a prediction at an exit below the last is not that of full depth: [E - 1, B].
+
+        A label set is another one if any label differs, a value if it is more than `tolerance` apart.
+        """
+        answers = self.answers
+        if self.regression:
+            return np.abs(answers[:-1] - answers[-1]) > tolerance
+        apart: npt.NDArray[np.bool_] = answers[:-1] != answers[-1]
+        return apart if self.boundaries is None else np.logical_or.reduce(apart, axis=2)
 
     def uncertainty(self, criterion: Criterion) -> FloatArray:
-        """Compute the uncertainty of a criterion at every exit: [E, B]."""
+        """Compute the uncertainty of a criterion at every exit: [E, B].
+
+        Label sets are those of `boundaries`, whatever thresholds of labels the criterion has.
+        """
         logits = torch.from_numpy(self.logits)
+        boundaries = None if self.boundaries is None else torch.tensor(self.boundaries)
         streak = torch.zeros(logits.shape[1], dtype=torch.int64)
         measured = []
         for index in range(len(self.layers)):
             if index:
-                streak = extend_streak(streak, logits[index - 1], logits[index], criterion.tolerance)
+                streak = extend_streak(streak, logits[index - 1], logits[index], criterion.tolerance, boundaries)
             last = index == len(self.layers) - 1
             lte = None if self.lte is None or last else torch.from_numpy(self.lte[index])
-            measured.append(uncertainty_of(criterion, logits[index], lte, streak))
+            measured.append(uncertainty_of(criterion, logits[index], lte, streak, boundaries))
         return torch.stack(measured).numpy()
 
     def exits_at(self, criterion: Criterion) -> npt.NDArray[np.bool_]:
@@ -59,8 +78,11 @@ class AllExits:
         return exits_EB
 
 
-def record_all_exits(model: EarlyExitModel, examples: Chunk) -> AllExits:
-    """Run every row through every exit once, without gradients, in the model's own precision."""
+def record_all_exits(model: EarlyExitModel, examples: Chunk, label_thresholds: tuple[float, ...] = ()) -> AllExits:
+    """Run every row through every exit once, without gradients, in the model's own precision.
+
+    `label_thresholds` are those of a Criterion, for a model of label sets.
+    """
     layers = model.exit_layers
     logits = np.zeros((len(layers), len(examples), model.shape.classes), np.float32)
     lte = None if model.lte is None else np.zeros(logits.shape[:2], np.float32)
@@ -71,10 +93,12 @@ def record_all_exits(model: EarlyExitModel, examples: Chunk) -> AllExits:
                 certainty = outputs[layer].lte
                 if lte is not None and certainty is not None:
                     lte[index, rows] = certainty.float().cpu().numpy()
-    return AllExits(layers=layers, logits=logits, lte=lte)
+    return AllExits(layers=layers, logits=logits, lte=lte, boundaries=model.boundaries(label_thresholds))
 
 
-def record_as_run(model: EarlyExitModel, examples: Chunk, dtype: str, device: str) -> AllExits:
+def record_as_run(
+    model: EarlyExitModel, examples: Chunk, dtype: str, device: str, label_thresholds: tuple[float, ...] = ()
+) -> AllExits:
     """Record all exits as a run computes them: in its precision, on its device. The model is taken over (LoadedModel)."""
     with LoadedModel(model, EngineConfig(dtype=dtype), device) as loaded:
-        return record_all_exits(loaded.model, examples)
+        return record_all_exits(loaded.model, examples, label_thresholds)

@@ -16,6 +16,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from models.early_exit import EarlyExitModel
+from models.exits.task import Task
 from pipeline.errors import printable
 from pipeline.storage.local import write_atomically
 
@@ -57,7 +58,8 @@ def _new_card(name: str, model: EarlyExitModel, base: str | None) -> str:
     )
     exits = ", ".join(map(str, model.exit_layers[:-1]))
     early = f" A {model.branch_head} head after layers {exits} lets easy texts leave there." if exits else ""
-    predicts = "one value" if model.regression else f"{model.shape.classes:,} classes: {', '.join(model.labels[:20])}"
+    kind = "labels, any number of them a text" if model.task is Task.LABELS else "classes"
+    predicts = "one value" if model.regression else f"{model.shape.classes:,} {kind}: {', '.join(model.labels[:20])}"
     more = ", …" if model.shape.classes > 20 else ""
     return f"""---
 {data.to_yaml()}

@@ -35,7 +35,7 @@ def point_table(points: Sequence[OperatingPoint], metric: str) -> Table:
         cells += [f"{p.flops_speedup:.2f}x", *(f"{n:,}" for n in p.exits.values())]
         rows.append([*cells, " ".join(map(str, p.worthwhile_exits))])
     note = (
-        "Agreement: rows with the class of full depth. "
+        "Agreement: rows with the class, or the label set, of full depth. "
         "Fewer FLOPs: those of the plain full-depth model over those spent, heads included, on the same rows. "
         "Worthwhile exits: the cheapest ones to evaluate for these rows."
     )

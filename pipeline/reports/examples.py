@@ -5,6 +5,7 @@ texts, by reading once more the input shards that the parts were made from.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +17,7 @@ from pipeline.corpus.reader import read_shards
 from pipeline.output.parts import Output
 from pipeline.output.results import finished_shards
 from pipeline.reports.page import Table
-from pipeline.schema import EXIT_LAYER, ID, LABEL, PAIR, SCORE, TEXT, UNCERTAINTY, VALUE
+from pipeline.schema import EXIT_LAYER, ID, LABEL, LABELS, PAIR, SCORE, TEXT, UNCERTAINTY, VALUE
 from pipeline.storage.locate import storage_of
 
 ROWS_PER_LAYER = 10
@@ -73,9 +74,10 @@ def _join_pairs(rows: pa.Table) -> pa.ChunkedArray:
     return pc.binary_join_element_wise(rows[TEXT], rows[PAIR], " | ")
 
 
-def _cells(layer: int, row: dict[str, object], text: str) -> list[str]:
+def _cells(layer: int, row: dict[str, Any], text: str) -> list[str]:
     """Return one row of the table."""
-    prediction = row[LABEL] if LABEL in row else f"{row[VALUE]:.3f}"
+    names = row[LABELS] if LABELS in row else [row[LABEL] if LABEL in row else f"{row[VALUE]:.3f}"]
+    prediction = ", ".join(names) or "none"
     score = f"{row[SCORE]:.3f}" if SCORE in row else ""
     short = text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} ..."
     short = "".join(" " if character.isspace() else character for character in short)

@@ -182,8 +182,7 @@ def lower_uncertainty_higher_accuracy(evaluation: Evaluation, name: str) -> "Fig
     uncertainty_EB = recorded.uncertainty(Criterion(name=name, speed=0.5))
     count = len(recorded.layers)
     for color, exit_ in zip(CYCLE, sorted({0, count // 3, 2 * count // 3, count - 1}), strict=False):
-        correct_B = recorded.answers[exit_] == evaluation.targets
-        middle, accuracy, rows = accuracy_by_uncertainty(uncertainty_EB[exit_], correct_B)
+        middle, accuracy, rows = accuracy_by_uncertainty(uncertainty_EB[exit_], evaluation.correct(exit_))
         middle, accuracy, rows = middle[rows > 0], accuracy[rows > 0], rows[rows > 0]
         axes.plot(middle, accuracy, color=color, label=f"layer {recorded.layers[exit_]}", zorder=1)
         axes.scatter(middle, accuracy, s=6 + 300 * rows / rows.sum(), color=color, alpha=0.6, zorder=2)

@@ -3,18 +3,21 @@
 import asyncio
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import numpy as np
 from fastapi import HTTPException
 
 from models.exits.criterion import Criterion
+from models.exits.task import Task
 from pipeline.calibration.curve import Curve
 from pipeline.calibration.guarantees import CONFIDENCE
 from pipeline.corpus.tokenize import Tokenized, Tokenizer
 from pipeline.rows import Predictions, Thresholds
-from pipeline.schema import EXIT_LAYER, LABEL, LABEL_ID, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.schema import EXIT_LAYER, LABEL, LABEL_ID, LABELS, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
 from pipeline.serving.limits import Limits
 from pipeline.serving.queue import EngineQueue, QueueFullError
 from pipeline.serving.schema import ClassifyRequest
@@ -31,7 +34,7 @@ class TextClassifier:
     ) -> None:
         """Serve requests by `criterion`, unless they set a target of their own; `curve` finds thresholds for such targets."""
         self.queue, self.tokenizer, self.criterion, self.limits = queue, tokenizer, criterion, limits
-        self.labels, self.regression = queue.engine.model.labels, queue.engine.model.regression
+        self.labels, self.task = queue.engine.model.labels, queue.engine.model.task
         self.layers = queue.engine.model.shape.layers
         self.curve = curve
         self.takes_speed = not queue.engine.config.criterion.full_depth and criterion.name != "patience"
@@ -81,7 +84,8 @@ class TextClassifier:
         """Return what is served, and the limits, as GET /model shows them."""
         engine = self.queue.engine
         return {
-            "labels": None if self.regression else self.labels,
+            "task": self.task.value,
+            "labels": None if self.task is Task.VALUE else self.labels,
             "layers": self.layers,
             "exit_layers": list(engine.model.exit_layers),
             "criterion": self.criterion.describe(),
@@ -123,7 +127,7 @@ class TextClassifier:
             if request.speed is not None and self.criterion.name == "patience":
                 raise HTTPException(422, f"speed: this model is served with {self.criterion.describe()}")
             return None
-        return self.criterion if request.speed is None else Criterion(name=self.criterion.name, speed=request.speed)
+        return self.criterion if request.speed is None else replace(self.criterion, speed=request.speed, speeds=())
 
     def _for_speedup(self, speedup: float) -> Criterion:
         try:
@@ -142,11 +146,15 @@ class TextClassifier:
 
     def _results(self, predictions: Predictions, tokenized: Tokenized, *, probabilities: bool) -> list[dict[str, Any]]:
         columns: dict[str, list[Any]] = {}
-        if self.regression:
+        if self.task is Task.VALUE:
             columns[VALUE] = predictions.logits[:, 0].tolist()
+        elif self.task is Task.LABELS:
+            sets = predictions.label_sets.tolist()
+            columns[LABELS] = [list(compress(self.labels, row)) for row in sets]
         else:
             label_ids = predictions.label_ids.tolist()
             columns |= {LABEL: [self.labels[i] for i in label_ids], LABEL_ID: label_ids}
+        if self.task is not Task.VALUE:
             columns[SCORE] = predictions.scores.tolist()
             if probabilities:
                 columns[PROBABILITIES] = predictions.probabilities.tolist()

@@ -276,10 +276,4 @@ class EngineQueue:
 
 def _slice(whole: Predictions, start: int, stop: int) -> Predictions:
     """Return the predictions of rows `start` to `stop`; the counts of work stay with the whole batch."""
-    return Predictions(
-        logits=whole.logits[start:stop],
-        exit_layers=whole.exit_layers[start:stop],
-        uncertainty=whole.uncertainty[start:stop],
-        layer_tokens=0,
-        padding_tokens=0,
-    )
+    return whole.take(np.arange(start, stop))

@@ -42,7 +42,7 @@ class ClassifyRequest(BaseModel):
         description="in place of speed, for a calibrated model: the fastest thresholds at which at most this fraction of "
         f"predictions differs from full depth, with confidence {CONFIDENCE:g}",
     )
-    probabilities: bool = Field(False, description="return the probabilities of all classes too")
+    probabilities: bool = Field(False, description="return the probabilities of all classes, or labels, too")
 
     @model_validator(mode="before")
     @classmethod
@@ -61,11 +61,18 @@ class ClassifyRequest(BaseModel):
 
 
 class Result(BaseModel):
-    """The prediction for one text; a model of values returns `value` in place of label, label_id and score."""
+    """The prediction for one text; a model of values returns `value` in place of label, label_id and score.
+
+    A model of label sets returns `labels` in place of label and label_id.
+    """
 
     label: str | None = None
     label_id: int | None = None
-    score: float | None = Field(None, description="probability of the predicted class")
+    labels: list[str] | None = Field(None, description="names of the predicted labels, for a model of label sets")
+    score: float | None = Field(
+        None,
+        description="probability of the predicted class; for label sets, of the least probable decision on a label",
+    )
     value: float | None = None
     probabilities: list[float] | None = None
     exit_layer: int = Field(description="layers that the text went through")

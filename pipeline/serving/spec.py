@@ -46,7 +46,7 @@ def engine_criterion(criterion: Criterion, model: EarlyExitModel) -> Criterion:
     unjudged = model.regression and criterion.name != "lte"  # values have no entropy
     if criterion.name == "patience" or len(model.exit_layers) == 1 or unjudged:
         return criterion
-    return Criterion(name=criterion.name, speed=1.0)
+    return Criterion(name=criterion.name, speed=1.0, label_thresholds=criterion.label_thresholds)
 
 
 def usable_calibration(directory: str, engine: EngineConfig, identity: ModelIdentity) -> Calibration | None:
@@ -61,5 +61,9 @@ def usable_calibration(directory: str, engine: EngineConfig, identity: ModelIden
     if calibration.curve.criterion != engine.criterion.name:
         raise UserError(
             f"it is about {calibration.curve.criterion}, and the model is served by {engine.criterion.name}"
+        )
+    if tuple(calibration.curve.label_thresholds) != engine.criterion.label_thresholds:
+        raise UserError(
+            f"it is about other thresholds of labels than the model is served by, {engine.criterion.describe()}"
         )
     return calibration

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from models.early_exit import EarlyExitModel
+from models.exits.task import Task
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.reader import read_shards
 from pipeline.engine.config import EngineConfig
@@ -20,7 +21,7 @@ from pipeline.storage.model_cache import checked_model, local_model
 from pipeline.training.checkpoint import FOLDER
 from pipeline.training.config import TrainingConfig
 from pipeline.training.frozen import standardize_heads
-from pipeline.training.loop import scores_by_exit, train
+from pipeline.training.loop import score_name, scores_by_exit, train
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import TRAINING_LOG, Log, TrainState
 from pipeline.training.recipes import FrozenHeads, Objective, Recipe, WholeModel, add_teacher_logits
@@ -86,7 +87,7 @@ def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> No
 
 def _recipe(spec: DistillSpec, model: EarlyExitModel, device: str) -> Recipe:
     """Add new exits to the model, and choose how they are trained."""
-    objective = Objective(soft=True, temperature=spec.temperature, label_weight=spec.label_weight)
+    objective = Objective(soft=True, temperature=spec.temperature, label_weight=spec.label_weight, task=model.task)
     known = LOGITS in spec.stream.columns.keep.names
     needs_teacher = spec.train_backbone is not None and not known  # a frozen backbone is its own teacher
     teacher = EarlyExitModel.from_pretrained(spec.model).to(device) if needs_teacher else None
@@ -100,11 +101,12 @@ def _recipe(spec: DistillSpec, model: EarlyExitModel, device: str) -> Recipe:
 
 def _log_result(model: EarlyExitModel, dev: Chunk, state: TrainState, log: Log) -> None:
     """Log how well every exit predicts what the teacher does, and the labels of the dev rows, where any of these has one."""
-    agreement = scores_by_exit(model, replace(dev, labels=np.full(len(dev), np.nan, np.float32)))
-    named = {f"{'correlation' if model.regression else 'agreement'} with the teacher": agreement}
-    labelled = dev.take(np.flatnonzero(~np.isnan(dev.labels)))
+    agreement = scores_by_exit(model, replace(dev, labels=np.full_like(dev.labels, np.nan)))
+    metric = score_name(model.task)
+    named = {f"{'agreement' if model.task is Task.CLASSES else metric} with the teacher": agreement}
+    labelled = dev.take(dev.labelled)
     if len(labelled):
-        named[f"{'correlation' if model.regression else 'accuracy'} by the labels"] = scores_by_exit(model, labelled)
+        named[f"{metric} by the labels"] = scores_by_exit(model, labelled)
     for name, scores in named.items():
         log(f"{name} by exit: " + ", ".join(f"{layer}: {score:.3f}" for layer, score in scores.items()))
     log(f"{state.rows:,} rows seen in {state.seconds:.0f} s")

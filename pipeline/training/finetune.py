@@ -9,16 +9,17 @@ import numpy as np
 import torch
 
 from models.early_exit import EarlyExitModel
+from models.exits.task import Task
 from pipeline.corpus.chunks import Chunk, MemorySource
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.labelled import Texts, hold_out, label_text, read_texts
+from pipeline.corpus.labelled import Texts, hold_out, label_reader, label_text, read_texts
 from pipeline.errors import InputError
 from pipeline.schema import VALUE
 from pipeline.storage.model_cache import checked_model
 from pipeline.training.checkpoint import FOLDER
 from pipeline.training.config import TrainingConfig
 from pipeline.training.frozen import standardize_heads
-from pipeline.training.loop import train
+from pipeline.training.loop import score_name, train
 from pipeline.training.process_group import ProcessGroup
 from pipeline.training.progress import TRAINING_LOG, Log, TrainState
 from pipeline.training.recipes import FrozenHeads, Objective, Recipe, WholeModel
@@ -35,7 +36,7 @@ class FinetuneSpec:
 
     backbone: str
     classes: list[str]
-    """Class names by index; [VALUE] for regression."""
+    """Names of the classes or labels by index; [VALUE] for regression."""
     head: str
     """Kind of the heads, the last one included."""
     strategy: str | None
@@ -48,6 +49,8 @@ class FinetuneSpec:
     training: TrainingConfig
     second_stage: TrainingConfig
     """Settings for the branch heads, with 'two-stage'."""
+    task: Task | None = None
+    """What is predicted; None is a value if there is one class, else a class."""
     weights: str | None = None
     """Digest of the backbone's weights; a worker that finds others raises StorageError. None trusts what is there."""
 
@@ -58,7 +61,8 @@ def finetune(spec: FinetuneSpec, group: ProcessGroup, device: str, log: Log) -> 
     standardize_heads(model, spec.dev.rows, group)
     weights = [layer / model.shape.layers if spec.exit_weights == "depth" else 1.0 for layer in model.exit_layers]
     strategy = "alternating" if spec.strategy == "alternating" else "joint"
-    recipe = WholeModel(model, Objective(soft=False), strategy=strategy, weights=weights)
+    objective = Objective(soft=False, task=model.task)
+    recipe = WholeModel(model, objective, strategy=strategy, weights=weights)
     state = _train_stage(spec, recipe, group, log, branches=False)
     if spec.strategy == "two-stage":
         score = state.selection_scores(branches_only=False)[-1]
@@ -68,11 +72,13 @@ def finetune(spec: FinetuneSpec, group: ProcessGroup, device: str, log: Log) -> 
         model.add_exits(spec.head)
         model.to(device)
         standardize_heads(model, spec.dev.rows, group)
-        state = _train_stage(spec, FrozenHeads(model, Objective(soft=False)), group, log, branches=True)
+        state = _train_stage(spec, FrozenHeads(model, objective), group, log, branches=True)
     if group.is_rank_zero:
         model.save_pretrained(spec.output)
-        name = "correlation" if model.regression else "accuracy"
-        log(f"dev {name} by exit: " + ", ".join(f"{n}: {score:.4f}" for n, score in state.best_scores.items()))
+        log(
+            f"dev {score_name(model.task)} by exit: "
+            + ", ".join(f"{n}: {score:.4f}" for n, score in state.best_scores.items())
+        )
 
 
 def _new_model(spec: FinetuneSpec) -> EarlyExitModel:
@@ -80,7 +86,7 @@ def _new_model(spec: FinetuneSpec) -> EarlyExitModel:
     torch.manual_seed(spec.training.seed)
     last = "attention" if spec.head == "attention" else "classifier"
     backbone = spec.backbone if spec.weights is None else checked_model(spec.backbone, spec.weights)
-    model = EarlyExitModel.from_pretrained(backbone, new_labels=spec.classes, new_last_head=last)
+    model = EarlyExitModel.from_pretrained(backbone, new_labels=spec.classes, new_last_head=last, new_task=spec.task)
     if spec.strategy in ("joint", "alternating"):
         model.add_exits(spec.head)
     return model
@@ -102,21 +108,30 @@ def _train_stage(spec: FinetuneSpec, recipe: Recipe, group: ProcessGroup, log: L
 
 
 def read_labelled(
-    path: str, columns: Columns, limit: int | None, *, regression: bool, class_names: str | None
+    path: str,
+    columns: Columns,
+    limit: int | None,
+    *,
+    task: Task,
+    class_names: str | None,
+    separator: str | None = None,
 ) -> tuple[Texts, list[str]]:
     """Read labelled texts, at most `limit` rows, and their classes by index, which are [VALUE] for regression.
 
-    Raises UserError for missing columns, files or labels, and InputError where all rows have the same label.
+    `separator` stands between the labels of a label set where a file has it as text. Raises UserError for missing columns,
+    files or labels, and InputError where all rows have the same label, or none has any.
     """
-    texts = read_texts(path, columns, limit)
-    if regression and class_names is not None:
+    texts = read_texts(path, columns, limit, label_reader(task, separator))
+    if task is Task.VALUE and class_names is not None:
         raise InputError("class_names", f"{class_names}: values have no classes")
-    if regression:
+    if task is Task.VALUE:
         return texts, [VALUE]
     if class_names is not None:
         return texts, parse_class_names(class_names)
     classes = texts.class_names()
-    if len(classes) < 2:
+    if not classes:
+        raise InputError("train", f"{path}: no row has a label; there is nothing to learn")
+    if len(classes) < 2 and task is Task.CLASSES:
         raise InputError("train", f"{path}: all labels are '{classes[0]}'; there is nothing to tell apart")
     return texts, classes
 
@@ -155,7 +170,7 @@ def check_trainable(train: Chunk, dev: Chunk, classes: Sequence[str], *, path: s
     held_out = "" if dev_path else f", with {len(dev):,} held out to score epochs by; give more, or dev rows"
     if not len(train):
         raise InputError("train", f"{path}: no row is left to train on{held_out}")
-    if len(classes) == 1:
+    if len(classes) == 1 and train.labels.ndim == 1:
         if np.ptp(train.labels) == 0:
             raise InputError(
                 "train", f"{path}: all values are {train.labels[0]:g}{held_out}; there is nothing to learn"
@@ -166,6 +181,15 @@ def check_trainable(train: Chunk, dev: Chunk, classes: Sequence[str], *, path: s
                 where[0], f"{where[1]}: all values are {dev.labels[0]:g}, which tell no epoch from another"
             )
         return
-    absent = [name for index, name in enumerate(classes) if not (train.labels == index).any()]
+    if train.labels.ndim == 2:
+        absent = [name for name, column_B in zip(classes, train.labels.T, strict=True) if not column_B.any()]
+        what = "has the label"
+        if (train.labels == train.labels[0]).all():
+            raise InputError(
+                "train", f"{path}: all rows have the same labels{held_out}; there is nothing to tell apart"
+            )
+    else:
+        absent = [name for index, name in enumerate(classes) if not (train.labels == index).any()]
+        what = "is of class"
     if absent:
-        raise InputError("train", f"{path}: no row to train on is of class '{absent[0]}'{held_out}")
+        raise InputError("train", f"{path}: no row to train on {what} '{absent[0]}'{held_out}")

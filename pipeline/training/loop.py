@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from models.early_exit import EarlyExitModel
+from models.exits.task import Task
 from models.precision import autocast
 from pipeline.corpus.chunks import Chunk, Source
 from pipeline.engine.all_exits import all_exits
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.packing import training_batches
-from pipeline.evaluation.metrics import CLASSIFICATION, correlation
+from pipeline.evaluation.metrics import accuracy, correlation, micro_f1
 from pipeline.rows import IntArray
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.config import TrainingConfig
@@ -203,7 +204,7 @@ class Trainer:
 
 
 def scores_by_exit(model: EarlyExitModel, chunk: Chunk) -> dict[int, float]:
-    """Score every exit against the chunk's targets: by accuracy, or by Pearson's correlation for values."""
+    """Score every exit against the chunk's targets, by the metric of `score_name`."""
     predictions: dict[int, list[Tensor]] = {layer: [] for layer in model.exit_layers}
     order: list[IntArray] = []
     was_training = model.training
@@ -212,16 +213,23 @@ def scores_by_exit(model: EarlyExitModel, chunk: Chunk) -> dict[int, float]:
         for rows, outputs in all_exits(model, chunk.rows):
             order.append(rows)
             for layer, output in outputs.items():
-                predictions[layer].append(predicted(output.logits))
+                predictions[layer].append(predicted(output.logits, model.task))
     model.train(was_training)
     back, targets = np.argsort(np.concatenate(order)), chunk.targets()
-    metric = correlation if model.regression else CLASSIFICATION["accuracy"]
+    metric = {Task.CLASSES: accuracy, Task.VALUE: correlation, Task.LABELS: micro_f1}[model.task]
     return {layer: metric(torch.cat(parts).cpu().numpy()[back], targets) for layer, parts in predictions.items()}
 
 
-def predicted(logits_BC: Tensor) -> Tensor:
-    """Return class indices, or values where there is one class: [B, C] -> [B]."""
-    predictions_B = logits_BC[:, 0] if logits_BC.shape[1] == 1 else logits_BC.argmax(-1)
+def score_name(task: Task) -> str:
+    """Return the name of the metric by which exits are scored: accuracy, Pearson's correlation or F1 over all labels."""
+    return {Task.CLASSES: "accuracy", Task.VALUE: "correlation", Task.LABELS: "micro F1"}[task]
+
+
+def predicted(logits_BC: Tensor, task: Task) -> Tensor:
+    """Return class indices or values, [B, C] -> [B], or label sets at a threshold of 0.5, [B, C] of 0 and 1; as float."""
+    if task is Task.LABELS:
+        return (logits_BC > 0).float()
+    predictions_B = logits_BC[:, 0] if task is Task.VALUE else logits_BC.argmax(-1)
     return predictions_B.float()
 
 

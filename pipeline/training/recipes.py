@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from models.branch_heads import BranchHeads
 from models.early_exit import EarlyExitModel, ExitOutput
-from models.exits.losses import label_losses, lte_losses, soft_label_losses
+from models.exits.losses import is_known, label_losses, lte_losses, soft_label_losses
+from models.exits.task import Task
 from models.layers import to_device
 from models.precision import autocast
 from pipeline.corpus.chunks import Chunk
@@ -42,15 +43,17 @@ class Objective:
     """Divides the logits of teacher and exit alike before they are compared."""
     label_weight: float = 0.0
     """Weight of the true label where a row has one, with soft labels; the soft label has the rest."""
+    task: Task | None = None
+    """What the model predicts; None takes one logit for a value, and more for classes."""
 
     def losses(self, logits_EBC: Tensor, labels_B: Tensor, teacher_BC: Tensor | None) -> Tensor:
         """Return the loss of every exit: [E]."""
-        known_B = ~labels_B.isnan()
+        known_B = is_known(labels_B)
         if not self.soft:
             # Without labels 0, not NaN.
             return label_losses(logits_EBC, labels_B).sum(-1) / known_B.sum().clamp(min=1)
         assert teacher_BC is not None
-        losses_EB = soft_label_losses(logits_EBC, teacher_BC, self.temperature)
+        losses_EB = soft_label_losses(logits_EBC, teacher_BC, self.temperature, self.task)
         if self.label_weight:
             weight_B = self.label_weight * known_B
             losses_EB = (1 - weight_B) * losses_EB + weight_B * label_losses(logits_EBC, labels_B)
@@ -198,7 +201,12 @@ def logits_of(batch: Chunk, device: torch.device) -> Tensor | None:
 
 
 def targets_of(labels_B: Tensor, teacher_BC: Tensor) -> Tensor:
-    """Compute `Chunk.targets` on the device: the label of every row, else the teacher's class or value: [B]."""
+    """Compute `Chunk.targets` on the device: the label of every row, else the teacher's class or value: [B].
+
+    Label sets are [B, C], and the teacher's are those at a threshold of 0.5.
+    """
+    if labels_B.dim() == 2:
+        return torch.where(labels_B.isnan(), (teacher_BC > 0).float(), labels_B)
     teacher_B = teacher_BC[:, 0] if teacher_BC.shape[1] == 1 else teacher_BC.argmax(1).float()
     return torch.where(labels_B.isnan(), teacher_B, labels_B)
 

@@ -26,12 +26,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.exits.task import Task
 from pipeline.bulk.bundle import BUNDLE_ROWS, Bundle
 from pipeline.bulk.codec import token_rows
 from pipeline.bulk.stages import blocks_of, bundles_of_tasks, tokenize_rows
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.labelled import label_numbers, label_text
+from pipeline.corpus.labelled import Label, label_array, label_reader
 from pipeline.corpus.listing import Corpus
 from pipeline.corpus.plan import Piece, plan_reading
 from pipeline.corpus.reader import read_shards
@@ -63,7 +64,10 @@ class StreamSpec:
     """Its kept columns are LOGITS, where soft labels are read, and the label column, where true labels are."""
     tokenizer: TokenizerSpec
     classes: list[str]
+    task: Task = Task.CLASSES
     label_column: str | None = None
+    label_separator: str | None = None
+    """Between the labels of a label set where a file has it as text that is no JSON."""
     limit: int | None = None
     """Rows to read in an epoch at most."""
     seed: int = 0
@@ -169,7 +173,8 @@ class StreamSource:
     def _rows(self, bundle: Bundle | None, used: dict[tuple[str, int], int]) -> Chunk:
         """Return this worker's rows of the first `used` rows of every shard (path, start), without held-out rows."""
         if bundle is None:
-            return Chunk(rows=TokenRows.from_lists([]), labels=np.zeros(0, np.float32))
+            nothing = label_array([], self.spec.classes, self.spec.task)
+            return Chunk(rows=TokenRows.from_lists([]), labels=nothing)
         shard_B, row_B = bundle.shard_numbers(), bundle.rows[ROW].to_numpy()
         ends = np.array([receipt.start + used[receipt.file, receipt.start] for receipt in bundle.receipts])
         held_out_from = np.array([receipt.file in self.leave_out for receipt in bundle.receipts])
@@ -247,13 +252,16 @@ def _is_held_out(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 def _chunk_of(rows: pa.Table, spec: StreamSpec) -> Chunk:
     """Make a chunk of tokenized rows."""
-    labels: list[str | None] = [None] * len(rows)
+    labels: list[Label | None] = [None] * len(rows)
     if spec.label_column is not None:
-        values = rows[KEPT + spec.label_column].to_pylist()
-        labels = [label_text(value) for value in values]
+        values, read_label = rows[KEPT + spec.label_column].to_pylist(), label_reader(spec.task, spec.label_separator)
+        labels = [read_label(value) for value in values]
     logits = _logits(rows, len(spec.classes)) if KEPT + LOGITS in rows.column_names else None
     return Chunk(
-        rows=token_rows(rows), labels=label_numbers(labels, spec.classes), logits=logits, global_rows=len(rows)
+        rows=token_rows(rows),
+        labels=label_array(labels, spec.classes, spec.task),
+        logits=logits,
+        global_rows=len(rows),
     )
 
 

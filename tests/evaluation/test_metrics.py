@@ -1,6 +1,7 @@
 """Every metric has a value on every sample, and it is scikit-learn's where that defines one."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
 from pipeline.corpus.chunks import Chunk
 from pipeline.evaluation.evaluation import Evaluation
-from pipeline.evaluation.metrics import CLASSIFICATION, REGRESSION, f1, matthews
+from pipeline.evaluation.metrics import CLASSIFICATION, LABEL_SETS, REGRESSION, f1, macro_f1, matthews, micro_f1
 from pipeline.rows import FloatArray
-from tests.support.models import random_rows, regression_model
+from tests.support.models import label_set_model, random_rows, regression_model
 
 
 def drawn(seed: int, rows: int, classes: list[int]) -> FloatArray:
@@ -81,3 +83,35 @@ def test_a_model_of_values_is_judged_on_constant_ones(rows: int) -> None:
         evaluation = Evaluation(regression_model(), examples, metric)
         assert set(evaluation.by_layer().values()) == {0.0}
         assert all(np.isfinite(p.agreement) for name in evaluation.criteria() for p in evaluation.curve(name))
+
+
+@given(st.integers(0, 10**6), st.integers(1, 20), st.floats(0, 1), st.floats(0, 1))
+def test_metrics_of_label_sets_are_those_of_scikit_learn(seed: int, rows: int, true: float, given: float) -> None:
+    random = np.random.default_rng(seed)
+    targets = (random.random((rows, 4)) < true).astype(np.float32)
+    predictions = (random.random((rows, 4)) < given).astype(np.float32)
+    occur = (targets + predictions).any(0)
+    if not occur.any():
+        assert micro_f1(predictions, targets) == macro_f1(predictions, targets) == 1.0
+        return
+    micro = f1_score(targets, predictions, average="micro", zero_division=0)
+    assert micro_f1(predictions, targets) == pytest.approx(micro)
+    each = f1_score(targets, predictions, average=None, zero_division=0)
+    assert macro_f1(predictions, targets) == pytest.approx(each[occur].mean())
+
+
+@pytest.mark.parametrize("metric", LABEL_SETS)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_a_model_of_label_sets_is_judged_at_its_thresholds(metric: str, rows: int, tmp_path: Path) -> None:
+    labels = (np.random.default_rng(1).random((rows, 5)) < 0.4).astype(np.float32)
+    examples = Chunk(rows=random_rows(rows, 20, seed=1), labels=labels)
+    evaluation = Evaluation(label_set_model(tmp_path), examples, metric, (0.7,))
+    point = evaluation.full_depth()
+    assert (point.agreement, point.criterion.label_thresholds) == (1.0, (0.7,))
+    predicted = evaluation.recorded.logits[-1] > np.log(0.7 / 0.3)
+    assert point.quality == pytest.approx(LABEL_SETS[metric](predicted.astype(np.float32), labels))
+    assert evaluation.correct(-1).tolist() == (predicted == labels).all(1).tolist()
+    assert evaluation.criteria() == ["entropy", "confidence", "patience", "lte"]
+    fast = evaluation.at(Criterion(speed=1.0))
+    first = evaluation.recorded.logits[0] > np.log(0.7 / 0.3)
+    assert fast.agreement == pytest.approx((first == predicted).all(1).mean())

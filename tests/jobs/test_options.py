@@ -12,37 +12,38 @@ from tests.support.jobs import REPOSITORY
 OPTIONS = {
     "classify": """
         actors audit audit-fail bundle-rows confidence config criterion dtype endpoint-url examples exits fast-tokenizer
-        id-column incremental input keep max-disagreement max-tokens model output overwrite pair-column patience price-per-hour
-        probabilities speed speedup-in strict table target-speedup text-column tolerance wait-for
+        id-column incremental input keep label-threshold max-disagreement max-tokens model output overwrite pair-column
+        patience plan price-per-hour probabilities speed speedup-in strict table target-speedup text-column tolerance wait-for
     """,
     "label": """
         actors bundle-rows config dtype endpoint-url examples fast-tokenizer id-column incremental input keep max-tokens
-        model no-text output overwrite pair-column strict table text-column wait-for
+        model no-text output overwrite pair-column plan strict table text-column wait-for
     """,
     "distill": """
-        batch-rows checkpoint-seconds config dev epochs head head-learning-rate input label-column label-share labels
-        learning-rate limit max-tokens model output pair-column seed temperature text-column train-backbone wait-for workers
+        batch-rows checkpoint-seconds config dev epochs head head-learning-rate input label-column label-separator label-share
+        labels learning-rate limit max-tokens model output pair-column seed temperature text-column train-backbone wait-for
+        workers
     """,
     "finetune": """
         backbone batch-rows checkpoint-seconds class-names config dev early-stopping epochs exit-weights head
-        head-learning-rate label-column learning-rate limit max-tokens output pair-column seed strategy task text-column train
-        wait-for workers
+        head-learning-rate label-column label-separator learning-rate limit max-tokens output pair-column seed strategy task
+        text-column train wait-for workers
     """,
     "calibrate": """
-        confidence config criterion data dtype label-column max-disagreement max-tokens model no-timing pair-column rows seed
-        temperature text-column tolerance
+        confidence config criterion data dtype label-column label-threshold max-disagreement max-tokens model no-timing
+        pair-column rows seed temperature text-column tolerance
     """,
     "evaluate": """
-        choose compare config criterion data dtype label-column max-tokens metric model no-timing output pair-column speeds
-        text-column
+        card choose compare config criterion data dtype label-column label-separator label-threshold max-tokens metric model
+        no-timing output pair-column speeds text-column
     """,
     "benchmark": """
         config dtype exit-every head input max-tokens mean-exit mean-tokens model output pair-column peers repetitions rows
         rows-per-call seed shape sigma speed text-column threads token-budget
     """,
     "serve": """
-        batch-tokens config criterion dtype host max-rows max-tokens model open patience port queue-tokens replicas speed
-        timeout token-file tolerance wait-for
+        batch-tokens config criterion dtype host label-threshold max-rows max-tokens model open patience port queue-tokens
+        replicas speed timeout token-file tolerance wait-for
     """,
     "demo": "config folder rows speed",
 }

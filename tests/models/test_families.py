@@ -170,16 +170,6 @@ def test_a_backbone_that_was_never_fine_tuned_is_refused_unless_fine_tuning_star
     assert EarlyExitModel.from_pretrained(tmp_path, new_labels=["x", "y"]).labels == ["x", "y"]
 
 
-def test_a_classifier_of_many_labels_is_refused_but_its_backbone_is_not(tmp_path: Path) -> None:
-    random_classifier("bert").save_pretrained(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"problem_type": "multi_label_classification"}))
-    for load in (EarlyExitModel.from_pretrained, EarlyExitModel.from_config):
-        with pytest.raises(UnsupportedModelError, match="multi-label"):
-            load(tmp_path)
-    assert EarlyExitModel.from_pretrained(tmp_path, new_labels=["a", "b"]).shape.classes == 2
-
-
 def test_exits_whose_weights_are_lost_are_named(tmp_path: Path) -> None:
     random_classifier("bert").save_pretrained(tmp_path / "plain")
     random_exits(EarlyExitModel.from_pretrained(tmp_path / "plain"), "attention").save_pretrained(tmp_path)

@@ -41,7 +41,7 @@ def evaluation(seed: int) -> Evaluation:
     labels = random.integers(0, 3, 400)
     logits = [np.eye(3)[labels] * strength + random.normal(0, 1.2, (400, 3)) for strength in (1, 2, 3, 4)]
     made = Evaluation.__new__(Evaluation)
-    made.metrics, made.metric = CLASSIFICATION, "accuracy"
+    made.metrics, made.metric, made.label_thresholds = CLASSIFICATION, "accuracy", ()
     made.targets, made.lengths = labels.astype(np.float32), random.integers(5, 60, 400)
     made.flops = FlopCounter(SHAPE, dict.fromkeys((1, 2, 3, 4), "pooled"))
     made.recorded = AllExits(layers=(1, 2, 3, 4), logits=np.stack(logits).astype(np.float32), lte=None)

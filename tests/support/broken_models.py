@@ -161,7 +161,6 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
         r"'classifier.bias' has shape",
     ),
     "fewer classes than the head has": (config(id2label={"0": "a"}), "'classifier.bias' has shape"),
-    "many labels": (config(problem_type="multi_label_classification"), "multi-label"),
     "many values": (config(problem_type="regression"), r"predicts 2 values \(problem_type regression\)"),
     "a tagger": (config(architectures=["BertForTokenClassification"]), "is a BertForTokenClassification, and no"),
     # config.json

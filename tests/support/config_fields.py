@@ -148,7 +148,9 @@ FIELDS: dict[str, Field] = {
     "id2label": Field(HONOURED, ({"0": "c", "1": "b", "2": "a"},), "gaps, doubles and blank names are refused"),
     "num_labels": Field(HONOURED, (3,), "where id2label is absent, or of another length"),
     "problem_type": Field(
-        HONOURED, ("single_label_classification",), "multi-label, and regression of several values, are refused"
+        HONOURED,
+        ("single_label_classification", "multi_label_classification"),
+        "regression of several values is refused",
     ),
     "architectures": Field(
         NONE, (["BertModel"], None), "...ForTokenClassification and ...ForMultipleChoice are refused"

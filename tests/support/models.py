@@ -1,7 +1,9 @@
 """Tiny random models of every family, and a tokenizer trained here."""
 
+import copy
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -144,3 +146,22 @@ def regression_model() -> EarlyExitModel:
     torch.manual_seed(0)
     config = BertConfig(**(BERT_SIZES | {"num_labels": 1}))
     return random_exits(spread_weights(EarlyExitModel(config)), "pooled")
+
+
+TAGS = ["clean", "staff", "price", "noise", "view"]
+
+
+def label_set_classifier(family: str = "bert", labels: Sequence[str] = TAGS) -> PreTrainedModel:
+    """Make a multi-label classifier by transformers alone, whose logits lie on both sides of 0."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS[family])
+    config.problem_type, config.num_labels = "multi_label_classification", len(labels)
+    config.id2label, config.label2id = dict(enumerate(labels)), {label: index for index, label in enumerate(labels)}
+    return spread_weights(AutoModelForSequenceClassification.from_config(config)).eval()
+
+
+def label_set_model(directory: Path, kind: str = "pooled") -> EarlyExitModel:
+    """Save a multi-label model with random exits in a directory, and load it."""
+    label_set_classifier().save_pretrained(directory)
+    random_exits(EarlyExitModel.from_pretrained(directory), kind).save_pretrained(directory)
+    return EarlyExitModel.from_pretrained(directory)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.exits.task import Task
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
 from pipeline.errors import InputError
@@ -16,20 +17,20 @@ from pipeline.training.finetune import HOLD_OUT_ROWS, parse_class_names, read_la
 def test_classes_are_those_that_occur_unless_they_are_given(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("text,label\ngood,yes\nbad,no\nfine,yes\n")
-    texts, classes = read_labelled(str(file), Columns(label="label"), 2, regression=False, class_names=None)
+    texts, classes = read_labelled(str(file), Columns(label="label"), 2, task=Task.CLASSES, class_names=None)
     assert (texts.texts, classes) == (["good", "bad"], ["no", "yes"])
-    assert read_labelled(str(file), Columns(label="label"), None, regression=False, class_names="yes,no")[1] == [
+    assert read_labelled(str(file), Columns(label="label"), None, task=Task.CLASSES, class_names="yes,no")[1] == [
         "yes",
         "no",
     ]
-    assert read_labelled(str(file), Columns(label="label"), None, regression=True, class_names=None)[1] == [VALUE]
+    assert read_labelled(str(file), Columns(label="label"), None, task=Task.VALUE, class_names=None)[1] == [VALUE]
 
 
 def test_one_class_is_nothing_to_tell_apart(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("text,label\ngood,yes\nfine,yes\n")
     with pytest.raises(InputError, match=r"a\.csv: all labels are 'yes'; there is nothing to tell apart") as error:
-        read_labelled(str(file), Columns(label="label"), None, regression=False, class_names=None)
+        read_labelled(str(file), Columns(label="label"), None, task=Task.CLASSES, class_names=None)
     assert error.value.field == "train"
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from models.exits.task import Task
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import list_inputs
@@ -86,7 +87,7 @@ def test_class_names_are_two_or_more_each_its_own(given: str, problem: str, tmp_
 def test_values_have_no_class_names(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\ngood,1\n")
     with pytest.raises(InputError, match="a,b: values have no classes"):
-        read_labelled(str(tmp_path), Columns(label="label"), None, regression=True, class_names="a,b")
+        read_labelled(str(tmp_path), Columns(label="label"), None, task=Task.VALUE, class_names="a,b")
 
 
 def stream(folder: Path, tokenizer: PreTrainedTokenizerFast) -> StreamSpec:

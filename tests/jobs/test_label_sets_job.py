@@ -1,0 +1,97 @@
+"""A multi-label model through the jobs: calibrated, run over a corpus, labelled and evaluated, as a user does it."""
+
+import json
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from pipeline.benchmark.synthetic import reviews
+from pipeline.output.results import open_results
+from tests.support.jobs import run_job_here
+from tests.support.models import TAGS, label_set_model
+
+pytestmark = pytest.mark.e2e
+
+TEXTS = [review.text for review in reviews(400, seed=7)]
+THRESHOLDS = ["--label-threshold", "0.5", "staff=0.9"]
+BOUNDARIES = [0.5, 0.9, 0.5, 0.5, 0.5]
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory, review_tokenizer: PreTrainedTokenizerFast) -> Path:
+    directory = tmp_path_factory.mktemp("tagger")
+    label_set_model(directory)
+    review_tokenizer.save_pretrained(directory)
+    return directory
+
+
+def names(probabilities: np.ndarray) -> list[list[str]]:
+    return [list(compress(TAGS, row)) for row in probabilities > BOUNDARIES]
+
+
+def test_a_calibrated_run_over_a_corpus_keeps_its_limit_and_writes_lists_of_labels(
+    tagger: Path, review_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    corpus, out = tmp_path / "corpus.parquet", tmp_path / "out"
+    pq.write_table(pa.table({"text": [*TEXTS, None], "row": range(len(TEXTS) + 1)}), corpus)
+    common = ["--model", str(tagger), "--dtype", "fp32"]
+    done = run_job_here("calibrate.py", *common, "--data", str(corpus), "--no-timing", *THRESHOLDS)
+    assert done.returncode == 0, done.stderr
+    run = [*common, "--input", str(corpus), "--output", str(out), "--keep", "row", "--probabilities"]
+    limit = ["--max-disagreement", "0.3", "--audit", "0.99"]
+    other = run_job_here("classify.py", *run, *limit)
+    assert other.returncode == 2
+    assert "--label-threshold is not what the model was calibrated with: above 0.5 0.9 0.5 0.5 0.5" in other.stderr
+    done = run_job_here("classify.py", *run, *limit, *THRESHOLDS, "--examples")
+    assert done.returncode == 0, done.stderr
+    assert "labels above 0.5 0.9 0.5 0.5 0.5" in done.stdout
+    rows = open_results(out).to_table().to_pandas().sort_values("row")
+    columns = ["id", "labels", "score", "probabilities", "exit_layer", "uncertainty", "truncated", "row"]
+    assert list(rows.columns) == columns
+    assert pq.read_schema(next(out.glob("part-*"))).field("labels").type == pa.list_(pa.string())
+    probabilities = np.stack(rows.probabilities.tolist())
+    assert [list(labels) for labels in rows.labels] == names(probabilities)
+    manifest = json.loads((out / "_manifest.json").read_text())
+    assert manifest["audit"]["differing"] <= 0.3 * manifest["audit"]["rows"]
+    assert "labels above" in (out / "_report.html").read_text()
+    # Rows at full depth have what transformers computes.
+    theirs = AutoModelForSequenceClassification.from_pretrained(tagger).eval()
+    encoded = review_tokenizer(TEXTS, padding=True, truncation=True, max_length=64, return_tensors="pt")
+    with torch.inference_mode():
+        wanted = theirs(**encoded).logits.sigmoid().numpy()
+    deepest = (rows.exit_layer == 4).to_numpy()
+    np.testing.assert_allclose(probabilities[deepest], wanted[deepest], atol=1e-4)
+    differing = [labels != full for labels, full in zip(names(probabilities), names(wanted), strict=True)]
+    assert abs(sum(differing) - manifest["audit"]["differing"]) <= 8  # the audit leaves some rows out
+    assert "nothing to do" in run_job_here("classify.py", *run, *limit, *THRESHOLDS).stdout
+    another = run_job_here("classify.py", *run, "--speed", "0.5", "--label-threshold", "0.4")
+    assert another.returncode == 2
+    assert "criterion" in another.stderr
+
+
+def test_soft_labels_and_an_evaluation_of_label_sets(tagger: Path, tmp_path: Path) -> None:
+    labels = [list(compress(TAGS, row)) for row in np.random.default_rng(0).random((len(TEXTS), 5)) < 0.4]
+    data = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"text": TEXTS, "label": labels}), data)
+    common = ["--model", str(tagger), "--dtype", "fp32"]
+    done = run_job_here("label.py", *common, "--input", str(data), "--output", str(tmp_path / "soft"), "--no-text")
+    assert done.returncode == 0, done.stderr
+    rows = pd.read_parquet(tmp_path / "soft")
+    assert list(rows.columns) == ["id", "logits", "labels", "uncertainty", "truncated"]
+    predicted = np.stack(rows.logits.tolist()) > 0
+    assert [list(row) for row in rows.labels] == [list(compress(TAGS, row)) for row in predicted]
+    report = ["--output", str(tmp_path / "report"), "--no-timing", "--label-threshold", "0.6", "--choose", "100"]
+    done = run_job_here("evaluate.py", *common, "--data", str(data), *report)
+    assert done.returncode == 0, done.stderr
+    assert "micro-f1" in done.stdout
+    assert "subset-accuracy" in done.stdout
+    assert (tmp_path / "report" / "luha.png").is_file()
+    stored = json.loads((tagger / "config.json").read_text())["early_exit"]["criterion"]
+    assert stored["label_thresholds"] == [0.6]
