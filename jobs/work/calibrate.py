@@ -9,6 +9,7 @@ from jobs.cli.command import print_line
 from jobs.work import loading
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
+from models.exits.task import Task
 from models.precision import precision_on
 from pipeline.calibration import fit
 from pipeline.calibration.curve import LIMITS, Calibration, Scaling, choices
@@ -33,7 +34,10 @@ def run(args: argparse.Namespace) -> None:
     model = EarlyExitModel.from_pretrained(args.model)
     criterion = fit.criterion_for(model, args.criterion, args.tolerance, label_thresholds(args.label_threshold, model))
     tokenizer = loading.load_tokenizer(args.model, model, args.max_tokens)
-    texts = sample_texts(args.data, loading.text_columns(args, args.label_column), args.rows, args.seed)
+    label_column = (
+        args.label_column if args.temperature and model.task is Task.CLASSES else None
+    )  # nobody else reads it
+    texts = sample_texts(args.data, loading.text_columns(args, label_column), args.rows, args.seed)
     tokens = tokenizer(texts.texts, texts.pairs)
     labels = label_array(texts.labels or [None] * len(tokens.rows), model.labels, model.task)
     examples = Chunk(rows=tokens.rows, labels=labels)

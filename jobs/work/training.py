@@ -23,7 +23,7 @@ from pipeline.training.config import TrainingConfig
 from pipeline.training.workers import Work, run_workers
 from pipeline.version import code_version
 
-PATHS = ("backbone", "model", "train", "dev", "input", "labels", "endpoint_url")
+PATHS = ("backbone", "model", "train", "dev", "input", "labels", "class_names")
 """Options that name places of this machine, or models of the Hub."""
 INDIFFERENT = ("config", "workers", "wait_for", "output", "checkpoint_seconds")
 """Options that may change when an unfinished training goes on, since they do not decide its result."""
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace, work: Work, *, tokenizer_from: str, about: str
         go_on = "the same command goes on from the last checkpoint"
         raise command.FailedError(f"{command.cause_of(error)}\n{go_on}") from error
     _save_tokenizer(tokenizer_from, output)
-    _write_card(args, output, about)
     release(output)
+    _write_card(args, output, about)
     print_line(f"the model is in {args.output}")
     return command.DONE
 
@@ -83,7 +83,7 @@ def _options(args: argparse.Namespace) -> dict[str, object]:
     given = {name: value for name, value in vars(args).items() if value is not None and value is not False}
     options: dict[str, object] = {}
     for name, value in given.items():
-        if name not in INDIFFERENT:
+        if name not in (*INDIFFERENT, "endpoint_url"):
             path = name in PATHS and card.hub_name(str(value)) is None
             options[f"--{name.replace('_', '-')}"] = Path(value).name if path else value
     return options

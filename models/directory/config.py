@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 BLOCK_VERSION = 1
-OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice")
+OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering")
 """Ends of the names of transformers' classes whose weights pass for a sequence classifier's in some family."""
 OTHER_CODE = ("AutoConfig", "AutoModel", "AutoModelForSequenceClassification")
 """Keys of `auto_map` that name code which computes something else than transformers' own."""
@@ -51,6 +51,8 @@ REFUSED: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 """Fields that offramp does not compute: whether a value asks for something, and what that is."""
+UNREAD: Mapping[str, Mapping[str, tuple[object, ...]]] = {"modernbert": {"position_embedding_type": ("sans_pos",)}}
+"""Values by family and field of REFUSED that stand in files of the family, and that no code of it has ever read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +130,9 @@ def read_config(
             ExitsBlock.of(config)
     except UserError as error:
         raise UnsupportedModelError(f"{name}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"a value in {CONFIG_FILE} makes no sense"
+        raise UnsupportedModelError(f"{name}: {what}: {type(error).__name__}: {error}") from error
     return config
 
 
@@ -235,8 +240,9 @@ def _check_values(name: Name, values: Mapping[str, Any]) -> None:
     if not isinstance(kind, str) or kind not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
         raise UnsupportedModelError(f"{name}: model type '{kind}' is not supported; supported are: {supported}")
+    unread = UNREAD.get(kind, {})
     for field, (asks, what) in REFUSED.items():
-        if field in values and asks(values[field]):
+        if field in values and values[field] not in unread.get(field, ()) and asks(values[field]):
             raise UnsupportedModelError(f"{name}: {field} in {CONFIG_FILE} {what}")
     if (
         Path(name) / "adapter_config.json"
@@ -288,7 +294,13 @@ def _check_sizes(config: "PretrainedConfig") -> None:
         raise UnsupportedModelError(
             f"positions begin after pad_token_id, which is {config.pad_token_id} in {CONFIG_FILE}"
         )
-    dropouts = (shape.dropout, shape.attention_dropout, shape.ffn_dropout, shape.head_input_dropout)
+    dropouts = (
+        shape.dropout,
+        shape.attention_dropout,
+        shape.ffn_dropout,
+        shape.head_input_dropout,
+        shape.head_dropout,
+    )
     if any(not 0 <= dropped < 1 for dropped in dropouts):
         raise UnsupportedModelError(f"a dropout in {CONFIG_FILE} is not in [0, 1)")
     activation(shape.activation)

@@ -52,6 +52,7 @@ def read(config: "PretrainedConfig") -> Shape:
     offset, ernie = config.model_type in ("roberta", "xlm-roberta", "camembert"), config.model_type == "ernie"
     pad_id = config.pad_token_id if config.pad_token_id is not None else 0
     dropped = config.classifier_dropout
+    head_dropout = config.hidden_dropout_prob if dropped is None else float(dropped)
     return Shape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -68,7 +69,8 @@ def read(config: "PretrainedConfig") -> Shape:
         norm_eps=config.layer_norm_eps,
         dropout=config.hidden_dropout_prob,
         attention_dropout=config.attention_probs_dropout_prob,
-        head_dropout=config.hidden_dropout_prob if dropped is None else float(dropped),
+        head_input_dropout=head_dropout if offset or config.model_type == "electra" else 0.0,
+        head_dropout=head_dropout,
         classes=config.num_labels,
     )
 

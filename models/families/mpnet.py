@@ -43,6 +43,7 @@ def read(config: "PretrainedConfig") -> Shape:
         norm_eps=config.layer_norm_eps,
         dropout=config.hidden_dropout_prob,
         attention_dropout=config.attention_probs_dropout_prob,
+        head_input_dropout=config.hidden_dropout_prob,
         head_dropout=config.hidden_dropout_prob,
         classes=config.num_labels,
         relative_buckets=config.relative_attention_num_buckets,

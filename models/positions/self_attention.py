@@ -40,6 +40,11 @@ class SelfAttention(nn.Module):
         """Whether what `mix` does is attention as kernels know it, but for the bias."""
         return True
 
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether attention from first tokens makes something of every token that they attend to, such as its keys."""
+        return self.rotary is not None or not self.takes_kernels
+
     def forward(self, qkv_T3H: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
         """Compute what every token reads of its row: queries, keys and values side by side, [T, 3H] -> [T, H]."""
         if self.rotary is not None:

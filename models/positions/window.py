@@ -41,9 +41,10 @@ class Window:
 
 def _band(length: int, padding: int, reach: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # whoever asks first
-        tokens_L = torch.arange(length, device=device)
-        hidden_LL = (tokens_L[:, None] - tokens_L[None]).abs() > reach
-        mask_LL = torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(hidden_LL, -torch.inf)
+        seen_LL = torch.ones(length, length, dtype=torch.bool, device=device).triu_(-reach).tril_(reach)
+        mask_LL = torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(
+            seen_LL.logical_not_(), -torch.inf
+        )
         return torch.nn.functional.pad(mask_LL, (0, padding), value=-torch.inf)[None, None]
 
 

@@ -14,7 +14,7 @@ from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.errors import InputError, UserError, one_line
 
 TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 """Files that transformers reads by sentencepiece where there is no tokenizer.json, and by tiktoken, in vain, without it."""
 VOCABULARY_FILES = (TOKENIZER_FILE, "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)
 """Files of which a tokenizer has at least one."""

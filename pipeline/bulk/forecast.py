@@ -16,6 +16,7 @@ import contextlib
 import math
 import os
 import random
+import re
 import shutil
 import time
 import uuid
@@ -23,7 +24,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pipeline.bulk.bundle import BUNDLE_ROWS
 from pipeline.bulk.progress import STAGES
@@ -38,16 +38,16 @@ from pipeline.output.totals import Totals
 from pipeline.storage.base import is_remote
 from pipeline.storage.locate import storage_of
 
-FOLDER = "_plan-"
-"""Begin of the name of the folder, below the output folder, that the sample's parts are written to."""
+FOLDER = re.compile(r"_plan-[0-9a-f]{8}")
+"""Name of the folder, below the output folder, that the sample's parts are written to."""
 SAMPLE_ROWS = {"cpu": 2048, "cuda": 16_384}
 """Rows of a shard of the sample: enough for the engine to be as fast as in a run."""
 TASKS = 64
 """Reading tasks of a sample; where there are more pieces than tasks, a task reads some of them."""
 TASK_PIECES = 256
 """Most pieces of a task."""
-LEAST_SECONDS, LEAST_BUNDLES = 20.0, 4
-"""How long rows are sampled after the first bundle, and how many bundles, unless the sample ends before."""
+LEAST_SECONDS = 20.0
+"""How long rows are sampled after the first bundle, unless the sample ends before; the second one is waited for."""
 WIND_DOWN_SECONDS = 1.0
 """Time in which workers of a cluster end after their driver has gone."""
 
@@ -76,7 +76,7 @@ class Forecast:
     @property
     def seconds(self) -> float:
         """Wall-clock time of the run."""
-        return self.start_seconds + max(self.core_seconds, self.gpu_seconds)
+        return self.start_seconds + max(self.core_seconds, self.actor_seconds)
 
     @property
     def core_seconds(self) -> float:
@@ -84,15 +84,16 @@ class Forecast:
         return sum(self.whole["cpu_seconds"].values()) / self.cores
 
     @property
-    def gpu_seconds(self) -> float:
-        """Time for which all GPUs are busy; 0 without any."""
-        busy = sum(self.whole["seconds"].get(stage, 0.0) for stage in ("classify", "audit"))
-        return busy / self.plan.actors if self.plan.gpus else 0.0
+    def actor_seconds(self) -> float:
+        """Time for which all actors are busy: by the clock on GPUs, else by the CPU time of their threads."""
+        taken = self.whole["seconds" if self.plan.gpus else "cpu_seconds"]
+        busy = sum(taken.get(stage, 0.0) for stage in ("classify", "audit"))
+        return busy / (self.plan.actors * (1 if self.plan.gpus else self.plan.threads))
 
     @property
     def held_up_by(self) -> str:
         """Name of the stage that the others wait for: the one that takes most of what there is too little of."""
-        if self.gpu_seconds > self.core_seconds:
+        if self.actor_seconds > self.core_seconds:
             return STAGES["classify"]
         taken = self.whole["cpu_seconds"]
         return STAGES[max(STAGES, key=lambda stage: taken.get(stage, 0.0))]
@@ -104,12 +105,12 @@ def forecast_of(request: BulkRequest, began: float | None = None) -> Forecast | 
     `began` is when the command began, by time.monotonic: what it takes to start belongs to what a run takes.
     """
     began = time.monotonic() if began is None else began
-    with prepared(request) as run:
+    with prepared(request, to_run=False) as run:
         if run is None or not run.files:
             return None
         folder = run.ledger.output.folder
         _sweep(folder)
-        scratch = prepare_folder(f"{folder}/{FOLDER}{uuid.uuid4().hex[:8]}", request.input)
+        scratch = prepare_folder(f"{folder}/_plan-{uuid.uuid4().hex[:8]}", request.input)
         try:
             return _sample(request, replace(run, spec=replace(run.spec, output=Output(scratch))), began)
         finally:
@@ -145,7 +146,7 @@ def _sample(request: BulkRequest, run: PreparedRun, began: float) -> Forecast:
             if bundles == 1:
                 first_at = now
                 start_seconds = now - began - sum(sum(receipt.seconds.values()) for receipt in receipts)
-            if bundles >= LEAST_BUNDLES and now - first_at >= LEAST_SECONDS:
+            if bundles > 1 and now - first_at >= LEAST_SECONDS:
                 break
     sampled = Totals()
     for totals in by_file.values():
@@ -194,10 +195,10 @@ def whole_of(by_file: Mapping[str, Totals], sizes: Mapping[str, float]) -> dict[
 
 
 def _sweep(folder: str) -> None:
-    """Remove from a disk what plans have left there that were killed; the folder's lock is held, so none is at work."""
+    """Remove from a disk what killed plans have left there; where disks have locks, ours is held, so that none is at work."""
     if not is_remote(folder):
-        for left in Path(folder).glob(f"{FOLDER}*"):
-            _remove(str(left))
+        for name in filter(FOLDER.fullmatch, os.listdir(folder)):
+            _remove(f"{folder}/{name}")
 
 
 def _remove(folder: str) -> None:

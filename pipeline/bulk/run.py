@@ -178,8 +178,11 @@ def run_bulk(request: BulkRequest) -> Outcome | None:
 
 
 @contextlib.contextmanager
-def prepared(request: BulkRequest) -> Iterator[PreparedRun | None]:
-    """Check a request and open its folder; None if that already holds all results. Raises UserError if it cannot be met."""
+def prepared(request: BulkRequest, *, to_run: bool = True) -> Iterator[PreparedRun | None]:
+    """Check a request and open its folder; None if that already holds all results. Raises UserError if it cannot be met.
+
+    If it is not `to_run`, nothing is made good or cleaned up that earlier runs have left.
+    """
     corpus = _list_corpus(request)
     for remark in corpus.remarks:
         request.log(remark)
@@ -190,9 +193,13 @@ def prepared(request: BulkRequest) -> Iterator[PreparedRun | None]:
     request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
     table = table_of(folder, request.table, request.log)
     precision = settled_precision(request, folder)
-    follow = table.follow if table else lambda: None
+
+    def follow() -> None:
+        if found := table or table_of(folder, None, request.log):  # another driver may have made one meanwhile
+            found.follow()
+
     with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite, follow=follow) as ledger:
-        if table:
+        if table and to_run:
             table.catch_up(overwrite=request.overwrite)
         left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
         for line in ledger.remarks:
@@ -200,7 +207,8 @@ def prepared(request: BulkRequest) -> Iterator[PreparedRun | None]:
         if left_out := ledger.left_out(corpus.files):
             request.log(f"{left_out}: the new results will be without them")
         if not left and (ledger.published() or ledger.schema is None):
-            ledger.finish()
+            if to_run:
+                ledger.finish()
             yield None
             return
         spec = _spec_of(request, corpus, ledger, precision)

@@ -15,8 +15,9 @@ import warnings
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import islice
 from typing import ClassVar
 
 import numpy as np
@@ -48,6 +49,8 @@ MAX_READ_TASKS = 1000
 """Reading is spread over at most this many tasks of Ray, so that they do not drown the scheduler."""
 READERS_PER_CORE = 4
 """Parts of the corpus for every core of the cluster, so that none is idle while the last large file is read."""
+SAMPLED_WHOLE_BYTES = 16 << 20
+"""Stored size up to which a compressed file of a sample is read to its end: of a larger one, what is read ahead is little."""
 READ_AHEAD = 8
 """Small files of S3 that a task has requests for at a time."""
 STALL_SECONDS = 6 * 3600
@@ -65,6 +68,19 @@ class Sampling:
     """Rows of a shard."""
     shards: int
     """Shards of a file, or of a piece of one, from its beginning."""
+
+    def read(self, piece: LeftPiece, columns: Columns, fetched: StoredFile | None) -> Iterator[Shard]:
+        """Read the first shards of a piece; rows that are done are as good as others.
+
+        How far they go in a compressed file, only its end tells: a decompressor has read more than it gives. So smaller ones
+        are read whole.
+        """
+        shards = read_shards(piece.file, columns, piece.sections, fetched, shard_rows=self.rows)
+        first = list(islice(shards, self.shards))
+        if piece.file.compression is not None and piece.file.size <= SAMPLED_WHOLE_BYTES:
+            rows = sum(map(len, first)) + sum(map(len, shards))
+            first = [replace(shard, fraction=len(shard) / max(rows, 1)) for shard in first]
+        yield from first
 
 
 def tokenized_bundles(
@@ -223,10 +239,12 @@ def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog, sampli
         if piece.first in given_up and piece.sections is None and not piece.done:  # opening it may be what they died of
             yield unreadable(piece.file, columns, given_up[piece.first])
             continue
-        shard_rows = None if sampling is None else sampling.rows
-        shards = read_shards(piece.file, columns, piece.sections, fetched, given_up, shard_rows=shard_rows)
-        row, taken = piece.first, 0
-        while sampling is None or taken < sampling.shards:
+        if sampling is not None:
+            yield from sampling.read(piece, columns, fetched)
+            continue
+        shards = read_shards(piece.file, columns, piece.sections, fetched, given_up)
+        row = piece.first
+        while True:
             log.begin(number, row)
             shard = next(shards, None)
             if shard is None:
@@ -234,7 +252,6 @@ def _shards_left(pieces: list[LeftPiece], columns: Columns, log: ReadLog, sampli
             row = shard.start + shard.span
             if shard.start not in piece.done:
                 yield shard
-                taken += 1
 
 
 def _fetched(pieces: list[LeftPiece], prefetch: int) -> Iterator[tuple[LeftPiece, StoredFile | None]]:

@@ -93,6 +93,11 @@ def label_thresholds(given: LabelThreshold | None, model: EarlyExitModel) -> tup
         what = "one value" if model.regression else "one class"
         raise InputError("label_threshold", f"is for models of label sets, and this one predicts {what}")
     by_name = dict(given)
+    names = [name for name, _ in given]
+    if len(names) > len(by_name):
+        twice = next(name for name in by_name if names.count(name) > 1)
+        what = "one for all labels" if twice is None else f"that of '{twice}'"
+        raise InputError("label_threshold", f"{what} is given twice; name each label: toxic=0.3 spam=0.4")
     unknown = [name for name in by_name if name is not None and name not in model.labels]
     if unknown:
         raise InputError("label_threshold", f"'{unknown[0]}' is none of the model's labels: {', '.join(model.labels)}")

@@ -238,7 +238,7 @@ def label_set(value: object, separator: str | None = None) -> tuple[str, ...] | 
     `label_set("b; a", ";")`. Raises UserError for anything else, such as a single label in place of a list.
     """
     if isinstance(value, bytes):
-        value = label_text(value)
+        value = value.decode("utf-8", "replace")
     if (
         value is None
         or (isinstance(value, float) and math.isnan(value))

@@ -5,6 +5,7 @@ micro-batches are small, padded to few sizes, and gone through one after the oth
 between them. Survivors are gathered straight into the next micro-batch.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from threading import Event
 from typing import Self
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.backbone import EncoderLayer
 from models.early_exit import EarlyExitModel
 from models.heads import Head
 from pipeline.engine.memory import Workspace
 from pipeline.engine.pack import pack
-from pipeline.engine.packing import MicroBatch, length_groups_of, micro_batches, pad_multiple
+from pipeline.engine.packing import MicroBatch, cut_by_tokens, length_groups_of, micro_batches, pad_multiple
 from pipeline.engine.results import Results
 from pipeline.engine.rules import ExitRule
 from pipeline.engine.runner import BoolArray, Judge, RunnerConfig
@@ -25,6 +27,8 @@ from pipeline.rows import IntArray, TokenRows
 
 FIRST_TOKEN_MULTIPLE = 64
 """Matrices of first tokens have a multiple of this many rows, so that few shapes occur."""
+PART_BATCHES = 4
+"""Tokens that first tokens attend to at once, in micro-batches, where attention makes something of each of them."""
 
 
 class ActiveRows:
@@ -137,6 +141,13 @@ class CpuRunner:
         active.compacted()
         return padding
 
+    def _parts(self, layer: EncoderLayer, lengths: IntArray) -> Iterator[IntArray]:
+        """Cut rows into parts of `first_tokens` rows, and of some micro-batches where each of their tokens takes memory."""
+        tokens = PART_BATCHES * self.config.token_budget if layer.attention.keeps_tokens else int(lengths.sum())
+        for cut in cut_by_tokens(lengths, tokens):
+            for start in range(cut.start, cut.stop, self.config.first_tokens):
+                yield lengths[start : min(start + self.config.first_tokens, cut.stop)]
+
     def _features(self, exit_layer: int, lengths: IntArray, kept_TW: Tensor, *, first: bool) -> Tensor:
         """Compute the head's features of all rows, some hundred at once: [B, F].
 
@@ -144,8 +155,7 @@ class CpuRunner:
         """
         head, layer = self.model.head(exit_layer), self.model.backbone.layer(exit_layer)
         features, token = [], 0
-        for start in range(0, len(lengths), self.config.first_tokens):
-            part = lengths[start : start + self.config.first_tokens]
+        for part in self._parts(layer, lengths):
             stop = token + int(part.sum())
             groups, padding = length_groups_of(part), -len(part) % FIRST_TOKEN_MULTIPLE
             if head.reads_first_token and first:

@@ -44,6 +44,8 @@ from pipeline.engine.runner import Runner, RunnerConfig
 from pipeline.errors import InputError
 from pipeline.rows import IntArray, Predictions, TokenRows
 
+SIGNAL_SECONDS = 0.1
+"""Time after which a call looks for signals: one that the system hands to another thread does not end the wait for runners."""
 WARM_UP_LENGTHS = (8, 24, 48, 100, 200)
 """Lengths of rows: each has a kernel of its own for attention on a GPU."""
 _ONE = {Task.CLASSES: "class", Task.VALUE: "value"}
@@ -120,7 +122,8 @@ class Engine:
     def _wait(self, at_work: list[Future[int]]) -> None:
         """Wait for all runners, also where one fails or a signal ends the call: they must be idle when the next one begins."""
         try:
-            wait(at_work)
+            while wait(at_work, SIGNAL_SECONDS).not_done:
+                pass
         except BaseException:
             self._cancelled.set()
             wait(at_work)

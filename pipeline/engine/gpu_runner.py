@@ -153,7 +153,8 @@ class GpuRunner:
         With `first`, the exit's layer is still to be run, and is run for the first tokens only.
         """
         head, layer = self.model.head(exit_layer), self.model.backbone.layer(exit_layer)
-        if not head.reads_first_token:
+        attention = layer.attention
+        if not head.reads_first_token or attention.keeps_tokens or attention.bias is not None:
             parts = cut_by_tokens(active.host_lengths, self.config.token_budget)
         else:
             step = self.config.first_tokens

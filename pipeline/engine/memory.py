@@ -19,6 +19,8 @@ MICRO_BATCH_MEMORY = 0.25
 """Fraction of that for what a layer computes on its way; the rest is for hidden states."""
 MAX_GPU_BUDGET = 1 << 18
 """Tokens beyond which a larger micro-batch would only take memory: matrices of so many rows have long filled a GPU."""
+SCORE_COPIES, USUAL_TOKENS = 7, 512
+"""Matrices of scores that disentangled attention has at a time, and the tokens of the rows that they are planned for."""
 ROW_SPARE = 9 / 8
 """What Workspace allocates for each token that is asked for."""
 
@@ -72,6 +74,8 @@ def gpu_sizes(free_bytes: int, shape: Shape, dtype: torch.dtype) -> Sizes:
     inner = shape.intermediate * (3 if shape.pre_norm else 1)
     turned = 4 * torch.float32.itemsize * shape.hidden if shape.rotary_bases else 0
     layer_bytes = dtype.itemsize * (6 * shape.hidden + inner) + turned
+    if shape.disentangled is not None:  # and of each head the scores of all other tokens, by content and by distance
+        layer_bytes += dtype.itemsize * SCORE_COPIES * shape.attention_heads * min(shape.max_tokens, USUAL_TOKENS)
     budget = min(MAX_GPU_BUDGET, max(1, int(usable * MICRO_BATCH_MEMORY) // layer_bytes))
     # Of each resident token: its hidden states twice, before and after a layer; its id, and its index while rows move.
     resident_bytes = int(2 * ROW_SPARE * dtype.itemsize * shape.hidden) + 16

@@ -18,6 +18,7 @@ from huggingface_hub import ModelCardData
 from models.early_exit import EarlyExitModel
 from models.exits.task import Task
 from pipeline.errors import printable
+from pipeline.storage.base import translate_errors
 from pipeline.storage.local import write_atomically
 
 CARD = "README.md"
@@ -28,10 +29,15 @@ def write_section(directory: Path, model: EarlyExitModel, title: str, text: str,
     """Put a section into the card of a model directory, which is begun if there is none.
 
     `base` is the Hub's name of the model that this one was made from, for a new card's metadata. What is in the file already
-    may be in any encoding. Raises OSError if it cannot be read or written.
+    may be in any encoding. Raises StorageError if it cannot be read or written.
     """
-    path, name = directory / CARD, title.lower()
-    card = path.read_bytes() if path.exists() else _new_card(directory.resolve().name, model, base).encode()
+    with translate_errors(str(directory / CARD)):
+        _write_section(directory / CARD, model, title, text, base)
+
+
+def _write_section(path: Path, model: EarlyExitModel, title: str, text: str, base: str | None) -> None:
+    name = title.lower()
+    card = path.read_bytes() if path.exists() else _new_card(path.resolve().parent.name, model, base).encode()
     begin, end = f"<!-- offramp: {name} -->".encode(), f"<!-- offramp: end of {name} -->".encode()
     section = b"%s\n## %s\n\n%s\n%s" % (begin, title.encode(), text.strip().encode(), end)
     found = re.search(re.escape(begin) + b".*?" + re.escape(end), card, re.DOTALL)

@@ -65,6 +65,7 @@ def _parts_with_texts(
             part = pq.read_table(pa.BufferReader(stored[0])).slice(receipt["part_row"], receipt["rows_out"])
             if part[ID].to_pylist() != rows[ID].to_pylist():
                 continue  # a later stage rejected rows of this shard
+            part = part.drop_columns([name for name in columns.keep.names if name in part.column_names])
             texts = rows[TEXT] if PAIR not in rows.column_names else _join_pairs(rows)
             yield part, texts.combine_chunks()
 

@@ -188,19 +188,25 @@ def arrow_filesystem(location: str) -> fs.S3FileSystem:
 
 @lru_cache
 def _arrow_filesystem(bucket: str, endpoint: str | None, region: str | None, attempts: int) -> fs.S3FileSystem:
-    if region is None and endpoint is None:
-        region = fs.resolve_s3_region(bucket)  # boto3 is redirected to the right region by the server
     return fs.S3FileSystem(
         endpoint_override=endpoint,
-        region=region or DEFAULT_REGION,
+        region=_region_of(bucket, endpoint, region),
         connect_timeout=CONNECT_SECONDS,
         request_timeout=READ_SECONDS,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
     )
 
 
-def object_store_options() -> dict[str, str]:
-    """Return how object_store, by which libraries in Rust reach S3, finds the server and the credentials of our own client.
+@lru_cache
+def _region_of(bucket: str, endpoint: str | None, region: str | None) -> str:
+    """Return the region of a bucket, which Amazon tells; boto3 alone is redirected by the server."""
+    if region is None and endpoint is None:
+        region = fs.resolve_s3_region(bucket)
+    return region or DEFAULT_REGION
+
+
+def object_store_options(location: str) -> dict[str, str]:
+    """Return how object_store, by which libraries in Rust reach S3, finds a location's server and our client's credentials.
 
     Raises RefusedError if there are no credentials.
     """
@@ -212,7 +218,7 @@ def object_store_options() -> dict[str, str]:
         "aws_access_key_id": found.access_key,
         "aws_secret_access_key": found.secret_key,
         "aws_session_token": found.token,
-        "aws_region": _region() or DEFAULT_REGION,
+        "aws_region": _region_of(_bucket_and_key(location)["Bucket"], endpoint, _region()),
         "aws_endpoint": endpoint,
         "allow_http": "true" if endpoint and endpoint.startswith("http://") else None,
         "aws_conditional_put": "etag",

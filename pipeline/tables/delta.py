@@ -15,6 +15,7 @@ import json
 import os
 import re
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
     from deltalake.transaction import AddAction, RemoveAction
 
-KINDS = ("delta",)
-"""Kinds of tables."""
 LOG_FOLDER = "_delta_log"
 LOG_ENTRY = re.compile(r"\d{20}\.(json|checkpoint\..*)")
 """Name of a version in the log; a file that a killed writer left half written is called otherwise."""
@@ -51,6 +50,10 @@ UNFIT_FOR_URLS = re.compile(r"[%?#\\]|//")
 MOST_STATS = 200
 """Files whose sizes are asked for one by one; those of more come from a listing, which on S3 has 1,000 in a request."""
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class GonePartError(DamagedNoteError):
+    """Raised for a part that a manifest names and that is not there."""
 
 
 def has_table(folder: str) -> bool:
@@ -72,7 +75,25 @@ def table_of(folder: str, kind: str | None, log: Callable[[str], None]) -> "Delt
     location = folder.partition("://")[2] or folder
     if found := UNFIT_FOR_URLS.search(location):
         raise InputError("output", f"{folder}: the name of a Delta table's folder cannot have {found[0]!r} in it")
+    if not is_remote(folder):
+        _check_links(folder)
     return DeltaLog(folder, log)
+
+
+def _check_links(folder: str) -> None:
+    """Raise InputError for a disk that has no hard links, by which deltalake commits a version that is not there yet."""
+    probe = f"{folder}/.probe.{uuid.uuid4().hex[:8]}.tmp"
+    link = f"{probe}.link"
+    try:
+        with open(probe, "xb"):
+            os.link(probe, link)
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise InputError("output", f"{folder}: cannot hold a Delta table, which takes hard links: {cause}") from error
+    finally:
+        for path in (probe, link):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +115,11 @@ class DeltaLog:
         """
         if overwrite and not has_table(self.folder):
             return
-        with contextlib.suppress(DamagedNoteError):
+        try:
             self.follow()
+        except DamagedNoteError as error:
+            if isinstance(error, GonePartError) and is_remote(self.folder) and not overwrite:
+                raise  # there nobody looks for parts, and nobody makes it again
 
     def follow(self) -> None:
         """Commit a version that names exactly the published parts, if the last one does not; do nothing without a manifest.
@@ -108,14 +132,12 @@ class DeltaLog:
             if manifest is None:
                 return
             try:
-                rows = _rows_by_part(manifest)
+                if self._bring(table, manifest, _rows_by_part(manifest)):
+                    return
             except DamagedNoteError:
                 now = read_manifest(self.folder)
                 if now is None or now.version == manifest.version:
-                    raise
-                continue  # another driver has published meanwhile
-            if self._bring(table, manifest, rows):
-                return
+                    raise  # else another driver has published meanwhile
         raise StorageError(f"{self.folder}/{LOG_FOLDER}: others commit all the time")
 
     def _open(self) -> "DeltaTable | None":
@@ -124,11 +146,18 @@ class DeltaLog:
             return None
         from deltalake import DeltaTable
 
-        with self._translate_errors():
-            table = DeltaTable(self.folder, storage_options=self._options())
-            protocol, ours = table.protocol(), table.transaction_version(APPLICATION)
+        try:
+            with self._translate_errors():
+                table = DeltaTable(self.folder, storage_options=self._options())
+                protocol, ours = table.protocol(), table.transaction_version(APPLICATION)
+        except StorageError as error:
+            instead = (
+                f"the manifest stands: if the log is damaged, remove {LOG_FOLDER}, and the same command makes it again"
+            )
+            raise StorageError(f"{error}; {instead}") from error
         if ours is None:
-            raise InputError("output", f"{self.folder}: holds a Delta table of another program; choose another folder")
+            what = f"is a Delta table of another program, which would fall behind; remove {LOG_FOLDER}"
+            raise InputError("output", f"{self.folder}: {what}, or choose another folder")
         others = {*(protocol.reader_features or ())} - FEATURES
         if others or protocol.min_reader_version == 2:  # which is that of column mapping, before there were features
             raise self._refusal(f"{', '.join(sorted(others)) or 'column mapping'} was turned on")
@@ -223,7 +252,8 @@ class DeltaLog:
         entries = self._entries(rows)
         for part in rows:
             if part not in entries:
-                raise DamagedNoteError(f"{self.folder}/{part}", f"is gone, though {MANIFEST} names it", AGAIN)
+                instead = "" if is_remote(self.folder) else AGAIN
+                raise GonePartError(f"{self.folder}/{part}", f"is gone, though {MANIFEST} names it", instead)
         return [
             AddAction(
                 path=part,
@@ -275,7 +305,7 @@ class DeltaLog:
             return {}
         from pipeline.storage.s3 import object_store_options
 
-        return object_store_options()
+        return object_store_options(self.folder)
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:

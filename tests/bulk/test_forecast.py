@@ -133,13 +133,15 @@ def test_a_plan_tells_of_what_is_left_and_harms_nothing(
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for number in range(3):
         write(f"{number}.parquet", 9000)
-    (out / "_plan-killed").mkdir()
+    (out / "_plan-0123abcd").mkdir()
+    mine = out / "_plan-of-mine"
+    mine.mkdir()
     monkeypatch.setattr(forecast, "SAMPLE_ROWS", {"cpu": 200})
     monkeypatch.setattr(forecast, "LEAST_SECONDS", 0.0)
-    planned = run_job_here("classify.py", *options, "--plan", "--price-per-hour", "3600")
+    planned = run_job_here("classify.py", *options, "--plan", "--price-per-hour", "3600", "--actors", "1")
     assert planned.returncode == 0, planned.stderr
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert not list(out.glob("_plan*"))
+    assert list(out.glob("_plan*")) == [mine]
     value = planned_values(planned.stdout)
     assert value(r"what the run would be, by ([\d,]+) rows") < 9000
     assert value(r"files +([\d,]+), ") == 3

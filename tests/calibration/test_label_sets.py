@@ -116,6 +116,12 @@ def test_thresholds_of_labels_are_those_given_else_those_stored(tmp_path: Path) 
     assert own_criterion(Target(criterion="patience"), stored).label_thresholds == given.label_thresholds
     with pytest.raises(InputError, match="'rude' is none of the model's labels: clean, staff, price, noise, view"):
         own_criterion(Target(label_threshold=[("rude", 0.3)]), model)
+    for twice, message in (
+        ([(None, 0.4), (None, 0.5)], "one for all labels is given"),
+        ([("staff", 0.3)] * 2, "'staff' is"),
+    ):
+        with pytest.raises(InputError, match=message):
+            own_criterion(Target(label_threshold=twice), model)
     with pytest.raises(InputError, match="is for models of label sets, and this one predicts one class"):
         own_criterion(Target(label_threshold=[(None, 0.3)]), new_model())
 

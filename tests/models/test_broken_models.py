@@ -68,14 +68,15 @@ def test_a_broken_model_is_one_line(opened: Callable[[Path], None], what: str, b
 
 
 @pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="the package is there")
-@pytest.mark.parametrize("family", ["xlm-roberta", "camembert"])
-def test_the_package_that_a_tokenizer_needs_is_named(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "file"),
+    [("xlm-roberta", "sentencepiece.bpe.model"), ("camembert", "sentencepiece.bpe.model"), ("deberta-v2", "spm.model")],
+)
+def test_the_package_that_a_tokenizer_needs_is_named(family: str, file: str, tmp_path: Path) -> None:
     """Transformers tries another one in vain, and asks for that."""
     random_classifier(family).save_pretrained(tmp_path)
-    (tmp_path / "sentencepiece.bpe.model").write_bytes(b"\x0a\x0eunigrams")
-    with pytest.raises(
-        UserError, match=r"sentencepiece\.bpe\.model needs the package sentencepiece, which is not installed"
-    ):
+    (tmp_path / file).write_bytes(b"\x0a\x0eunigrams")
+    with pytest.raises(UserError, match=f"{file} needs the package sentencepiece, which is not installed"):
         load_tokenizer_spec(str(tmp_path), EarlyExitModel.from_config(tmp_path))
 
 

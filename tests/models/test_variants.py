@@ -197,6 +197,15 @@ def test_a_table_with_too_few_buckets_is_refused(tmp_path: Path) -> None:
         ({"num_attention_heads": 32}, "attention heads are 1 wide, and rotations take channels in pairs"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "asks for rotations of the type 'linear'"),
         ({"rope_parameters": {"full_attention": {"rope_theta": -1.0}}}, "has the base -1.0"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": "a"}}},
+            "a value in config.json makes no sense: ValueError",
+        ),
+        (
+            {"architectures": ["ModernBertForQuestionAnswering"]},
+            "is a ModernBertForQuestionAnswering, and no classifier",
+        ),
+        ({"classifier_dropout": 1.5}, "a dropout in config.json is not in [0, 1)"),
     ],
 )
 def test_a_modernbert_that_offramp_does_not_compute_is_refused(
@@ -281,6 +290,8 @@ def test_heads_read_of_a_frozen_backbone_what_they_read_of_the_model(name: str, 
             "position_buckets in config.json is 64, for distances of up to 20",
         ),
         ({"conv_kernel_size": 3, "conv_act": "swoosh"}, "activation 'swoosh' is none that transformers has"),
+        ({"position_buckets": None}, "a value in config.json makes no sense: TypeError"),
+        ({"cls_dropout": "a"}, "a value in config.json makes no sense: ValueError"),
     ],
 )
 def test_a_deberta_that_offramp_does_not_compute_is_refused(
@@ -290,3 +301,10 @@ def test_a_deberta_that_offramp_does_not_compute_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(values | changes))
     with pytest.raises(UnsupportedModelError, match=re.escape(f"{tmp_path}: {message}")):
         EarlyExitModel.from_config(tmp_path)
+
+
+def test_a_field_that_modernbert_never_read_is_passed_over(tmp_path: Path) -> None:
+    """It stands in the files of models that were made from others' code."""
+    values = json.loads(ModernBertConfig(**MODERN).to_json_string(use_diff=False))
+    (tmp_path / "config.json").write_text(json.dumps(values | {"position_embedding_type": "sans_pos"}))
+    assert EarlyExitModel.from_config(tmp_path).shape.rotary_bases

@@ -153,7 +153,9 @@ FIELDS: dict[str, Field] = {
         "regression of several values is refused",
     ),
     "architectures": Field(
-        NONE, (["BertModel"], None), "...ForTokenClassification and ...ForMultipleChoice are refused"
+        NONE,
+        (["BertModel"], None),
+        "...ForTokenClassification, ...ForMultipleChoice and ...ForQuestionAnswering are refused",
     ),
     "label2id": Field(NONE, ({"LABEL_0": 2, "LABEL_1": 0, "LABEL_2": 1},), "id2label names the classes"),
     # What offramp does not compute

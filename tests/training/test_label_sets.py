@@ -79,6 +79,7 @@ def test_text_with_a_separator_is_split_and_other_text_is_refused(tmp_path: Path
 
 
 def test_an_empty_list_is_a_label_set_and_null_is_none() -> None:
+    assert label_set(b'["b", "a"]') == ("b", "a")
     assert [label_set(value) for value in ([], "[]", None, " ", float("nan"), "", ["b", True])] == [
         *[(), ()],
         *[None] * 4,
