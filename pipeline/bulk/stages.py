@@ -70,10 +70,9 @@ class Sampling:
     """Shards of a file, or of a piece of one, from its beginning."""
 
     def read(self, piece: LeftPiece, columns: Columns, fetched: StoredFile | None) -> Iterator[Shard]:
-        """Read the first shards of a piece; rows that are done are as good as others.
+        """Read the first shards of a piece, done or not; small compressed files to their end, which alone tells how far that is.
 
-        How far they go in a compressed file, only its end tells: a decompressor has read more than it gives. So smaller ones
-        are read whole.
+        A decompressor has read more than it gives.
         """
         shards = read_shards(piece.file, columns, piece.sections, fetched, shard_rows=self.rows)
         first = list(islice(shards, self.shards))

@@ -64,9 +64,7 @@ def test_somebody_elses_table_is_left_alone(tmp_path: Path) -> None:
     theirs = table_of(folder, None, print)
     assert theirs
     for overwrite in (False, True):
-        with pytest.raises(
-            InputError, match="is a Delta table of another program, .*remove _delta_log, or choose another folder"
-        ):
+        with pytest.raises(InputError, match=r"is a Delta table of another program, .*remove _delta_log, or choose"):
             theirs.catch_up(overwrite=overwrite)
     assert corpus.files
 
