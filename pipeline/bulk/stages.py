@@ -70,7 +70,7 @@ class Sampling:
     """Shards of a file, or of a piece of one, from its beginning."""
 
     def read(self, piece: LeftPiece, columns: Columns, fetched: StoredFile | None) -> Iterator[Shard]:
-        """Read the first shards of a piece, done or not; small compressed files to their end, which alone tells how far that is.
+        """Read the first shards of a piece, done or not; a small compressed file to its end, which alone tells how far they go.
 
         A decompressor has read more than it gives.
         """
