@@ -58,7 +58,7 @@ def run_alone(main: Main, parser: JobParser, argv: Sequence[str] | None = None) 
 
     watch, code = StopWatch(parser.stop_seconds, end), FAILED
     try:
-        run(main, parser, argv)
+        run(main, parser, argv, watch)
     except SystemExit as raised:
         code = raised.code if isinstance(raised.code, int) else FAILED
     except BaseException:
@@ -94,29 +94,39 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def run(main: Main, parser: JobParser, argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a job and raise SystemExit with its exit code, a number; `argv` defaults to the command line."""
+def run(main: Main, parser: JobParser, argv: Sequence[str] | None = None, watch: StopWatch | None = None) -> NoReturn:
+    """Run a job and raise SystemExit with its exit code, a number; `argv` defaults to the command line.
+
+    Once the watch knows of a signal no error is told: it may be what a library makes of the signal.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_LineFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a hub out of reach is reported once, at the end
     try:
         code = main(parser.parse(argv)) or DONE
-    except (UserError, RefusedError, FileNotFoundError) as error:
-        code = complain(parser, error)
-    except (StorageError, DoesNotFitError) as error:
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except Exception as error:
+        code = FAILED if watch is not None and watch.asked is not None else tell(parser, error)
+    sys.exit(code)
+
+
+def tell(parser: JobParser, error: Exception) -> int:
+    """Print what ended a job; return the exit code for it, or raise the error itself if it is none that users can mend."""
+    if isinstance(error, UserError | RefusedError | FileNotFoundError):
+        return complain(parser, error)
+    if isinstance(error, PermissionError):
+        return complain(parser, UserError(f"{error.filename}: permission denied"))
+    if isinstance(error, StorageError | DoesNotFitError):
         complain(parser, error)
-        code = FAILED
-    except FailedError as error:
+    elif isinstance(error, FailedError):
         first, *more = str(error).split("\n")
         for line in (f"{parser.prog}: error: {first}", *more):
             print_line(line, sys.stderr)
-        code = FAILED
-    except PermissionError as error:
-        code = complain(parser, UserError(f"{error.filename}: permission denied"))
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    sys.exit(code)
+    else:
+        raise error
+    return FAILED
 
 
 def complain(parser: JobParser, error: Exception) -> int:

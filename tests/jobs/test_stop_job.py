@@ -193,6 +193,26 @@ run_alone(work, JobParser("A job.", kept="nothing", stop_seconds=0.1), [])
     assert stderr == f"-c: stopped by {number.name}: nothing\n"
 
 
+def test_an_error_that_a_library_makes_of_the_signal_is_not_told() -> None:
+    """Such as the reader of weights, for which a broken file is what was interrupted."""
+    code = """
+import os, signal
+from jobs.cli.command import run_alone
+from jobs.cli.parser import JobParser
+from pipeline.errors import UserError
+
+def work(_):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except SystemExit as error:
+        raise UserError("its weights cannot be read") from error
+
+run_alone(work, JobParser("A job.", kept="nothing"), [])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (143, "-c: stopped by SIGTERM: nothing\n")
+
+
 def test_an_end_that_a_finalizer_swallows_is_asked_for_again() -> None:
     code = """
 import gc, signal, sys, time
