@@ -1,7 +1,7 @@
 """Join a Ray cluster or start one here. What a run changes in the environment of the processes it starts is changed here.
 
-Ray has no public call for five things that a Ray of our own needs. They are used here and nowhere else, each with its reason
-beside it: `Config.initialize`, `RAY_JOB_CONFIG_JSON_ENV_VAR`, `_metrics_export_port`, `_temp_dir` and
+Ray has no public call for six things that a Ray of our own needs. They are used here and nowhere else, each with its reason
+beside it: `Config.initialize`, `RAY_JOB_CONFIG_JSON_ENV_VAR`, `_metrics_export_port`, `_temp_dir`, `_global_node` and its
 `destroy_external_storage`; and address.py reads the file `ray_current_cluster`.
 tests/repository/test_private_apis.py checks that the installed version still has them.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import ray
 from ray._private import worker
+from ray._private.node import Node
 from ray._raylet import Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError, RayError
 
@@ -93,12 +94,14 @@ def shut_down() -> None:
 
     Ray asks its workers to end and does not wait: one that computes in native code would go on for minutes.
     """
-    family = _family()
+    own = worker._global_node if has_own_ray() else None
+    if own is not None:
+        worker._global_node = None  # Ray would end its processes one after the other
     ray.shutdown()
-    if threading.current_thread() is threading.main_thread():  # Ray's C++ core has put the system's own in its place
+    if threading.current_thread() is threading.main_thread():
+        # Ray's C++ core has left it to the system: a second one would end this process now, and orphan Ray's.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
-    _kill(family)
-    private_folder.remove()
+    _end_own_ray(own)
     _ours.clear()
 
 
@@ -108,19 +111,8 @@ def leave_ray() -> None:
     To end its processes one after the other and with grace, as Ray does when Python exits, takes three seconds. The process has
     to end at once after this: where a thread of it misses the raylet, Ray's C++ core ends it with an exit code of its own.
     """
-    if family := _family():
-        raylets = [process for process in family if _name(process) == "raylet"]
-        for raylet in raylets:  # what waits for it goes on waiting, and what is killed is no news to it
-            with contextlib.suppress(psutil.NoSuchProcess):
-                raylet.suspend()
-        try:
-            if ray.is_initialized():  # and not in the middle of its start
-                # What Ray has spilled to the disk would stay there; only its own end removes it.
-                worker._global_node.destroy_external_storage()
-        finally:
-            _kill([process for process in family if process not in raylets])
-            private_folder.remove()
-            _kill(raylets)
+    if has_own_ray():
+        _end_own_ray(worker._global_node if ray.is_initialized() else None)  # it may be in the middle of its start
     else:
         ray.shutdown()  # here, because at Python's exit it sleeps first
 
@@ -130,9 +122,24 @@ def has_own_ray() -> bool:
     return _ours.is_set()
 
 
-def _family() -> list[psutil.Process]:
-    """List the processes of a Ray of our own, also of one that is still starting; empty without one."""
-    return psutil.Process().children(recursive=True) if has_own_ray() else []
+def _end_own_ray(node: Node | None) -> None:
+    """Kill the processes of a Ray of our own, also of one that is still starting, and remove its files.
+
+    The raylet is stopped first, so that it starts no more of them and what waits for it goes on waiting, and killed last:
+    what it has started would outlive it by a minute.
+    """
+    raylets = [process for process in psutil.Process().children() if _name(process) == "raylet"]
+    for raylet in raylets:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            raylet.suspend()
+    try:
+        if node is not None:
+            # What Ray has spilled to the disk would stay there; only its own end removes it.
+            node.destroy_external_storage()
+    finally:
+        _kill([process for process in psutil.Process().children(recursive=True) if process not in raylets])
+        private_folder.remove()
+        _kill(raylets)
 
 
 def _name(process: psutil.Process) -> str:
