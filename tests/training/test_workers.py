@@ -42,16 +42,44 @@ from tests.support.jobs import REPOSITORY
 pytestmark = pytest.mark.e2e
 
 MANY = 300
+BEGIN = "these are the lines of"
 
 
-def run_here(what: str, *options: object) -> list[str]:
-    """Call a function of this module in a process of its own, since Ray leaves its traces there; return what it printed."""
-    call = f"from tests.training import test_workers as t; t.{what}(*{[str(option) for option in options]!r})"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, review_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Lay out what the functions below read: 41 files of five rows, and a tokenizer."""
+    folder = tmp_path_factory.mktemp("workers")
+    (folder / "in").mkdir()
+    for number in range(41):
+        lines = [f"a fine room,{number * 5 + row}" for row in range(5)]
+        (folder / "in" / f"{number:02}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    (folder / "tokenizer.json").write_text(review_tokenizer.backend_tokenizer.to_str())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def printed(folder: Path) -> dict[str, list[str]]:
+    """Call the functions below in a process of its own, since Ray leaves its traces there; return their lines by name."""
+    call = f"from tests.training import test_workers as t; t.run_all({str(folder)!r})"
     done = subprocess.run(
         [sys.executable, "-c", call], capture_output=True, text=True, timeout=600, cwd=REPOSITORY, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.splitlines()
+    parts = re.split(f"^{BEGIN} (.*)$", done.stdout, flags=re.MULTILINE)
+    return {name: lines.splitlines()[1:] for name, lines in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def run_all(folder: str) -> None:
+    """Call every function, on one Ray."""
+    for function in (
+        build_a_chain,
+        read_and_train,
+        train_with_a_death,
+        wait_for_nodes_that_do_not_come,
+        lose_the_queue,
+    ):
+        print(BEGIN, function.__name__, flush=True)
+        function(folder)
 
 
 class DieOnce:
@@ -77,14 +105,14 @@ def train_with_a_death(folder: str) -> None:
     run_workers(DieOnce(Path(folder)), 2)
 
 
-def test_lines_of_workers_arrive_whole_and_in_order_although_one_dies(tmp_path: Path) -> None:
-    lines = run_here("train_with_a_death", tmp_path)
+def test_lines_of_workers_arrive_whole_and_in_order_although_one_dies(printed: dict[str, list[str]]) -> None:
+    lines = printed["train_with_a_death"]
     for attempt, rank in ((1, 1), (2, 0), (2, 1)):
         mine = [line for line in lines if line.startswith(f"{attempt} {rank} ")]
         assert mine == [f"{attempt} {rank} of 2 on cpu: {number}" for number in range(MANY)]
 
 
-def lose_the_queue() -> None:
+def lose_the_queue(_folder: str) -> None:
     join_or_start()
     lines: list[str] = []
     with LogRelay(lines.append) as queue:
@@ -97,7 +125,7 @@ def lose_the_queue() -> None:
     print(json.dumps(lines))
 
 
-def wait_for_nodes_that_do_not_come() -> None:
+def wait_for_nodes_that_do_not_come(_folder: str) -> None:
     resources.NODES_SECONDS = 0.0
     try:
         run_workers(lambda group, device, log: log("at work"), 1, wait_for={"CPU": 1000})
@@ -106,14 +134,14 @@ def wait_for_nodes_that_do_not_come() -> None:
     run_workers(lambda group, device, log: log("at work"), 1, wait_for={"CPU": 1})
 
 
-def test_a_training_begins_when_the_nodes_are_there() -> None:
-    refused, began = run_here("wait_for_nodes_that_do_not_come")
+def test_a_training_begins_when_the_nodes_are_there(printed: dict[str, list[str]]) -> None:
+    refused, began = printed["wait_for_nodes_that_do_not_come"]
     assert re.fullmatch(r"waited 0 minutes for nodes: the cluster has \d+ of 1000 CPUs", refused)
     assert began == "at work"
 
 
-def test_a_queue_that_dies_stops_neither_worker_nor_driver() -> None:
-    assert '["before"]' in run_here("lose_the_queue")  # beside a line of Ray's on the death, which may come last
+def test_a_queue_that_dies_stops_neither_worker_nor_driver(printed: dict[str, list[str]]) -> None:
+    assert '["before"]' in printed["lose_the_queue"]  # beside a line of Ray's on the death, which may come last
 
 
 class ReadAndTrain:
@@ -146,26 +174,20 @@ class ReadAndTrain:
         log(json.dumps({"rows": state.rows, "steps": state.step, "weights": hashlib.sha1(weights).hexdigest()}))
 
 
-def read_and_train(folder: str, tokenizer: str) -> None:
+def read_and_train(folder: str) -> None:
+    tokenizer = (Path(folder) / "tokenizer.json").read_text()
     spec = StreamSpec(
-        corpus=list_inputs(folder),
+        corpus=list_inputs(f"{folder}/in"),
         columns=Columns(text="text", keep=pa.schema([("label", pa.string())])),
-        tokenizer=TokenizerSpec(tokenizer_json=Path(tokenizer).read_text(), max_tokens=16, segments=False),
+        tokenizer=TokenizerSpec(tokenizer_json=tokenizer, max_tokens=16, segments=False),
         classes=[VALUE],
         label_column="label",
     )
     run_workers(ReadAndTrain(spec), 2)
 
 
-def test_workers_read_a_stream_between_them_and_end_with_the_same_weights(
-    tmp_path: Path, review_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    (tmp_path / "in").mkdir()
-    for number in range(41):
-        lines = [f"a fine room,{number * 5 + row}" for row in range(5)]
-        (tmp_path / "in" / f"{number:02}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
-    (tmp_path / "tokenizer.json").write_text(review_tokenizer.backend_tokenizer.to_str())
-    found = [json.loads(line) for line in run_here("read_and_train", tmp_path / "in", tmp_path / "tokenizer.json")]
+def test_workers_read_a_stream_between_them_and_end_with_the_same_weights(printed: dict[str, list[str]]) -> None:
+    found = [json.loads(line) for line in printed["read_and_train"]]
     rounds = [line for line in found if "keys" in line]
     assert sorted(int(label) for line in rounds for label in line["labels"]) == list(range(205))
     by_file = [Counter(int(label) // 5 for label in line["labels"]) for line in rounds]
@@ -180,13 +202,12 @@ def build_a_chain(folder: str) -> None:
     join_or_start()
     before = DataContext.get_current().copy()
     spec = TokenizerSpec(tokenizer_json="", max_tokens=8, segments=False)
-    chain = tokenized_bundles(list(list_inputs(folder).files), {}, Columns(text="text"), spec)
+    chain = tokenized_bundles(list(list_inputs(f"{folder}/in").files), {}, Columns(text="text"), spec)
     chain.context.execution_options.preserve_order = True
     after = DataContext.get_current()
     names = ("enable_progress_bars", "print_on_execution_start", "target_max_block_size", "execution_options")
     print([getattr(before, name) == getattr(after, name) for name in names], chain.context.target_max_block_size)
 
 
-def test_a_chain_leaves_the_settings_of_other_data_sets_alone(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a room\n")
-    assert run_here("build_a_chain", tmp_path)[-1] == "[True, True, True, True] 1"
+def test_a_chain_leaves_the_settings_of_other_data_sets_alone(printed: dict[str, list[str]]) -> None:
+    assert printed["build_a_chain"][-1] == "[True, True, True, True] 1"
