@@ -293,7 +293,9 @@ def _classify(request: BulkRequest, run: PreparedRun) -> Outcome:
     """Classify what is left, judge it and publish the manifest."""
     started = time.monotonic()
     corpus, ledger, spec, files = run.corpus, run.ledger, run.spec, run.files
-    ledger.begin(output_schema(spec.results, spec.columns.keep))
+    secret = ledger.begin(output_schema(spec.results, spec.columns.keep))
+    if spec.audit is not None:
+        run = replace(run, spec=replace(spec, audit=replace(spec.audit, secret=secret)))
     log = RunLog(ledger, bytes_left=sum(file.size for file in files))
     if files:
         _stream(request, run, log)

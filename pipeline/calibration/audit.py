@@ -1,11 +1,12 @@
 """The audit: some rows of every shard go to full depth as well, to measure what exiting early changes and saves.
 
-Rows are drawn by shard and row number, so that a repeated shard draws the same ones, in whatever bundle. Both passes over them
-are timed, in calls of the same size: their ratio estimates what full depth would have taken for the whole run.
+Rows are drawn by the run's secret, shard and row number, so that a repeated shard draws the same ones, in whatever bundle, and
+nobody who supplies texts knows which. Both passes over them are timed, in calls of the same size: their ratio estimates what
+full depth would have taken for the whole run.
 `calibration.verdict` judges the counts.
 """
 
-import zlib
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,13 +27,16 @@ class AuditSpec:
 
     fraction: float
     """Fraction of rows that go to full depth as well, in [0, 1]."""
+    secret: str = ""
+    """Secret of the run, which decides the rows that are drawn."""
     uncertainty_edges: tuple[float, ...] = ()
     """Edges between the bins in which the audited rows' uncertainty at full depth is counted."""
 
 
-def draw_rows(shard: str, rows: int, fraction: float) -> IntArray:
+def draw_rows(shard: str, rows: int, fraction: float, secret: str) -> IntArray:
     """Draw row numbers of a shard, each with this probability, ascending; the same ones at every call."""
-    return np.flatnonzero(np.random.default_rng(zlib.crc32(shard.encode())).random(rows) < fraction)
+    digest = hashlib.blake2b(shard.encode(), key=secret.encode(), digest_size=16).digest()
+    return np.flatnonzero(np.random.default_rng(int.from_bytes(digest)).random(rows) < fraction)
 
 
 def audit(
@@ -50,7 +54,7 @@ def audit(
     """
     starts = np.cumsum([0, *shards.values()])
     by_shard = [
-        start + draw_rows(shard, rows, spec.fraction)
+        start + draw_rows(shard, rows, spec.fraction, spec.secret)
         for start, (shard, rows) in zip(starts.tolist(), shards.items(), strict=False)
     ]
     drawn = np.concatenate(by_shard)

@@ -6,8 +6,9 @@ names of their own, so that the results before it stay whole until the manifest 
 
 import json
 import re
+import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import pyarrow as pa
@@ -34,6 +35,8 @@ from pipeline.storage.locate import storage_of
 RUN_FILE = "run.json"
 NOTE_PATH = re.compile(rf"g([1-9][0-9]{{0,8}})/({RUN_FILE}|[0-9a-f]{{12}}-[0-9]{{6,9}}\.parquet)")
 """Path, in the folder of receipts, of a note of ours; what else is there is not touched."""
+MAX_SECRET = 64
+"""Longest secret of a run, in characters: what keys of BLAKE2 may have in bytes."""
 MAX_GENERATION = 999_999_999
 """Generation with as many digits as names of parts may have."""
 
@@ -47,9 +50,12 @@ class PendingRun:
     """Columns of the parts."""
     overwrites: bool
     """Whether it was begun to replace earlier results."""
+    secret: str = field(default_factory=lambda: secrets.token_hex(16))
+    """What decides which rows the audit draws, beside their shard: nobody who supplies texts knows it. It is not published."""
 
     def to_json(self) -> bytes:
         values = {"fingerprint": self.fingerprint, "schema": encode_schema(self.schema), "overwrites": self.overwrites}
+        values["secret"] = self.secret
         return json.dumps(values, indent=1).encode()
 
     @classmethod
@@ -58,7 +64,10 @@ class PendingRun:
         values = json.loads(data)
         if not isinstance(values["overwrites"], bool):
             raise ValueError("overwrites is neither true nor false")
-        return cls(parse_fingerprint(values["fingerprint"]), decode_schema(values["schema"]), values["overwrites"])
+        schema, secret = decode_schema(values["schema"]), values.get("secret", "")  # there was none once
+        if not isinstance(secret, str) or len(secret) > MAX_SECRET:
+            raise ValueError("secret is no text, or a long one")
+        return cls(parse_fingerprint(values["fingerprint"]), schema, values["overwrites"], secret)
 
     def difference(self, other: "PendingRun") -> str:
         """Describe how another run differs in what it writes; empty if it does not."""
@@ -185,7 +194,7 @@ class Generations:
         return 1
 
     def begin(self, generation: int, run: PendingRun) -> Self:
-        """Write `run.json`, before the first part, if it is not there; raise InputError if another run's is."""
+        """Write `run.json`, before the first part, or go on with one that is there; raise InputError if another run's is."""
         storage, path = storage_of(self.folder), run_file(self.folder, generation)
         storage.make_folder(receipts_folder(self.folder, generation))
         if not storage.write_if(path, run.to_json(), None):
@@ -193,6 +202,7 @@ class Generations:
             other = _parse_run(path, existing[0], self.manifest, generation) if existing else run
             if differs := other.difference(run):
                 raise self._refusal(f"another run has begun to write there: {differs}; choose another folder")
+            run = other
         return replace(self, pending={**self.pending, generation: run}, begun={*self.begun, generation})
 
     def _refuse_if(self, difference: str) -> None:

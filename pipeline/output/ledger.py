@@ -98,10 +98,14 @@ class Ledger:
             return self._generations.pending[generation].schema
         return self._own_manifest.schema if self._own_manifest else None
 
-    def begin(self, schema: pa.Schema) -> None:
-        """Record the run, before its first part is written; raise UserError if another driver runs something else."""
+    def begin(self, schema: pa.Schema) -> str:
+        """Record the run, before its first part is written, and return its secret; go on with one that was begun.
+
+        Raises UserError if another driver runs something else.
+        """
         run = PendingRun(self.fingerprint, schema, self.overwrite)
         self._generations = self._generations.begin(self.output.generation, run)
+        return self._generations.pending[self.output.generation].secret
 
     def add(self, receipts: Sequence[Receipt]) -> None:
         """Record the finished shards of one part: within a second or so that is stored, and no run does them again.

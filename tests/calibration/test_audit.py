@@ -33,19 +33,24 @@ SPEC = AuditSpec(fraction=0.3, uncertainty_edges=(0.2, 0.5, 0.8))
 def test_a_repeated_shard_draws_the_same_rows_and_a_longer_one_draws_them_too(
     shard: str, rows: int, fraction: float
 ) -> None:
-    drawn = draw_rows(shard, rows, fraction)
-    assert drawn.tolist() == draw_rows(shard, rows, fraction).tolist()
-    assert drawn.tolist() == [row for row in draw_rows(shard, rows + 50, fraction) if row < rows]
-    assert set(drawn) <= set(draw_rows(shard, rows, min(1.0, fraction * 1.5)))
+    drawn = draw_rows(shard, rows, fraction, "secret")
+    assert drawn.tolist() == draw_rows(shard, rows, fraction, "secret").tolist()
+    assert drawn.tolist() == [row for row in draw_rows(shard, rows + 50, fraction, "secret") if row < rows]
+    assert set(drawn) <= set(draw_rows(shard, rows, min(1.0, fraction * 1.5), "secret"))
 
 
 def test_rows_are_drawn_with_the_wanted_probability_wherever_they_are() -> None:
     counts = np.zeros(50)
     for shard in range(2000):
-        counts[draw_rows(f"{shard:x}", 50, 0.1)] += 1
+        counts[draw_rows(f"{shard:x}", 50, 0.1, "secret")] += 1
     assert counts.sum() == pytest.approx(10_000, abs=400)
     assert counts.min() > 140
     assert counts.max() < 260
+
+
+def test_nobody_without_the_secret_knows_the_rows() -> None:
+    here, there = (set(draw_rows("abc", 10_000, 0.1, secret)) for secret in ("secret", "another"))
+    assert len(here & there) == pytest.approx(100, abs=40)  # as many as chance makes
 
 
 def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -> None:
@@ -55,7 +60,7 @@ def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -
     predictions = engine.run(rows)
     full = full_depth.run(rows)
     counts = audit(engine, full_depth, SPEC, {"abc": 300}, rows, predictions)["abc"]
-    drawn = draw_rows("abc", 300, 0.3)
+    drawn = draw_rows("abc", 300, 0.3, SPEC.secret)
     assert counts["audited"] == len(drawn)
     assert counts["differing"] == (predictions.label_ids != full.label_ids)[drawn].sum() > 0
     assert counts["audit_uncertainty"] == bin_counts(full.uncertainty[drawn], SPEC.uncertainty_edges)

@@ -53,6 +53,23 @@ def test_two_drivers_end_with_one_correct_result(corpus: Corpus, folder: str) ->
     assert run_all(folder, corpus, FINGERPRINT) is None
 
 
+def test_drivers_of_one_run_share_its_secret_which_is_not_published(corpus: Corpus, folder: str) -> None:
+    with Ledger(folder, FINGERPRINT) as first:
+        secret = first.begin(SCHEMA)
+        if is_remote(folder):
+            with Ledger(folder, FINGERPRINT) as second:
+                assert second.begin(SCHEMA) == secret
+    with Ledger(folder, FINGERPRINT) as resumed:
+        assert resumed.begin(SCHEMA) == secret
+        finish(resumed, receipt(corpus, 0, 0, 30, last=True))
+        resumed.publish(1.0, {})
+    for path in storage_of(folder).walk(folder):
+        data = storage_of(folder).read(path.path)
+        assert data is None or secret.encode() not in data[0]
+    with Ledger(folder, FINGERPRINT) as next_night:
+        assert next_night.begin(SCHEMA) != secret
+
+
 def test_shards_that_two_drivers_bundled_in_their_own_ways_are_published_once(s3: S3Server) -> None:
     """Parts with the same shard in them cannot both stand: one is written anew without it."""
     location = "s3://bucket/overlap"

@@ -1,0 +1,110 @@
+"""A test that may be looked at every night: whether more rows differ from full depth than the limit allows, or fewer.
+
+A bound for one look, such as Clopper and Pearson's, is wrong more often the more often it is looked at. Here evidence is a
+likelihood ratio, mixed over the fractions on one side of the limit (Robbins 1970; as an e-process and a confidence sequence
+Howard, Ramdas, McAuliffe and Sekhon 2021, section 3, and Waudby-Smith and Ramdas 2024): as long as the true fraction is on
+the other side its mean is at most 1 whenever it is looked at, so the probability that it *ever* reaches 1 / a is at most a
+(Ville 1939). It depends on counts alone, and all nights together are one sequence.
+
+With m the limit, and q, the fraction, drawn from the part above m, or below it, of Beta(1, b), b = 1 / m - 1, whose mean is m:
+
+    evidence = E[q^k (1 - q)^(n - k)] / (m^k (1 - m)^(n - k))      k of n rows differ
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+ROWS_SEARCHED = 1 << 40
+"""`rows_until` gives up above this many rows."""
+BISECTIONS = 60
+"""Halvings of an interval in [0, 1], to the last digit of a double."""
+
+
+def log_evidence_above(count: int, rows: int, limit: float) -> float:
+    """Return the logarithm of the evidence that the true fraction is above `limit`, if `count` of `rows` differ."""
+    from scipy.special import betaincc  # takes a third of a second to import
+
+    shape = _shape(limit)
+    return _log_mixture(count, rows, limit, betaincc) - shape * float(np.log1p(-limit))
+
+
+def log_evidence_below(count: int, rows: int, limit: float) -> float:
+    """Return the logarithm of the evidence that the true fraction is below `limit`, if `count` of `rows` differ."""
+    from scipy.special import betainc
+
+    prior = -np.expm1(_shape(limit) * np.log1p(-limit))
+    return _log_mixture(count, rows, limit, betainc) - float(np.log(prior))
+
+
+def _shape(limit: float) -> float:
+    """Return the second parameter of the prior, a Beta whose first is 1; for large limits it is uniform."""
+    return max(1 / limit - 1, 1.0)
+
+
+def _log_mixture(count: int, rows: int, limit: float, side: Callable[[float, float, float], float]) -> float:
+    """Return log of the likelihood integrated over one side of the limit, with the prior's density, over that at the limit."""
+    from scipy.special import betaln
+
+    shape, same = _shape(limit), rows - count
+    with np.errstate(divide="ignore"):  # no evidence at all is the logarithm of 0
+        mass = float(np.log(side(count + 1, same + shape, limit)))
+    at_limit = count * np.log(limit) + same * np.log1p(-limit)
+    return float(np.log(shape) + betaln(count + 1, same + shape) + mass - at_limit)
+
+
+def upper_bound_ever(count: int, rows: int, confidence: float) -> float:
+    """Return the upper end of a confidence sequence: the true fraction is below it at *every* look, with this probability."""
+    asked = -np.log1p(-confidence)
+    if count == rows:
+        return 1.0
+    return _bisect(count / max(rows, 1), 1.0, lambda limit: log_evidence_below(count, rows, limit) < asked)
+
+
+def lower_bound_ever(count: int, rows: int, confidence: float) -> float:
+    """Return the lower end of a confidence sequence: the true fraction is above it at *every* look, with this probability."""
+    asked = -np.log1p(-confidence)
+    if not count:
+        return 0.0
+    return _bisect(0.0, count / rows, lambda limit: log_evidence_above(count, rows, limit) >= asked)
+
+
+def _bisect(low: float, high: float, goes_up: Callable[[float], bool]) -> float:
+    """Return where in (low, high) a condition that holds below a point ends to hold."""
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if goes_up(middle) else (low, middle)
+    return high
+
+
+def log_evidence_of_change(nights: Sequence[tuple[int, int]], limit: float) -> tuple[float, int]:
+    """Return the logarithm of the evidence that the fraction is above `limit` since some night, and that night's index.
+
+    `nights` has differing and audited rows of each night, the oldest first. What was good for a year is not to hide what became
+    bad last week: so the evidence since night s, for every s, is mixed with weights 1 / ((s + 1)(s + 2)), whose sum is below 1,
+    and the mixture is as rarely large as each of them (Shin, Ramdas and Rinaldo 2024, e-detectors).
+    """
+    if not nights:
+        return -np.inf, 0
+    since = np.cumsum(np.asarray(nights, np.int64)[::-1], axis=0)[::-1]
+    start = np.arange(len(nights))
+    terms = np.array([log_evidence_above(int(k), int(n), limit) for k, n in since])
+    terms -= np.log((start + 1.0) * (start + 2.0))
+    return float(np.logaddexp.reduce(terms)), int(terms.argmax())
+
+
+def rows_until(limit: float, asked: float, fraction: float, *, above: bool) -> int | None:
+    """Return how many rows bring evidence of `asked`, such as 20, if this fraction of them differs; None if none do."""
+    if (fraction > limit) != above or fraction == limit:
+        return None
+    evidence = log_evidence_above if above else log_evidence_below
+    low, high = 0, 1
+    while evidence(round(fraction * high), high, limit) < np.log(asked):
+        low, high = high, 2 * high
+        if high > ROWS_SEARCHED:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = evidence(round(fraction * middle), middle, limit) >= np.log(asked)
+        low, high = (low, middle) if enough else (middle, high)
+    return high
