@@ -14,27 +14,27 @@ With m the limit, and q, the fraction, drawn from the part above m, or below it,
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
+Floats = npt.NDArray[np.float64]
 ROWS_SEARCHED = 1 << 40
 """`rows_until` gives up above this many rows."""
 BISECTIONS = 60
 """Halvings of an interval in [0, 1], to the last digit of a double."""
 
 
-def log_evidence_above(count: int, rows: int, limit: float) -> float:
-    """Return the logarithm of the evidence that the true fraction is above `limit`, if `count` of `rows` differ."""
+def log_evidence_above(count: npt.ArrayLike, rows: npt.ArrayLike, limit: float) -> Floats:
+    """Return the logarithm of the evidence that the true fraction is above `limit`, if `count` of `rows` differ: [...]."""
     from scipy.special import betaincc  # takes a third of a second to import
 
-    shape = _shape(limit)
-    return _log_mixture(count, rows, limit, betaincc) - shape * float(np.log1p(-limit))
+    return _log_mixture(count, rows, limit, betaincc) - _shape(limit) * np.log1p(-limit)
 
 
-def log_evidence_below(count: int, rows: int, limit: float) -> float:
-    """Return the logarithm of the evidence that the true fraction is below `limit`, if `count` of `rows` differ."""
+def log_evidence_below(count: npt.ArrayLike, rows: npt.ArrayLike, limit: float) -> Floats:
+    """Return the logarithm of the evidence that the true fraction is below `limit`, if `count` of `rows` differ: [...]."""
     from scipy.special import betainc
 
-    prior = -np.expm1(_shape(limit) * np.log1p(-limit))
-    return _log_mixture(count, rows, limit, betainc) - float(np.log(prior))
+    return _log_mixture(count, rows, limit, betainc) - np.log(-np.expm1(_shape(limit) * np.log1p(-limit)))
 
 
 def _shape(limit: float) -> float:
@@ -42,15 +42,16 @@ def _shape(limit: float) -> float:
     return max(1 / limit - 1, 1.0)
 
 
-def _log_mixture(count: int, rows: int, limit: float, side: Callable[[float, float, float], float]) -> float:
+def _log_mixture(count: npt.ArrayLike, rows: npt.ArrayLike, limit: float, side: Callable[..., Floats]) -> Floats:
     """Return log of the likelihood integrated over one side of the limit, with the prior's density, over that at the limit."""
     from scipy.special import betaln
 
-    shape, same = _shape(limit), rows - count
+    count = np.asarray(count, np.float64)
+    shape, same = _shape(limit), np.asarray(rows, np.float64) - count
     with np.errstate(divide="ignore"):  # no evidence at all is the logarithm of 0
-        mass = float(np.log(side(count + 1, same + shape, limit)))
+        mass: Floats = np.log(side(count + 1, same + shape, limit))
     at_limit = count * np.log(limit) + same * np.log1p(-limit)
-    return float(np.log(shape) + betaln(count + 1, same + shape) + mass - at_limit)
+    return mass + np.log(shape) + betaln(count + 1, same + shape) - at_limit
 
 
 def upper_bound_ever(count: int, rows: int, confidence: float) -> float:
@@ -58,7 +59,7 @@ def upper_bound_ever(count: int, rows: int, confidence: float) -> float:
     asked = -np.log1p(-confidence)
     if count == rows:
         return 1.0
-    return _bisect(count / max(rows, 1), 1.0, lambda limit: log_evidence_below(count, rows, limit) < asked)
+    return _bisect(count / max(rows, 1), 1.0, lambda limit: bool(log_evidence_below(count, rows, limit) < asked))
 
 
 def lower_bound_ever(count: int, rows: int, confidence: float) -> float:
@@ -66,7 +67,7 @@ def lower_bound_ever(count: int, rows: int, confidence: float) -> float:
     asked = -np.log1p(-confidence)
     if not count:
         return 0.0
-    return _bisect(0.0, count / rows, lambda limit: log_evidence_above(count, rows, limit) >= asked)
+    return _bisect(0.0, count / rows, lambda limit: bool(log_evidence_above(count, rows, limit) >= asked))
 
 
 def _bisect(low: float, high: float, goes_up: Callable[[float], bool]) -> float:
@@ -88,8 +89,7 @@ def log_evidence_of_change(nights: Sequence[tuple[int, int]], limit: float) -> t
         return -np.inf, 0
     since = np.cumsum(np.asarray(nights, np.int64)[::-1], axis=0)[::-1]
     start = np.arange(len(nights))
-    terms = np.array([log_evidence_above(int(k), int(n), limit) for k, n in since])
-    terms -= np.log((start + 1.0) * (start + 2.0))
+    terms = log_evidence_above(since[:, 0], since[:, 1], limit) - np.log((start + 1.0) * (start + 2.0))
     return float(np.logaddexp.reduce(terms)), int(terms.argmax())
 
 

@@ -7,8 +7,8 @@ from pipeline.calibration.drift import Reference, Signal
 from pipeline.calibration.guarantees import CONFIDENCE, lower_bound, upper_bound
 from pipeline.output.totals import Totals
 
-FALSE_ALARMS = 0.001
-"""Probability of calling a limit broken by chance if the true disagreement is the limit itself; a nightly job is many runs."""
+FALSE_ALARMS = 0.01
+"""Probability of *ever* calling a limit broken, in all nights together, if the true disagreement is the limit itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
