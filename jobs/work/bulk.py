@@ -141,6 +141,7 @@ def write_report(outcome: Outcome, *, with_examples: bool) -> None:
             fresh=outcome.fresh,
             timeline=outcome.timeline,
             audit=outcome.audit_result,
+            predictions=outcome.predictions,
             examples=examples(files, outcome.columns, outcome.output) if with_examples else None,
         )
     )

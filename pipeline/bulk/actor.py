@@ -19,7 +19,7 @@ from models.early_exit import EarlyExitModel
 from models.precision import precision_on
 from pipeline.bulk.attempts import MAX_STARTS, attempts_of, bounded
 from pipeline.bulk.bundle import Bundle
-from pipeline.bulk.codec import token_rows, with_predictions
+from pipeline.bulk.codec import label_counts, score_histograms, token_rows, with_predictions
 from pipeline.bulk.quarantine import Isolated, describe, isolate
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.calibration.audit import AuditSpec, audit
@@ -101,6 +101,7 @@ class ClassifyActor:
             self._count(bundle, tokens, predictions)
             keep = self.spec.columns.keep
             bundle.rows = with_predictions(bundle.rows, predictions, self.labels, self.spec.results, keep)
+            self._count_predictions(bundle)
             return bundle.to_arrow()
 
     def _classify(self, bundle: Bundle, tokens: TokenRows) -> Isolated[Predictions]:
@@ -138,3 +139,10 @@ class ClassifyActor:
                 "flops_full_depth": float(sums[2][number]),
             }
         )
+
+    def _count_predictions(self, bundle: Bundle) -> None:
+        """Note on the receipts what is predicted, by the columns that are written."""
+        results, numbers, shards = self.spec.results, bundle.shard_numbers(), len(bundle.receipts)
+        labels = label_counts(bundle.rows, self.labels, results, numbers, shards)
+        scores = score_histograms(bundle.rows, results, numbers, shards)
+        bundle.note_each(lambda number: {"label_counts": labels[number], "score_histogram": scores[number]})

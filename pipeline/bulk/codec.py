@@ -12,9 +12,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.corpus.tokenize import Tokenized
-from pipeline.rows import Predictions, TokenRows, offsets_of
+from pipeline.histograms import (
+    SCORE_BINS,
+    VALUE_EDGES,
+    bins_of,
+    classes_per_bin,
+    counts_by_group,
+    score_bins,
+)
+from pipeline.rows import IntArray, Predictions, TokenRows, offsets_of
 from pipeline.schema import (
     EXIT_LAYER,
     KEPT,
@@ -76,6 +85,39 @@ def with_predictions(
     }
     made = [columns[name]() if name in columns else rows[name] for name in results]
     return pa.table([*made, *(rows[KEPT + name] for name in keep.names)], schema=output_schema(results, keep))
+
+
+def label_counts(
+    rows: pa.Table, labels: Sequence[str], results: Sequence[str], numbers_B: IntArray, shards: int
+) -> list[list[int]]:
+    """Count the rows of every shard by class, or once for each of their labels; empty where neither is among the results.
+
+    `rows` are as they are written, and `numbers_B` has the shard of each. The bins are those of `predicted.PredictionBins`.
+    """
+    width = classes_per_bin(len(labels))
+    bins = -(-len(labels) // width)
+    if LABEL in results:
+        return counts_by_group(numbers_B, _label_ids(rows[LABEL], labels) // width, shards, bins)
+    if LABELS not in results:
+        return [[] for _ in range(shards)]
+    lists = rows[LABELS].combine_chunks()
+    counts_B = lists.value_lengths().to_numpy()
+    without = numbers_B[counts_B == 0]
+    found = np.concatenate([_label_ids(lists.flatten(), labels) // width, np.full(len(without), bins)])
+    return counts_by_group(np.concatenate([np.repeat(numbers_B, counts_B), without]), found, shards, bins + 1)
+
+
+def score_histograms(rows: pa.Table, results: Sequence[str], numbers_B: IntArray, shards: int) -> list[list[int]]:
+    """Count the rows of every shard by score, or by value, as they are written; empty where neither is among the results."""
+    if SCORE in results:
+        return counts_by_group(numbers_B, score_bins(rows[SCORE].to_numpy()), shards, SCORE_BINS)
+    if VALUE in results:
+        return counts_by_group(numbers_B, bins_of(rows[VALUE].to_numpy(), VALUE_EDGES), shards, len(VALUE_EDGES) + 1)
+    return [[] for _ in range(shards)]
+
+
+def _label_ids(names: pa.Array | pa.ChunkedArray, labels: Sequence[str]) -> IntArray:
+    return pc.index_in(names, value_set=pa.array(labels, pa.string())).to_numpy().astype(np.int64)
 
 
 def name_lists(sets_BC: npt.NDArray[np.bool_], labels: Sequence[str]) -> pa.Array:

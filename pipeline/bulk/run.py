@@ -45,6 +45,7 @@ from pipeline.output.manifest import Fingerprint
 from pipeline.output.parts import Output, prepare_folder
 from pipeline.output.results import results_as_corpus
 from pipeline.output.totals import Totals
+from pipeline.predicted import Comparison, PredictionBins
 from pipeline.schema import output_schema
 from pipeline.storage.tree import OwnResultsError
 from pipeline.tables.delta import table_of
@@ -139,6 +140,7 @@ class Outcome:
     audit_result: AuditResult
     """Audit of the rows that were not published before."""
     driver_peak_mb: float
+    predictions: Comparison
 
 
 class UnfinishedRunError(Exception):
@@ -307,7 +309,9 @@ def _classify(request: BulkRequest, run: PreparedRun) -> Outcome:
     seconds = time.monotonic() - started
     audit_result = judge(ledger.unpublished(), request.guarantee)
     withheld = request.guarantee.withhold and audit_result.failed
-    manifest = None if withheld else ledger.publish(seconds, audit_result.to_json())
+    bins = PredictionBins.of(spec.results, request.model.meta.labels)
+    predictions = ledger.compare(bins)
+    manifest = None if withheld else ledger.publish(seconds, audit_result.to_json(), bins)
     return Outcome(
         corpus=corpus,
         columns=spec.columns,
@@ -320,6 +324,7 @@ def _classify(request: BulkRequest, run: PreparedRun) -> Outcome:
         manifest=manifest,
         audit_result=audit_result,
         driver_peak_mb=peak_memory_mb(),
+        predictions=predictions,
     )
 
 

@@ -60,6 +60,8 @@ def _sum_by_position(column: pa.ChunkedArray) -> list[int]:
     """Add up a column of lists position by position: [[1, 2], [3]] -> [4, 2]."""
     lists = column.combine_chunks()
     lengths = lists.value_lengths().to_numpy()
+    if len(lengths) and (lengths == lengths[0]).all():  # as good as always, and it takes no memory
+        return lists.flatten().to_numpy().reshape(-1, max(lengths[0], 1)).sum(0).tolist()[: lengths[0]]
     position = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return np.bincount(position, lists.flatten().to_numpy()).astype(np.int64).tolist()
 
@@ -108,6 +110,10 @@ class Counts:
     """Rows by exit layer, layer 1 first."""
     uncertainty_histogram: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
     """Rows by uncertainty at their exit, in `histograms.UNCERTAINTY_BINS` equal bins of [0, 1]."""
+    label_counts: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
+    """Rows by predicted class, or by label, in the bins of `predicted.PredictionBins`."""
+    score_histogram: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
+    """Rows by score, or by predicted value, in the bins of `predicted.PredictionBins`."""
     length_histogram: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
     """Rows by tokens, in the bins of `histograms.LENGTH_EDGES`."""
     layer_tokens: int = field(default=0, metadata=SUM)

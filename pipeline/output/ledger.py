@@ -27,13 +27,23 @@ from pipeline.output.generations import (
     receipts_folder,
     recover_list,
 )
-from pipeline.output.manifest import MANIFEST_VERSION, DamagedNoteError, Fingerprint, Manifest, read_previous_manifest
+from pipeline.output.manifest import (
+    MANIFEST_VERSION,
+    NEW_PREDICTIONS,
+    PREDICTIONS,
+    DamagedNoteError,
+    Fingerprint,
+    Manifest,
+    read_previous_manifest,
+)
 from pipeline.output.parts import LOCK, MANIFEST, Output
 from pipeline.output.publish import (
     check_accounted_for,
     clean_up,
     list_shards,
     manifest_facts,
+    predicted,
+    predicted_facts,
     remove_leftovers,
     remove_list,
     write_manifest,
@@ -42,6 +52,7 @@ from pipeline.output.receipt_log import ReceiptLog, batches, read_segments
 from pipeline.output.receipts import Receipt
 from pipeline.output.shard_index import StoredParts, take_inventory
 from pipeline.output.totals import Totals
+from pipeline.predicted import NO_BINS, Comparison, PredictionBins
 from pipeline.storage.base import is_remote
 from pipeline.storage.local import lock_folder
 
@@ -157,8 +168,20 @@ class Ledger:
             return False
         return int(self._own_manifest.facts["shards"]["rows"]) == len(self._index)
 
-    def publish(self, seconds: float, checked: Mapping[str, object]) -> str:
-        """Write the manifest, `checked` included, and return its location.
+    def compare(self, bins: PredictionBins) -> Comparison:
+        """Compare what is predicted with what the manifest says that is to be replaced."""
+        totals, before = self.totals(), self._generations.manifest
+        return Comparison(
+            bins=bins,
+            all=predicted(totals, bins),
+            new=predicted(totals, bins, self._own_manifest),
+            all_before=before.predicted(PREDICTIONS) if before else None,
+            new_before=before.predicted(NEW_PREDICTIONS) if before else None,
+            since=str(before.facts.get("published", "")) if before else "",
+        )
+
+    def publish(self, seconds: float, checked: Mapping[str, object], bins: PredictionBins = NO_BINS) -> str:
+        """Write the manifest, `checked` and what is predicted included, and return its location.
 
         From here on the results are valid, and what they replace is removed.
 
@@ -167,7 +190,7 @@ class Ledger:
         self.flush()
         for _ in range(PUBLISH_TRIES):
             older = read_previous_manifest(self.folder)
-            done = self._try_to_publish(seconds, checked)
+            done = self._try_to_publish(seconds, checked, bins)
             self._generations = self._generations.with_current_manifest()
             if done:
                 remove_list(older, self._generations)
@@ -249,7 +272,7 @@ class Ledger:
         self._unpublished = self._unpublished.plus(receipt)
         self._index.add(receipt)
 
-    def _try_to_publish(self, seconds: float, checked: Mapping[str, object]) -> bool:
+    def _try_to_publish(self, seconds: float, checked: Mapping[str, object], bins: PredictionBins) -> bool:
         """Publish all receipts; return False if another driver has published since the manifest was read."""
         before = self._generations
         try:
@@ -260,6 +283,7 @@ class Ledger:
             shards = list_shards(sources, stored.hold if stored else None, self.output)
             check_accounted_for(sources, shards, self.folder)
             generation = self.output.generation
+            checked = {**checked, **predicted_facts(shards.totals, bins, self._own_manifest)}
             facts = manifest_facts(
                 shards, self.fingerprint, self.schema, generation=generation, seconds=seconds, checked=checked
             )

@@ -23,6 +23,7 @@ import pyarrow as pa
 from pipeline.errors import InputError, UserError, one_line
 from pipeline.output.parts import MANIFEST, PREVIOUS_MANIFEST, generation_of
 from pipeline.output.receipt_log import check_receipts
+from pipeline.predicted import Predicted
 from pipeline.storage.locate import storage_of
 
 MANIFEST_VERSION = 4
@@ -33,6 +34,8 @@ SHARDS_NAME = re.compile(r"_shards-[0-9a-f]{16}\.parquet")
 """Name of a list of shards: the first digits of its digest."""
 PART, REJECTS_PART = "part", "rejects_part"
 """Columns of the list of shards, which has the receipts: paths of a shard's part and of its rejects, relative to the folder."""
+PREDICTIONS, NEW_PREDICTIONS = "predictions", "new_predictions"
+"""Keys of what is predicted of all rows, and of those that the manifest before did not have, by `Predicted.to_json`."""
 Fingerprint = dict[str, str]
 """What decides the results, by name: model, tokenizer, criterion, columns, schema, code version."""
 AGAIN = "the command that wrote the folder makes it again"
@@ -71,6 +74,10 @@ class Manifest:
     def schema(self) -> pa.Schema:
         """Columns of the parts."""
         return decode_schema(self.facts["schema"])
+
+    def predicted(self, key: str) -> Predicted | None:
+        """Return what was predicted of all rows (PREDICTIONS), or the new ones (NEW_PREDICTIONS); None if it is not counted."""
+        return Predicted.from_json(self.facts[key]) if key in self.facts else None
 
     @property
     def shards_path(self) -> str:
@@ -151,6 +158,13 @@ def _check(facts: dict[str, Any]) -> None:
     if not re.fullmatch("[0-9a-f]{32}", shards["digest"]) or not isinstance(facts["totals"], dict):
         raise ValueError("no digest, or no totals")
     parse_fingerprint(facts["fingerprint"])
+    for key in (PREDICTIONS, NEW_PREDICTIONS):
+        if key in facts:
+            Predicted.from_json(facts[key])
+    totals = facts["totals"]
+    for counts in (totals.get("label_counts", []), totals.get("score_histogram", []), [totals.get("rows_out", 0)]):
+        if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+            raise ValueError("no counts of predictions")
     decode_schema(facts["schema"])
 
 

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from pipeline.errors import InputError
 from pipeline.output.generations import Generations, receipts_folder, run_file
 from pipeline.output.manifest import (
     MANIFEST_VERSION,
+    NEW_PREDICTIONS,
     PART,
+    PREDICTIONS,
     REJECTS_PART,
     SHARDS_NAME,
     SHARDS_PREFIX,
@@ -40,6 +43,7 @@ from pipeline.output.receipt_log import (
 from pipeline.output.receipts import RECEIPTS
 from pipeline.output.shard_index import ShardIndex
 from pipeline.output.totals import Totals
+from pipeline.predicted import NO_BINS, Predicted, PredictionBins
 from pipeline.storage.locate import storage_of
 from pipeline.version import versions
 
@@ -86,6 +90,33 @@ def check_accounted_for(sources: list[bytes], shards: ShardList, folder: str) ->
             raise InputError(
                 "output", f"{folder}: {what}; the same command makes it again, or start over with `overwrite`"
             )
+
+
+def predicted(totals: Totals, bins: PredictionBins, replaced: Manifest | None = None) -> Predicted:
+    """Name what is predicted, of all rows or of those that are new since a manifest of the same generation.
+
+    New is what there is more: shards whose parts were lost and made again are no news.
+    """
+    earlier = replaced.facts["totals"] if replaced else {}
+    return Predicted.of(
+        bins,
+        rows=max(totals.rows_out - earlier.get("rows_out", 0), 0),
+        classes=_more(totals.label_counts, earlier.get("label_counts", [])),
+        scores=_more(totals.score_histogram, earlier.get("score_histogram", [])),
+    )
+
+
+def predicted_facts(totals: Totals, bins: PredictionBins, replaced: Manifest | None) -> dict[str, Any]:
+    """Return what a manifest tells of predictions; nothing where a run writes none."""
+    if bins == NO_BINS:
+        return {}
+    new = predicted(totals, bins, replaced)
+    return {PREDICTIONS: predicted(totals, bins).to_json(), NEW_PREDICTIONS: new.to_json()}
+
+
+def _more(counts: Sequence[int], earlier: Sequence[int]) -> list[int]:
+    """Subtract earlier counts, position by position, to no less than 0."""
+    return [max(count - less, 0) for count, less in zip_longest(counts, earlier[: len(counts)], fillvalue=0)]
 
 
 def manifest_facts(

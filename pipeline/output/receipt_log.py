@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -32,8 +33,8 @@ BATCH_ROWS = 1 << 14
 """Receipts in memory at once when many are read: some 10 MB."""
 READERS = 16
 """Segments read at once: a request to S3 is mostly waiting."""
-OLDER_LACK = ("span", "part_row", "rejects_row", "waits")
-"""Columns that lists of version 3 lack, in which every shard had a part of its own."""
+OLDER_LACK = ("span", "part_row", "rejects_row", "waits", "label_counts", "score_histogram")
+"""Columns that older lists lack: those of version 3, in which every shard had a part of its own, and the first of version 4."""
 ShardIds = npt.NDArray[np.uint64]
 """[N]: ids of shards as numbers, a third of the size of their 16 hexadecimal digits and faster to sort."""
 NO_SHARDS: ShardIds = np.array([], np.uint64)
@@ -183,14 +184,15 @@ def batches(sources: Iterable[bytes], columns: list[str]) -> Iterator[pa.Table]:
 
 
 def _completed(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
-    """Add the columns that lists of version 3 lack."""
+    """Add the columns that older lists lack."""
     zeros = np.zeros(len(batch), np.int64)
     lacking = {
         "span": lambda: batch["rows_in"],
         "part_row": lambda: pa.array(zeros),
         "rejects_row": lambda: pa.array(zeros),
-        "waits": lambda: pa.array([[]] * len(batch), RECEIPTS.field("waits").type),
     }
+    empty = {name: RECEIPTS.field(name).type for name in ("waits", "label_counts", "score_histogram")}
+    lacking |= {name: partial(pa.array, [[]] * len(batch), kind) for name, kind in empty.items()}
     there = batch.schema.names
     arrays = [batch[name] if name in there else lacking[name]() for name in columns]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([RECEIPTS.field(name) for name in columns]))

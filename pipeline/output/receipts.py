@@ -60,7 +60,7 @@ def decode_receipts(text: str) -> list[Receipt]:
     return [Receipt(**dict(zip(FIELDS, values, strict=True))) for values in json.loads(text)]
 
 
-MAX_PACKED_BYTES = 64 << 20
+MAX_PACKED_BYTES = 128 << 20
 """Bytes of packed receipts once they are unpacked: those of some 100,000 shards, more than a bundle ever has."""
 
 

@@ -9,7 +9,7 @@ page.html.jinja and page.css beside this module.
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -82,6 +82,10 @@ class Bar:
     """The part of all counts that this one is, in percent."""
     width: float
     """The bar's length in percent of the longest bar."""
+    change: str = ""
+    """How many percentage points more that is than before."""
+    before: float | None = None
+    """Where the bar ended before, in percent of the longest bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +95,26 @@ class Bars:
     title: str
     counts: Sequence[tuple[str, float]]
     note: str = ""
+    of: float | None = None
+    """What fractions are of; None is the sum of the counts."""
+    before: Mapping[str, float] | None = None
+    """Earlier fractions by name, to which the change is shown; None shows none."""
 
     def bars(self) -> list[Bar]:
         """Return the bars in the order of the counts."""
-        total = sum(count for _, count in self.counts) or 1
-        most = max((count for _, count in self.counts), default=0) or 1
-        return [
-            Bar(name, f"{count:,.0f}", f"{count / total:.1%}", round(100 * count / most, 2))
-            for name, count in self.counts
-        ]
+        total = (sum(count for _, count in self.counts) if self.of is None else self.of) or 1
+        before = self.before or {}
+        most = max([count / total for _, count in self.counts] + [*before.values()], default=0) or 1
+        bars = []
+        for name, count in self.counts:
+            fraction, earlier = count / total, before.get(name, 0.0)
+            bar = Bar(name, f"{count:,.0f}", f"{fraction:.1%}", round(100 * fraction / most, 2))
+            if self.before is not None:
+                change = f"{100 * (fraction - earlier):+.1f}"
+                ended = round(100 * earlier / most, 2)
+                bar = replace(bar, change="0.0" if change in ("+0.0", "-0.0") else change, before=ended)
+            bars.append(bar)
+        return bars
 
 
 @dataclass(frozen=True, slots=True)

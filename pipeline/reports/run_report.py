@@ -6,13 +6,15 @@ show is None.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.bulk.progress import ROWS, Timeline, duration
 from pipeline.calibration.verdict import AuditResult
 from pipeline.histograms import length_bounds
 from pipeline.output.totals import Totals
+from pipeline.predicted import Comparison
 from pipeline.reports.page import Bars, Facts, Lines, Section, Table, render
+from pipeline.reports.predictions import predictions
 
 REPORT = "_report.html"
 STEPS = 60
@@ -43,6 +45,8 @@ class RunSummary:
     """What this run did over time."""
     audit: AuditResult
     """The audit of the rows that no earlier manifest covers."""
+    predictions: Comparison = field(default_factory=Comparison)
+    """What is predicted, beside what the manifest before says."""
     examples: Table | None = None
     """Rows with their texts, which are shown on request only."""
 
@@ -68,6 +72,7 @@ def sections_of(run: RunSummary) -> list[Section | None]:
     return [
         rows(run.totals),
         exits(run.totals),
+        *predictions(run.predictions),
         cost(run.totals),
         audit(run.audit),
         drift(run.audit),

@@ -67,6 +67,11 @@ def test_a_mixed_corpus_from_first_run_to_nightly_run(model_directory: Path, cor
     totals = manifest["totals"]
     assert totals["rows_in"] == totals["rows_out"] + totals["rows_rejected"] == 604
     assert sum(totals["exits"]) == totals["rows_out"] == len(rows)
+    predicted = manifest["predictions"]
+    assert predicted == manifest["new_predictions"]
+    assert predicted["classes"] == {name: int((rows.label == name).sum()) for name in ("negative", "positive")}
+    assert sum(predicted["scores"].values()) == predicted["rows"] == len(rows)
+    assert "Rows, by class" in (out / "_report.html").read_text()
     assert "604 rows" in first.stdout
     waits = [
         line

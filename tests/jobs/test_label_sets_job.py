@@ -60,6 +60,8 @@ def test_a_calibrated_run_over_a_corpus_keeps_its_limit_and_writes_lists_of_labe
     assert [list(labels) for labels in rows.labels] == names(probabilities)
     manifest = json.loads((out / "_manifest.json").read_text())
     assert manifest["audit"]["differing"] <= 0.3 * manifest["audit"]["rows"]
+    counted = {name: sum(name in labels for labels in rows.labels) for name in TAGS}
+    assert manifest["predictions"]["classes"] == counted | {"no label": int((rows.labels.map(len) == 0).sum())}
     assert "labels above" in (out / "_report.html").read_text()
     # Rows at full depth have what transformers computes.
     theirs = AutoModelForSequenceClassification.from_pretrained(tagger).eval()

@@ -52,6 +52,8 @@ def test_a_run_killed_half_way_does_the_rest_and_opens_no_finished_file(model_di
     assert len(rows) == FILES * ROWS
     assert rows.id.is_unique
     assert not list((out / "_rejects").glob("part-*"))
+    predicted = json.loads((out / "_manifest.json").read_text())["predictions"]
+    assert {name: count for name, count in predicted["classes"].items() if count} == rows.label.value_counts().to_dict()
 
 
 def test_a_run_that_fills_the_disk_goes_on_when_there_is_room(model_directory: Path, tmp_path: Path) -> None:

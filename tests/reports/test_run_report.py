@@ -20,6 +20,8 @@ from pipeline.corpus.listing import InputFile, list_inputs
 from pipeline.histograms import (
     LENGTH_EDGES,
     UNCERTAINTY_BINS,
+    VALUE_EDGES,
+    bin_counts,
     counts_by_group,
     length_bins,
     length_bounds,
@@ -29,11 +31,14 @@ from pipeline.histograms import (
 from pipeline.output.parts import Output, parquet_bytes
 from pipeline.output.receipts import Receipt, receipts_table
 from pipeline.output.totals import Totals
+from pipeline.predicted import Comparison, Predicted, PredictionBins
 from pipeline.reports.examples import examples
 from pipeline.reports.page import Bars, Facts, Figure, Lines, Section, Table, render
+from pipeline.reports.predictions import MAX_BARS, predictions
 from pipeline.reports.run_report import RunSummary, run_page, sections_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(1)>' + "x" * 200
 VOID = {"meta", "link", "br", "img"}
 
 
@@ -75,6 +80,22 @@ AUDIT = AuditResult(
 )  # fmt: skip
 
 
+def compared(classes: int = 60) -> Comparison:
+    """Compare two nights of a model whose class 3 has become frequent, and has a hostile name."""
+    labels = [f"class {number}" if number != 3 else HOSTILE for number in range(classes)]
+    bins = PredictionBins.of(["label", "score"], labels)
+
+    def night(rows: int, frequent: int) -> Predicted:
+        counts = [rows // classes] * classes
+        counts[3] += frequent
+        return Predicted.of(bins, rows=rows + frequent, classes=counts, scores=[0] * 12 + [rows, *[0] * 6, frequent])
+
+    before, now = night(6000, 0), night(6000, 2000)
+    return Comparison(
+        bins=bins, all=night(12_000, 2000), new=now, all_before=before, new_before=before, since="2026-11-26T02:13:20Z"
+    )
+
+
 def example_run(shards: int = 24) -> RunSummary:
     totals, timeline = Totals(), Timeline()
     for number in range(shards):
@@ -91,6 +112,7 @@ def example_run(shards: int = 24) -> RunSummary:
         fresh=totals,
         timeline=timeline,
         audit=AUDIT,
+        predictions=compared(),
         examples=Table("Examples", ["exit", "text"], [["1", "a <b>bold</b> claim, and much more text than that"]]),
     )
 
@@ -146,6 +168,36 @@ def test_the_page_shows_all_counts_and_loads_nothing() -> None:
         assert shown in text, shown
     assert all(load.startswith("data:") for load in reader.loads)
     assert "<script" not in run_page(example_run())
+
+
+def test_the_page_compares_classes_and_scores_with_the_night_before_largest_movers_first() -> None:
+    charts = {chart.title: chart for chart in predictions(compared())}
+    assert [*charts] == ["New rows, by class", "New rows, by score", "All rows, by class", "All rows, by score"]
+    first, second, *_ = bars = charts["New rows, by class"].bars()
+    assert (first.name[:20], first.count, first.fraction, first.change) == (HOSTILE[:20], "2,100", "26.2%", "+24.6")
+    assert (second.fraction, second.change) == ("1.2%", "-0.4")
+    assert len(bars) == MAX_BARS
+    assert "36 others, which change less, have 45.0%" in charts["New rows, by class"].note
+    assert "the 6,000 new rows of the manifest before, of 2026-11-26 02:13 UTC" in charts["New rows, by class"].note
+    scores = charts["New rows, by score"].bars()
+    assert [bar.name for bar in scores] == [f"{n / 20:g} to {(n + 1) / 20:g}" for n in range(12, 20)]
+    assert (scores[0].change, scores[-1].change, scores[-1].before) == ("-25.0", "+25.0", 0.0)
+    text = "".join(read(run_page(example_run())).text)
+    assert HOSTILE[:50] in text
+    assert HOSTILE[:20] not in run_page(example_run())
+
+
+def test_a_first_night_compares_with_nothing_and_values_take_few_bars() -> None:
+    bins = PredictionBins.of(["value"], ["LABEL_0"])
+    values = np.random.default_rng(0).normal(0, 30, 5000)
+    night = Predicted.of(bins, rows=5000, classes=[], scores=bin_counts(values, VALUE_EDGES))
+    (chart,) = predictions(Comparison(bins=bins, all=night, new=night))
+    assert (chart.title, chart.before, len(chart.counts)) == ("Rows, by value", None, MAX_BARS)
+    assert sum(count for _, count in chart.counts) == 5000
+    for name, count in chart.counts:
+        low, high = map(float, name.split(" to "))
+        assert count == ((values > low) & (values <= high)).sum()
+    assert predictions(Comparison()) == []
 
 
 def test_a_run_of_one_shard_has_no_lines_over_time_and_an_empty_one_a_page() -> None:
