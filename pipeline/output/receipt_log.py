@@ -32,8 +32,8 @@ BATCH_ROWS = 1 << 14
 """Receipts in memory at once when many are read: some 10 MB."""
 READERS = 16
 """Segments read at once: a request to S3 is mostly waiting."""
-OLDER_LACK = ("span", "part_row", "rejects_row", "waits")
-"""Columns that lists of version 3 lack, in which every shard had a part of its own."""
+OLDER_LACK = ("span", "part_row", "rejects_row", "waits", "windows")
+"""Columns that older lists lack: those of version 3, in which every shard had a part of its own, and the first of version 4."""
 ShardIds = npt.NDArray[np.uint64]
 """[N]: ids of shards as numbers, a third of the size of their 16 hexadecimal digits and faster to sort."""
 NO_SHARDS: ShardIds = np.array([], np.uint64)
@@ -189,6 +189,7 @@ def _completed(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
         "span": lambda: batch["rows_in"],
         "part_row": lambda: pa.array(zeros),
         "rejects_row": lambda: pa.array(zeros),
+        "windows": lambda: batch["rows_out"],
         "waits": lambda: pa.array([[]] * len(batch), RECEIPTS.field("waits").type),
     }
     there = batch.schema.names
