@@ -171,15 +171,15 @@ class Predictions:
             return np.abs(self.logits[:, 0] - others.logits[:, 0]) > tolerance
         return self.label_ids != others.label_ids
 
-    def take(self, rows: IntArray) -> Self:
-        """Return the predictions of these rows in this order; the counts of work stay with the whole."""
+    def take(self, rows: IntArray, *, with_work: bool = False) -> Self:
+        """Return the predictions of these rows in this order; the counts of work stay with the whole, unless these are all."""
         return type(self)(
             logits=self.logits[rows],
             boundaries=self.boundaries,
             exit_layers=self.exit_layers[rows],
             uncertainty=self.uncertainty[rows],
-            layer_tokens=0,
-            padding_tokens=0,
+            layer_tokens=self.layer_tokens if with_work else 0,
+            padding_tokens=self.padding_tokens if with_work else 0,
         )
 
 

@@ -12,6 +12,7 @@ from models.exits.task import Task
 ID, FILE, ROW, REASON, DETAIL = "id", "file", "row", "reason", "detail"
 TEXT, PAIR = "text", "pair"
 TOKENS, SEGMENT, TRUNCATED = "tokens", "segment", "truncated"
+WINDOWS = "windows"
 LABEL, LABEL_ID, LABELS, SCORE, VALUE = "label", "label_id", "labels", "score", "value"
 PROBABILITIES, LOGITS = "probabilities", "logits"
 EXIT_LAYER, UNCERTAINTY = "exit_layer", "uncertainty"
@@ -31,6 +32,7 @@ RESULTS = {
     EXIT_LAYER: pa.int16(),
     UNCERTAINTY: pa.float32(),
     TRUNCATED: pa.bool_(),
+    WINDOWS: pa.int32(),
 }
 """Columns of results and their types; a part file holds some of them, without nulls."""
 
@@ -61,9 +63,13 @@ def read_schema(keep: pa.Schema, *, pairs: bool) -> pa.Schema:
     return pa.schema([*fields, *kept_schema(keep)])
 
 
-def token_schema(keep: pa.Schema) -> pa.Schema:
-    """Return the columns of rows between tokenizer and model: ragged token ids in place of texts."""
+def token_schema(keep: pa.Schema, *, windows: bool = False) -> pa.Schema:
+    """Return the columns of rows between tokenizer and model: ragged token ids in place of texts.
+
+    Where texts may have several windows, the ids of all of them are one after the other, and WINDOWS has their lengths.
+    """
     fields = [(ID, pa.string()), (ROW, pa.int64()), (TOKENS, pa.list_(pa.int32())), (SEGMENT, pa.int32())]
+    fields += [(WINDOWS, pa.list_(pa.int32()))] if windows else []
     return pa.schema([*fields, (TRUNCATED, pa.bool_()), *kept_schema(keep)])
 
 

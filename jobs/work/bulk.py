@@ -113,6 +113,8 @@ def print_forecast(forecast: Forecast, price_per_hour: float | None) -> None:
     print_line(f"  files        {forecast.files:,}, {forecast.bytes / 1e6:,.1f} MB")
     print_line(f"  rows         about {rows:,.0f}")
     print_line(f"  tokens       about {tokens:,.0f}, {tokens / rows_out:.1f} a row")
+    if whole["windows"][""] > rows_out:
+        print_line(f"  windows      about {whole['windows']['']:,.0f}, {whole['windows'][''] / rows_out:.2f} a row")
     print_line(f"  truncated    {whole['truncated'][''] / rows_out:.2%}")
     print_line(f"  rejects      {sum(whole['rejected'].values()) / rows:.2%}{by_reason}")
     print_line(f"  exits        {exits}")
@@ -171,6 +173,8 @@ def print_summary(outcome: Outcome) -> None:
         print_line(f"  unreadable   {file}: {problem}")
     if len(totals.unreadable) > UNREADABLE_SHOWN:
         print_line(f"  unreadable   and more: {totals.read_errors:,} stretches of files in all")
+    if totals.windows > totals.rows_out:
+        print_line(f"  windows      {totals.windows:,}, {totals.windows / totals.rows_out:.2f} a row")
     print_line(f"  truncated    {totals.truncated:,} rows")
     print_line(f"  exits        {exits}")
     print_line(f"  mean exit    {mean}, {totals.flops_speedup:.2f}x fewer FLOPs")

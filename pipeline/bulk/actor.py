@@ -19,7 +19,7 @@ from models.early_exit import EarlyExitModel
 from models.precision import precision_on
 from pipeline.bulk.attempts import MAX_STARTS, attempts_of, bounded
 from pipeline.bulk.bundle import Bundle
-from pipeline.bulk.codec import label_counts, score_histograms, token_rows, with_predictions
+from pipeline.bulk.codec import label_counts, score_histograms, text_rows, with_predictions
 from pipeline.bulk.quarantine import Isolated, describe, isolate
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.calibration.audit import AuditSpec, audit
@@ -27,6 +27,8 @@ from pipeline.cluster.resources import ActorPlan
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.memory import has_lost_device
+from pipeline.engine.texts.engine import TextEngine
+from pipeline.engine.texts.rows import TextPredictions, TextRows
 from pipeline.histograms import (
     LENGTH_EDGES,
     UNCERTAINTY_BINS,
@@ -35,7 +37,7 @@ from pipeline.histograms import (
     uncertainty_bins,
 )
 from pipeline.rejects import Reason
-from pipeline.rows import Predictions, TokenRows
+from pipeline.rows import TokenRows
 from pipeline.storage.model_cache import checked_model
 
 
@@ -46,13 +48,13 @@ class ClassifyBundle:
     name: ClassVar[str] = "classify"
     failure: ClassVar[Reason] = Reason.CLASSIFY_FAILED
 
-    engine: Engine
-    tokens: TokenRows
+    engine: TextEngine
+    texts: TextRows
 
-    def run(self, rows: range) -> Predictions:
+    def run(self, rows: range) -> TextPredictions:
         """Classify neighbouring rows; ends the process if the GPU cannot be used any more."""
         try:
-            return self.engine.run(self.tokens.slice(rows)).checked()
+            return self.engine.run(self.texts.slice(rows)).checked()
         except RuntimeError as error:
             if not has_lost_device(error):
                 raise
@@ -60,9 +62,9 @@ class ClassifyBundle:
             print(f"{self.name}: {describe(error)}; this process ends", file=sys.stderr, flush=True)
             os._exit(1)
 
-    def probe(self) -> Predictions:
+    def probe(self) -> TextPredictions:
         """Classify a row of one token."""
-        return self.engine.run(TokenRows.from_lists([[0]])).checked()
+        return self.engine.run(TextRows.whole(TokenRows.from_lists([[0]]))).checked()
 
 
 class ClassifyActor:
@@ -77,7 +79,7 @@ class ClassifyActor:
             directory = checked_model(spec.model, spec.identity.weights, precision=(precision, spec.precision))
             model = EarlyExitModel.from_pretrained(directory, config=spec.config)
             self.labels, self.layers = model.labels, model.shape.layers
-            self.engine = Engine(LoadedModel(model, spec.engine, plan.device))
+            self.engine = TextEngine(Engine(LoadedModel(model, spec.engine, plan.device)), spec.tokenizer.long_texts)
             self.full_depth = self.engine.with_criterion(spec.engine.criterion.at_full_depth())
         # Whoever computes holds it, and has the only attempt log of this process: if the process dies, that bundle is suspect.
         self._turn = threading.Lock()
@@ -87,44 +89,43 @@ class ClassifyActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Classify one bundle, and audit it if that is asked for."""
         bundle = Bundle.from_arrow(batch)
-        tokens = token_rows(bundle.rows)
+        texts = text_rows(bundle.rows)
         with self._turn:
             with bundle.stage(ClassifyBundle.name):
-                isolated = self._classify(bundle, tokens)
+                isolated = self._classify(bundle, texts)
                 bundle.reject(isolated.lost)
-                predictions = Predictions.join(isolated.pieces)
-                tokens = token_rows(bundle.rows) if isolated.lost else tokens
+                made = TextPredictions.join(isolated.pieces)
+                texts = text_rows(bundle.rows) if isolated.lost else texts
             if self.spec.audit is not None:
                 with bundle.stage("audit"):
-                    self._audit(bundle, self.spec.audit, tokens, predictions)
+                    self._audit(bundle, self.spec.audit, texts, made)
         with self._turn if self._restarted else nullcontext():
-            self._count(bundle, tokens, predictions)
-            keep = self.spec.columns.keep
-            bundle.rows = with_predictions(bundle.rows, predictions, self.labels, self.spec.results, keep)
+            self._count(bundle, texts, made)
+            results, keep = self.spec.results, self.spec.columns.keep
+            bundle.rows = with_predictions(bundle.rows, made.predictions, self.labels, results, keep, made.windows)
             self._count_predictions(bundle)
             return bundle.to_arrow()
 
-    def _classify(self, bundle: Bundle, tokens: TokenRows) -> Isolated[Predictions]:
+    def _classify(self, bundle: Bundle, texts: TextRows) -> Isolated[TextPredictions]:
         """Return the predictions of the rows that the engine can work on, and why the others cannot be classified."""
-        work = ClassifyBundle(engine=self.engine, tokens=tokens)
-        return isolate(work, len(tokens), attempts_of(self.spec.output.folder, work.name, bundle.receipts))
+        work = ClassifyBundle(engine=self.engine, texts=texts)
+        return isolate(work, len(texts), attempts_of(self.spec.output.folder, work.name, bundle.receipts))
 
-    def _audit(self, bundle: Bundle, spec: AuditSpec, tokens: TokenRows, predictions: Predictions) -> None:
+    def _audit(self, bundle: Bundle, spec: AuditSpec, texts: TextRows, made: TextPredictions) -> None:
         """Note on the receipts what full depth says to some rows."""
         shards = {receipt.shard: receipt.rows_out for receipt in bundle.receipts}
-        counts = audit(self.engine, self.full_depth, spec, shards, tokens, predictions)
+        counts = audit(self.engine, self.full_depth, spec, shards, texts, made.predictions)
         bundle.note_each(lambda number: counts.get(bundle.receipts[number].shard, {}))
 
-    def _count(self, bundle: Bundle, tokens: TokenRows, predictions: Predictions) -> None:
+    def _count(self, bundle: Bundle, texts: TextRows, made: TextPredictions) -> None:
         """Note on the receipts where rows exited and what that cost, padding by the tokens of each shard."""
-        flops, numbers, shards = self.engine.flops, bundle.shard_numbers(), len(bundle.receipts)
-        layer_tokens = tokens.lengths * predictions.exit_layers
+        predictions, numbers, shards = made.predictions, bundle.shard_numbers(), len(bundle.receipts)
         padding = predictions.padding_tokens / max(predictions.layer_tokens, 1)
-        spent, full = flops.rows(tokens.lengths, predictions.exit_layers), flops.full_depth(tokens.lengths)
         exits = counts_by_group(numbers, predictions.exit_layers.astype(np.int64) - 1, shards, self.layers)
         uncertainty = counts_by_group(numbers, uncertainty_bins(predictions.uncertainty), shards, UNCERTAINTY_BINS)
-        lengths = counts_by_group(numbers, length_bins(tokens.lengths), shards, len(LENGTH_EDGES) + 1)
-        sums = [np.bincount(numbers, weights, minlength=shards) for weights in (layer_tokens, spent, full)]
+        lengths = counts_by_group(numbers, length_bins(texts.lengths), shards, len(LENGTH_EDGES) + 1)
+        counted = (made.layer_tokens, made.flops, self.engine.full_depth_flops(texts), made.tokens, made.windows)
+        sums = [np.bincount(numbers, weights, minlength=shards) for weights in counted]
         # Rounded at the ends, so that the shards add up to what the bundle has.
         ends = np.rint(np.cumsum(sums[0]) * padding).astype(np.int64)
         padded = np.diff(ends, prepend=0)
@@ -137,6 +138,8 @@ class ClassifyActor:
                 "padding_tokens": int(padded[number]),
                 "flops": float(sums[1][number]),
                 "flops_full_depth": float(sums[2][number]),
+                "tokens": int(sums[3][number]),
+                "windows": int(sums[4][number]),
             }
         )
 

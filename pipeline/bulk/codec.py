@@ -2,6 +2,7 @@
 
     schema.read_schema     id, row, text, keep.*      ── with_tokens ──>        schema.token_schema
     schema.token_schema    id, row, tokens, keep.*    ── token_rows ──>         rows.TokenRows
+                                                      ── text_rows ──>          engine.texts.rows.TextRows
                                                       ── with_predictions ──>   schema.output_schema
 
 Tables hold the rows that can be used, and no rejects.
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.corpus.tokenize import Tokenized
+from pipeline.engine.texts.rows import TextRows
 from pipeline.histograms import (
     SCORE_BINS,
     VALUE_EDGES,
@@ -38,6 +40,7 @@ from pipeline.schema import (
     TRUNCATED,
     UNCERTAINTY,
     VALUE,
+    WINDOWS,
     output_schema,
     token_schema,
 )
@@ -46,12 +49,17 @@ from pipeline.schema import (
 def with_tokens(rows: pa.Table, pieces: Sequence[Tokenized], keep: pa.Schema) -> pa.Table:
     """Put tokens in place of the texts of B rows; the pieces hold the same B rows, in order."""
     tokens = TokenRows.join([piece.rows for piece in pieces])
-    made = {
-        TOKENS: pa.ListArray.from_arrays(pa.array(tokens.offsets, pa.int32()), pa.array(tokens.token_ids)),
-        SEGMENT: pa.array(tokens.segments),
-        TRUNCATED: pa.array(np.concatenate([piece.truncated for piece in pieces])),
-    }
-    schema = token_schema(keep)
+    offsets, segments = tokens.offsets, tokens.segments
+    made = {TRUNCATED: pa.array(np.concatenate([piece.truncated for piece in pieces]))}
+    counts = [piece.windows for piece in pieces if piece.windows is not None]
+    if counts:
+        bounds = offsets_of(np.concatenate(counts))
+        made[WINDOWS] = pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), pa.array(segments))
+        offsets = offsets[bounds]
+        segments = np.diff(offsets).astype(np.int32)
+    made[TOKENS] = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(tokens.token_ids))
+    made[SEGMENT] = pa.array(segments)
+    schema = token_schema(keep, windows=bool(counts))
     return pa.table([made[name] if name in made else rows[name] for name in schema.names], schema=schema)
 
 
@@ -68,10 +76,29 @@ def token_rows(rows: pa.Table) -> TokenRows:
     )
 
 
+def text_rows(rows: pa.Table) -> TextRows:
+    """Take the windows of texts out of rows by `schema.token_schema`; each row is one where it has no WINDOWS."""
+    tokens = token_rows(rows)
+    if WINDOWS not in rows.column_names or len(rows) == 0:
+        return TextRows.whole(tokens)
+    column = rows[WINDOWS].combine_chunks()
+    lengths, counts = column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
+    windows = TokenRows(token_ids=tokens.token_ids, offsets=offsets_of(lengths), segments=lengths)
+    return TextRows(windows=windows, counts=counts)
+
+
 def with_predictions(
-    rows: pa.Table, predictions: Predictions, labels: Sequence[str], results: Sequence[str], keep: pa.Schema
+    rows: pa.Table,
+    predictions: Predictions,
+    labels: Sequence[str],
+    results: Sequence[str],
+    keep: pa.Schema,
+    windows: IntArray | None = None,
 ) -> pa.Table:
-    """Put the predictions of B rows in place of their tokens: some results, and the kept columns under their own names."""
+    """Put the predictions of B rows in place of their tokens: some results, and the kept columns under their own names.
+
+    `windows` [B], where results have them, are those that were computed.
+    """
     columns: dict[str, Callable[[], pa.Array]] = {
         LABEL: lambda: _names(predictions.label_ids, labels),
         LABEL_ID: lambda: pa.array(predictions.label_ids),
@@ -82,6 +109,7 @@ def with_predictions(
         LOGITS: lambda: _lists(predictions.logits),
         EXIT_LAYER: lambda: pa.array(predictions.exit_layers),
         UNCERTAINTY: lambda: pa.array(predictions.uncertainty),
+        WINDOWS: lambda: pa.array(windows, pa.int32()),
     }
     made = [columns[name]() if name in columns else rows[name] for name in results]
     return pa.table([*made, *(rows[KEPT + name] for name in keep.names)], schema=output_schema(results, keep))

@@ -7,6 +7,7 @@ from pipeline.engine.config import EngineConfig
 from pipeline.identity import ModelIdentity
 from pipeline.output.manifest import Fingerprint
 from pipeline.version import code_version
+from pipeline.windows import LongTexts
 
 
 def fingerprint_of(
@@ -17,17 +18,23 @@ def fingerprint_of(
     precision: str,
     columns: Mapping[str, str | None],
     schema: Sequence[str],
+    long_texts: LongTexts | None = None,
 ) -> Fingerprint:
     """Name everything that decides predictions, but not where it lies: a copy of a model is the same model.
 
     `precision` is by `models.precision.precision_on`; `columns` maps meanings to columns of the input, `schema` names those of
-    the output.
+    the output. Texts that are truncated, without `long_texts`, are not named: so were those of runs before there were windows.
     """
-    return identity.parts() | {
-        "dtype": precision,
-        "criterion": engine.criterion.describe(),
-        "exits": " ".join(map(str, engine.exits or model.exit_layers)),
-        "columns": " ".join(f"{meaning}={name}" for meaning, name in columns.items()),
-        "schema": ", ".join(schema),
-        "offramp": code_version(),
-    }
+    windows = {} if long_texts is None else {"long-texts": long_texts.describe()}
+    return (
+        identity.parts()
+        | windows
+        | {
+            "dtype": precision,
+            "criterion": engine.criterion.describe(),
+            "exits": " ".join(map(str, engine.exits or model.exit_layers)),
+            "columns": " ".join(f"{meaning}={name}" for meaning, name in columns.items()),
+            "schema": ", ".join(schema),
+            "offramp": code_version(),
+        }
+    )

@@ -184,7 +184,7 @@ def whole_of(by_file: Mapping[str, Totals], sizes: Mapping[str, float]) -> dict[
     whole: dict[str, dict[str | int, float]] = defaultdict(lambda: defaultdict(float))
     for path, totals in known.items():
         weight = scale * sizes[path] / totals.input_bytes
-        for name in ("rows_in", "rows_out", "tokens", "truncated", "flops", "flops_full_depth"):
+        for name in ("rows_in", "rows_out", "tokens", "windows", "truncated", "flops", "flops_full_depth"):
             whole[name][""] += weight * getattr(totals, name)
         for name in ("rejected", "cpu_seconds", "seconds"):
             for key, value in getattr(totals, name).items():

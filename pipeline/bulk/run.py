@@ -114,9 +114,14 @@ class BulkRequest:
         """Name everything that decides the predictions."""
         model = self.model
         columns = {"text": self.text_column, "pair": self.pair_column, "id_column": self.id_column}
-        schema = [*self.results, *self.keep]
         return fingerprint_of(
-            model.meta, model.identity, self.engine, precision=precision, columns=columns, schema=schema
+            model.meta,
+            model.identity,
+            self.engine,
+            precision=precision,
+            columns=columns,
+            schema=[*self.results, *self.keep],
+            long_texts=model.tokenizer.long_texts,
         )
 
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.clock import Clock
+from pipeline.engine.texts.rows import TextRows
 from pipeline.histograms import bin_counts
-from pipeline.rows import IntArray, Predictions, TokenRows
+from pipeline.rows import IntArray, Predictions
 
 if TYPE_CHECKING:  # task workers get an AuditSpec, and need no torch
-    from pipeline.engine.engine import Engine
+    from pipeline.engine.texts.engine import TextEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,17 +41,17 @@ def draw_rows(shard: str, rows: int, fraction: float, secret: str) -> IntArray:
 
 
 def audit(
-    engine: "Engine",
-    full_depth: "Engine",
+    engine: "TextEngine",
+    full_depth: "TextEngine",
     spec: AuditSpec,
     shards: Mapping[str, int],
-    tokens: TokenRows,
+    texts: TextRows,
     predictions: Predictions,
 ) -> dict[str, dict[str, Any]]:
     """Run some rows of a bundle again, early and at full depth; return what was counted by shard, as fields of its receipt.
 
     `shards` has the number of rows of each, in order; `full_depth` is `engine` with exits off. A shard without rows to audit is
-    left out.
+    left out. Of a text with several windows the predictions that are compared are those of the text.
     """
     starts = np.cumsum([0, *shards.values()])
     by_shard = [
@@ -60,14 +61,14 @@ def audit(
     drawn = np.concatenate(by_shard)
     if not len(drawn):
         return {}
-    rows = tokens.take(drawn)
+    rows = texts.take(drawn)
     clock = Clock()
     early = engine.run(rows)
     early_seconds, clock = clock.seconds, Clock()
     full = full_depth.run(rows)
     full_seconds = clock.seconds
-    differs = full.differs(predictions.take(drawn), engine.config.criterion.tolerance)
-    flops = engine.flops.rows(rows.lengths, early.exit_layers) + engine.flops.full_depth(rows.lengths)
+    differs = full.predictions.differs(predictions.take(drawn), engine.engine.config.criterion.tolerance)
+    flops = early.flops + full.flops
     counted, end = {}, 0
     for shard, audited in zip(shards, map(len, by_shard), strict=True):
         part, end = slice(end, end + audited), end + audited
@@ -78,6 +79,6 @@ def audit(
                 "early_seconds": early_seconds * audited / len(drawn),
                 "full_seconds": full_seconds * audited / len(drawn),
                 "audit_flops": float(flops[part].sum()),
-                "audit_uncertainty": bin_counts(full.uncertainty[part], spec.uncertainty_edges),
+                "audit_uncertainty": bin_counts(full.predictions.uncertainty[part], spec.uncertainty_edges),
             }
     return counted

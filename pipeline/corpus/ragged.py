@@ -44,6 +44,11 @@ class Ragged:
         starts = np.cumsum(self.lengths) - (keep if left else self.lengths)
         return type(self)(ids=self.ids[spans(starts, keep)], lengths=keep)
 
+    def pieces(self, texts: IntArray, starts: IntArray, lengths: IntArray) -> Self:
+        """Return pieces of texts: of each text named in `texts` the `lengths` tokens from `starts` on, [W] each."""
+        firsts = np.cumsum(self.lengths) - self.lengths
+        return type(self)(ids=self.ids[spans(firsts[texts] + starts, lengths)], lengths=lengths)
+
     def replace(self, rows: IntArray, others: Self) -> Self:
         """Put other texts in the place of these rows, one for each."""
         order = np.arange(len(self))

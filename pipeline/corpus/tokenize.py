@@ -4,6 +4,9 @@ A long text costs only what is kept of it. It is cut to a window, and the window
 of the whole text: a tokenizer first splits a text into words (left to right, with a look-ahead of a character or two) and then
 tokenizes every word by itself, so the tokens before the window's last few words cannot depend on what was cut off. If not all
 kept tokens lie before those words, the window grows, if need be to the whole text.
+
+Those windows are of characters, and a matter of this module. With `LongTexts`, a text that does not fit becomes several rows,
+windows of its tokens, cut where transformers cuts them with `stride` and `return_overflowing_tokens`.
 """
 
 from dataclasses import dataclass, replace
@@ -17,6 +20,7 @@ from pipeline.corpus.encoders import NanotokenEncoder, encoder_of, plain_tokeniz
 from pipeline.corpus.ragged import Ragged, repeated, side_by_side
 from pipeline.errors import InputError
 from pipeline.rows import IntArray, TokenRows, offsets_of
+from pipeline.windows import LongTexts
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -46,6 +50,8 @@ class TokenizerSpec:
     """Whether special tokens that are typed in a text are split like any word; the content of a tokenizer.json has no say."""
     fast_tokenizer: str | None = None
     """Library that makes the ids in place of `tokenizers`, with its version, such as "nanotoken 0.1.0"."""
+    long_texts: LongTexts | None = None
+    """How a text that is longer than `max_tokens` is cut into windows; None truncates it."""
 
     @classmethod
     def from_hugging_face(cls, tokenizer: Any, max_tokens: int) -> "TokenizerSpec":
@@ -78,8 +84,16 @@ class TokenizerSpec:
             )
         return replace(self, fast_tokenizer=NanotokenEncoder(plain_tokenizer(self.tokenizer_json)).name)
 
+    def with_windows(self, long_texts: LongTexts) -> "TokenizerSpec":
+        """Have long texts cut into windows; raise InputError if these would share more than half of their tokens."""
+        room = Tokenizer(self).room
+        return replace(self, long_texts=replace(long_texts, stride=long_texts.shared(room)))
+
     def document(self) -> dict[str, object]:
-        """List what decides the ids, one by one, so that a new field of this class changes no digest."""
+        """List what decides the ids of a row, one by one, so that a new field of this class changes no digest.
+
+        Windows of a text are rows like any other, and how they are cut is named in a fingerprint by itself.
+        """
         document: dict[str, object] = {
             "tokenizer_json": self.tokenizer_json,
             "max_tokens": self.max_tokens,
@@ -113,6 +127,8 @@ class Tokenized:
     rows: TokenRows
     truncated: npt.NDArray[np.bool_]
     """Whether text of a row was cut off, as [B] bool."""
+    windows: IntArray | None = None
+    """Rows of each text, as [B], where long ones have several; None where each has one."""
 
 
 class Tokenizer:
@@ -130,12 +146,21 @@ class Tokenizer:
         # A special token that occurs in the text itself and is cut splits into further words, at most one a character.
         self._unsettled_words = UNSETTLED_WORDS + max((len(token.content) for token in added), default=0)
         self._single, self._pair = self._template(None), self._template(PROBE)
+        self._needed = spec.max_tokens if spec.long_texts is None else spec.long_texts.needed(self.room)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a single text that fit into a row."""
+        return self.spec.max_tokens - self._single.width
 
     def __call__(self, texts: list[str], pairs: list[str] | None = None) -> Tokenized:
-        """Tokenize texts, or pairs of texts whose second ones are `pairs`."""
+        """Tokenize texts, or pairs of texts whose second ones are `pairs`; raise InputError for windows of pairs."""
+        long_texts = self.spec.long_texts
+        if pairs is not None:
+            check_windows(long_texts)
         firsts, first_whole = self._encode(texts)
         if pairs is None:
-            return self._assemble_singles(firsts)
+            return self._assemble_singles(firsts) if long_texts is None else self._assemble_windows(firsts, long_texts)
         seconds, second_whole = self._encode(pairs)
         rows = self._lacking_lengths(firsts, seconds, first_whole & second_whole)
         if len(rows):
@@ -159,10 +184,23 @@ class Tokenizer:
 
     def _assemble_singles(self, texts: Ragged) -> Tokenized:
         before, after = (repeated(ids, len(texts)) for ids in (self._single.before, self._single.after))
-        room = self.spec.max_tokens - self._single.width
-        kept = texts.cut(np.minimum(texts.lengths, room), left=self.spec.cut_left)
+        kept = texts.cut(np.minimum(texts.lengths, self.room), left=self.spec.cut_left)
         rows = side_by_side([before, kept, after])
-        return _tokenized(rows, segments=rows.lengths, truncated=texts.lengths > room)
+        return _tokenized(rows, segments=rows.lengths, truncated=texts.lengths > self.room)
+
+    def _assemble_windows(self, texts: Ragged, long_texts: LongTexts) -> Tokenized:
+        """Cut texts into windows, each with its special tokens; the first is what truncation would keep."""
+        room, all_windows = self.room, long_texts.windows_in(texts.lengths, self.room)
+        counts = np.minimum(all_windows, long_texts.most)
+        of_text = np.repeat(np.arange(len(texts)), counts)
+        number = np.arange(len(of_text)) - np.repeat(np.cumsum(counts) - counts, counts)
+        begin, length = number * (room - long_texts.shared(room)), texts.lengths[of_text]
+        kept = np.minimum(length - begin, room)
+        starts = length - begin - kept if self.spec.cut_left else begin  # from the end on, as truncation on the left
+        before, after = (repeated(ids, len(of_text)) for ids in (self._single.before, self._single.after))
+        rows = side_by_side([before, texts.pieces(of_text, starts, kept), after])
+        made = _tokenized(rows, segments=rows.lengths, truncated=all_windows > counts)
+        return replace(made, windows=counts)
 
     def _assemble_pairs(self, firsts: Ragged, seconds: Ragged) -> Tokenized:
         before, between, after = (
@@ -178,7 +216,7 @@ class Tokenizer:
 
     def _shorten(self, texts: list[str]) -> list[str]:
         """Replace every long text by a prefix that has the same tokens, as many as are kept and one more."""
-        window = self.spec.max_tokens * WINDOW_CHARACTERS_PER_TOKEN
+        window = self._needed * WINDOW_CHARACTERS_PER_TOKEN
         most = window * self._encoder.whole_windows
         return [text if len(text) <= most else self._settled_prefix(text, window) for text in texts]
 
@@ -188,8 +226,8 @@ class Tokenizer:
             prefix = text[:window]
             words = self._tokenizer.encode(prefix, add_special_tokens=False).word_ids
             # One token more than can be kept must be settled, so that truncation is detected as well.
-            if len(words) > self.spec.max_tokens:
-                last, kept = words[-1], words[self.spec.max_tokens]
+            if len(words) > self._needed:
+                last, kept = words[-1], words[self._needed]
                 if last is not None and kept is not None and kept <= last - self._unsettled_words:
                     return prefix
             window *= WINDOW_GROWTH
@@ -216,6 +254,12 @@ class Tokenizer:
             after=ids[last + width :],
             first_segment=zeros - width if told_apart else None,
         )
+
+
+def check_windows(long_texts: LongTexts | None) -> None:
+    """Raise InputError for pairs whose texts are to be cut into windows: which of the two would be, is not settled."""
+    if long_texts is not None:
+        raise InputError("long_texts", "windows are made of single texts, and these are pairs; truncate them")
 
 
 def longest_first(first: IntArray, second: IntArray, room: int) -> tuple[IntArray, IntArray]:

@@ -106,6 +106,9 @@ class Counts:
     truncated: int = field(default=0, metadata=SUM)
     """Rows of which the model read only the first tokens."""
     tokens: int = field(default=0, metadata=SUM)
+    """Tokens of rows; where long texts have windows, of those that were computed."""
+    windows: int = field(default=0, metadata=SUM)
+    """Windows that were computed: as many as rows, unless long texts have several."""
     exits: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
     """Rows by exit layer, layer 1 first."""
     uncertainty_histogram: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)

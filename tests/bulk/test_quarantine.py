@@ -20,6 +20,8 @@ from pipeline.bulk.quarantine import PROBE_ROWS, Isolated, isolate
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.texts.engine import TextEngine
+from pipeline.engine.texts.rows import TextRows
 from pipeline.rejects import Reason
 from pipeline.rows import TokenRows
 
@@ -318,7 +320,7 @@ def test_a_row_whose_logits_are_no_numbers_costs_itself_and_leaves_nothing_behin
     engine = Engine(LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.6), dtype=dtype)))
     bad = [[*row, 199] if number in (3, 20) else row for number, row in enumerate(rows)]
     tokens = TokenRows.from_lists(bad)
-    isolated = isolate(ClassifyBundle(engine=engine, tokens=tokens), len(bad))
+    isolated = isolate(ClassifyBundle(engine=TextEngine(engine), texts=TextRows.whole(tokens)), len(bad))
     assert {row: problem.reason for row, problem in isolated.lost.items()} == dict.fromkeys((3, 20), "classify_failed")
     assert isolated.lost[3].detail == "FloatingPointError: the model's logits are no numbers for 1 of 1 rows"
     good = TokenRows.from_lists([row for number, row in enumerate(rows) if number not in (3, 20)])

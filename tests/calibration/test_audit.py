@@ -18,6 +18,8 @@ from pipeline.calibration.verdict import AuditResult, Guarantee, judge, summary
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.texts.engine import TextEngine
+from pipeline.engine.texts.rows import TextRows
 from pipeline.histograms import bin_counts
 from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
@@ -54,19 +56,19 @@ def test_nobody_without_the_secret_knows_the_rows() -> None:
 
 
 def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -> None:
-    rows = random_rows(300, 40, seed=1)
+    rows = TextRows.whole(random_rows(300, 40, seed=1))
     loaded = LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32"))
-    engine, full_depth = Engine(loaded), Engine(loaded, EngineConfig(dtype="fp32"))
-    predictions = engine.run(rows)
-    full = full_depth.run(rows)
+    engine, full_depth = TextEngine(Engine(loaded)), TextEngine(Engine(loaded, EngineConfig(dtype="fp32")))
+    predictions = engine.run(rows).predictions
+    full = full_depth.run(rows).predictions
     counts = audit(engine, full_depth, SPEC, {"abc": 300}, rows, predictions)["abc"]
     drawn = draw_rows("abc", 300, 0.3, SPEC.secret)
     assert counts["audited"] == len(drawn)
     assert counts["differing"] == (predictions.label_ids != full.label_ids)[drawn].sum() > 0
     assert counts["audit_uncertainty"] == bin_counts(full.uncertainty[drawn], SPEC.uncertainty_edges)
     assert len(counts["audit_uncertainty"]) == 4
-    flops = engine.flops.rows(rows.lengths, predictions.exit_layers)[drawn].sum()
-    flops += engine.flops.full_depth(rows.lengths)[drawn].sum()
+    flops = engine.engine.flops.rows(rows.lengths, predictions.exit_layers)[drawn].sum()
+    flops += engine.engine.flops.full_depth(rows.lengths)[drawn].sum()
     assert counts["audit_flops"] == pytest.approx(flops)
     assert min(counts["early_seconds"], counts["full_seconds"]) > 0
     again = audit(engine, full_depth, SPEC, {"abc": 300}, rows, predictions)["abc"]
@@ -77,25 +79,25 @@ def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -
 
 
 def test_shards_of_a_bundle_are_audited_as_each_of_them_alone(exit_model: EarlyExitModel) -> None:
-    rows = random_rows(90, 40, seed=1)
+    rows = TextRows.whole(random_rows(90, 40, seed=1))
     loaded = LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32"))
-    engine, full_depth = Engine(loaded), Engine(loaded, EngineConfig(dtype="fp32"))
+    engine, full_depth = TextEngine(Engine(loaded)), TextEngine(Engine(loaded, EngineConfig(dtype="fp32")))
     shards = {"a": 40, "none": 0, "b": 49, "c": 1}  # nothing is drawn of the last one
-    whole = audit(engine, full_depth, SPEC, shards, rows, engine.run(rows))
+    whole = audit(engine, full_depth, SPEC, shards, rows, engine.run(rows).predictions)
     assert whole.keys() == {"a", "b"}
     for shard, start in (("a", 0), ("b", 40)):
         part = rows.slice(range(start, start + shards[shard]))
-        alone = audit(engine, full_depth, SPEC, {shard: shards[shard]}, part, engine.run(part))[shard]
+        alone = audit(engine, full_depth, SPEC, {shard: shards[shard]}, part, engine.run(part).predictions)[shard]
         for name in ("audited", "differing", "audit_uncertainty"):
             assert whole[shard][name] == alone[name]
         assert whole[shard]["audit_flops"] == pytest.approx(alone["audit_flops"])
 
 
 def test_values_differ_when_they_are_further_apart_than_the_tolerance(exit_model: EarlyExitModel) -> None:
-    rows = random_rows(100, 40, seed=1)
+    rows = TextRows.whole(random_rows(100, 40, seed=1))
     loaded = LoadedModel(exit_model, EngineConfig(criterion=Criterion(speed=0.5), dtype="fp32"))
-    engine, full_depth = Engine(loaded), Engine(loaded, EngineConfig(dtype="fp32"))
-    full = full_depth.run(rows)
+    engine, full_depth = TextEngine(Engine(loaded)), TextEngine(Engine(loaded, EngineConfig(dtype="fp32")))
+    full = full_depth.run(rows).predictions
     assert audit(engine, full_depth, replace(SPEC, fraction=1.0), {"abc": 100}, rows, full)["abc"]["differing"] == 0
 
 

@@ -19,6 +19,8 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.texts.engine import TextEngine
+from pipeline.engine.texts.rows import TextRows
 from pipeline.errors import InputError
 from pipeline.evaluation.recorded import AllExits, record_all_exits
 from pipeline.identity import ModelIdentity
@@ -69,13 +71,14 @@ def test_guarantees_break_as_rarely_as_stated() -> None:
 
 def test_the_audit_counts_rows_with_another_label_set(tmp_path: Path) -> None:
     rows, model = random_rows(200, 30, seed=1), label_set_model(tmp_path)
+    texts = TextRows.whole(rows)
     second = record_all_exits(model, Chunk(rows=rows, labels=np.zeros(200, np.float32))).uncertainty(Criterion())[1]
     criterion = Criterion(speeds=((2, float(np.median(second))),), label_thresholds=(0.4,))
-    engine = Engine(LoadedModel(model, EngineConfig(criterion=criterion, dtype="fp32")))
+    engine = TextEngine(Engine(LoadedModel(model, EngineConfig(criterion=criterion, dtype="fp32"))))
     full = engine.with_criterion(criterion.at_full_depth())
-    early = engine.run(rows)
-    counted = audit(engine, full, AuditSpec(fraction=0.999), {"a": 200}, rows, early)["a"]
-    differ = (early.label_sets != full.run(rows).label_sets).any(1)
+    early = engine.run(texts).predictions
+    counted = audit(engine, full, AuditSpec(fraction=0.999), {"a": 200}, texts, early)["a"]
+    differ = (early.label_sets != full.run(texts).predictions.label_sets).any(1)
     assert 0 < differ.sum() < 200
     assert counted["differing"] == pytest.approx(differ.sum(), abs=2)
 

@@ -16,6 +16,8 @@ from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.memory import Workspace, has_lost_device, run_within_memory
+from pipeline.engine.texts.engine import TextEngine
+from pipeline.engine.texts.rows import TextPredictions, TextRows
 from pipeline.rows import Predictions, TokenRows
 from tests.support.engines import EngineOfGpuRunners
 from tests.support.models import CONFIGS, random_exits, random_rows, spread_weights
@@ -100,10 +102,10 @@ def test_a_row_that_does_not_fit_alone_is_lost_alone(new_engine: NewEngine) -> N
     device.holds_layers_of(engine, 2)
     with pytest.raises(MemoryError, match="a row of 65 tokens does not fit into memory"):
         engine.run(rows)
-    isolated = isolate(ClassifyBundle(engine=engine, tokens=rows), len(rows))
+    isolated = isolate(ClassifyBundle(engine=TextEngine(engine), texts=TextRows.whole(rows)), len(rows))
     assert set(isolated.lost) == {*long}
     assert {problem.reason for problem in isolated.lost.values()} == {"out_of_memory"}
-    kept, got = isolated.kept(len(rows)), Predictions.join(isolated.pieces)
+    kept, got = isolated.kept(len(rows)), TextPredictions.join(isolated.pieces).predictions
     np.testing.assert_array_equal(got.exit_layers, expected.exit_layers[kept])
     np.testing.assert_allclose(got.logits, expected.logits[kept], atol=1e-4)
 
@@ -112,7 +114,7 @@ def test_a_device_that_holds_nothing_ends_the_run(new_engine: NewEngine, monkeyp
     engine = new_engine()
     SmallDevice(tokens=0).holds_buffers_of(monkeypatch)
     with pytest.raises(BrokenStageError, match="MemoryError: a row of"):
-        isolate(ClassifyBundle(engine=engine, tokens=ROWS), len(ROWS))
+        isolate(ClassifyBundle(engine=TextEngine(engine), texts=TextRows.whole(ROWS)), len(ROWS))
 
 
 def test_what_does_not_fit_once_is_not_tried_again() -> None:

@@ -35,6 +35,8 @@ from pipeline.calibration.verdict import Guarantee, judge
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.texts.engine import TextEngine
+from pipeline.engine.texts.rows import TextRows
 from pipeline.histograms import length_histogram
 from pipeline.output.totals import Totals
 from pipeline.rows import TokenRows
@@ -133,7 +135,8 @@ def drift(args: argparse.Namespace) -> None:
     calibration = Calibration.load(directory)
     choice = calibration.curve.within(0.02, CONFIDENCE)
     model = EarlyExitModel.from_pretrained(directory)
-    engine = Engine(LoadedModel(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=choice.criterion)))
+    loaded = LoadedModel(EarlyExitModel.from_pretrained(directory), EngineConfig(criterion=choice.criterion))
+    engine = TextEngine(Engine(loaded))
     full_depth = engine.with_criterion(choice.criterion.at_full_depth())
     spec = AuditSpec(fraction=0.25, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
     guarantee = Guarantee(limit=0.02, exits=tuple(choice.exits), reference=calibration.reference)
@@ -141,13 +144,14 @@ def drift(args: argparse.Namespace) -> None:
     nights = [(f"movie {night}", texts["movie"][8000 + 1500 * night :][:1500]) for night in range(10)]
     for name, night in [*nights, ("newswire", texts["news"][:1500])]:
         tokens = tokenize(directory, model, night)
-        predictions = engine.run(tokens.rows)
+        rows = TextRows.whole(tokens.rows)
+        predictions = engine.run(rows).predictions
         totals = Totals(
             rows_out=len(night),
             truncated=int(tokens.truncated.sum()),
             exits=np.bincount(predictions.exit_layers, minlength=model.shape.layers + 1)[1:].tolist(),
             length_histogram=length_histogram(tokens.rows.lengths),
-            **audit(engine, full_depth, spec, {name: len(night)}, tokens.rows, predictions).get(name, {}),
+            **audit(engine, full_depth, spec, {name: len(night)}, rows, predictions).get(name, {}),
         )
         found = judge(totals, guarantee)
         told = {signal.name: signal.psi for signal in found.signals}
