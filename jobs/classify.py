@@ -65,7 +65,11 @@ def build_parser() -> JobParser:
         metavar="LAYER",
         help="evaluate the exits after these layers only (default: all); jobs/evaluate.py reports which of them pay",
     )
-    parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too")
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="write the probabilities of all classes too; of a model of one logit, which has none, its sigmoid",
+    )
     return parser
 
 

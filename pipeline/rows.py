@@ -141,6 +141,11 @@ class Predictions:
         return powers / powers.sum(1, keepdims=True)
 
     @property
+    def value_probabilities(self) -> FloatArray:
+        """Sigmoid of the value: [B]; for classifiers of one logit, such as those trained by binary cross-entropy."""
+        return _sigmoid(self.logits[:, 0])
+
+    @property
     def label_ids(self) -> npt.NDArray[np.int32]:
         """Index of the most probable class: [B]; for models that predict one."""
         return self.logits.argmax(1).astype(np.int32)

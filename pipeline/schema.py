@@ -14,7 +14,7 @@ TEXT, PAIR = "text", "pair"
 TOKENS, SEGMENT, TRUNCATED = "tokens", "segment", "truncated"
 WINDOWS = "windows"
 LABEL, LABEL_ID, LABELS, SCORE, VALUE = "label", "label_id", "labels", "score", "value"
-PROBABILITIES, LOGITS = "probabilities", "logits"
+PROBABILITIES, PROBABILITY, LOGITS = "probabilities", "probability", "logits"
 EXIT_LAYER, UNCERTAINTY = "exit_layer", "uncertainty"
 
 KEPT = "keep."
@@ -28,6 +28,7 @@ RESULTS = {
     SCORE: pa.float32(),
     VALUE: pa.float32(),
     PROBABILITIES: pa.list_(pa.float32()),
+    PROBABILITY: pa.float32(),
     LOGITS: pa.list_(pa.float32()),
     EXIT_LAYER: pa.int16(),
     UNCERTAINTY: pa.float32(),
@@ -38,6 +39,8 @@ RESULTS = {
 
 PREDICTED = {Task.CLASSES: (LABEL, LABEL_ID, SCORE), Task.VALUE: (VALUE,), Task.LABELS: (LABELS, SCORE)}
 """Columns of results that hold the prediction itself, by the model's task."""
+ON_REQUEST = {Task.CLASSES: PROBABILITIES, Task.VALUE: PROBABILITY, Task.LABELS: PROBABILITIES}
+"""Column of probabilities, which is written on request, by the model's task: a value is then taken for a logit."""
 
 REJECTS = pa.schema(
     [

@@ -14,7 +14,7 @@ from pipeline.calibration.targets import Target
 from pipeline.calibration.verdict import Guarantee
 from pipeline.engine.config import EngineConfig
 from pipeline.errors import InputError
-from pipeline.schema import EXIT_LAYER, ID, PREDICTED, PROBABILITIES, TRUNCATED, UNCERTAINTY
+from pipeline.schema import EXIT_LAYER, ID, ON_REQUEST, PREDICTED, TRUNCATED, UNCERTAINTY
 
 
 def request_of(args: argparse.Namespace) -> BulkRequest:
@@ -24,8 +24,8 @@ def request_of(args: argparse.Namespace) -> BulkRequest:
     choice = choose(args, calibration)
     criterion = loading.criterion(args, model.meta) if choice is None else choice.criterion
     exits = tuple(args.exits) if args.exits else None
-    probabilities = (PROBABILITIES,) if args.probabilities else ()
-    predictions = PREDICTED[model.meta.task] + (() if model.meta.regression else probabilities)
+    task = model.meta.task
+    predictions = PREDICTED[task] + ((ON_REQUEST[task],) if args.probabilities else ())
     return bulk.request_of(
         args,
         model=model,

@@ -10,6 +10,7 @@ rows could be classified or none:
     labels         list of string, null        object, None       of a model of label sets, in place of label and label_id
     score          float32, null or NaN        float32, NaN
     probabilities  list of float32, null       float32 [B, C], NaN
+    probability    float32, null or NaN        float32, NaN       of a model of one logit, in place of probabilities
     exit_layer     int16, null                 float32, NaN
     uncertainty    float32, null or NaN        float32, NaN
     truncated      bool, null                  object, None

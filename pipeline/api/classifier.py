@@ -48,8 +48,10 @@ from pipeline.schema import (
     LABEL,
     LABEL_ID,
     LABELS,
+    ON_REQUEST,
     PREDICTED,
     PROBABILITIES,
+    PROBABILITY,
     RESULTS,
     SCORE,
     TRUNCATED,
@@ -96,7 +98,7 @@ class Classifier:
             text_column: Column of a batch that holds the texts.
             pair_column: Column of the second texts, for pairs.
             prefix: Put before the names of the added columns, where a batch has columns of these names.
-            probabilities: Whether to return the probabilities of all classes too.
+            probabilities: Whether to return the probabilities of all classes too, or the sigmoid of a model of one logit.
             speed: Exit where the uncertainty is at most this, from 0 (full depth) to 1; default: the model's.
             target_speedup: Save so many FLOPs, 2 for half of them; the model has to be calibrated.
             max_disagreement: Change at most this fraction of the predictions; the model has to be calibrated.
@@ -184,7 +186,7 @@ class Classifier:
         made: dict[str, Any] = {EXIT_LAYER: predictions.exit_layers, UNCERTAINTY: predictions.uncertainty}
         made[TRUNCATED] = truncated
         if self.labels is None:
-            made[VALUE] = predictions.logits[:, 0]
+            made |= {VALUE: predictions.logits[:, 0], PROBABILITY: predictions.value_probabilities}
         elif LABELS in self._schema.names:
             made |= {LABELS: name_lists(predictions.label_sets, self.labels), SCORE: predictions.scores}
         else:
@@ -226,8 +228,7 @@ def _by_name(threshold: float | Mapping[str, float] | None) -> LabelThreshold | 
 
 def _schema(task: Task, *, probabilities: bool) -> pa.Schema:
     """Return the columns that a model's predictions have."""
-    with_probabilities = (PROBABILITIES,) if probabilities and task is not Task.VALUE else ()
-    names = (*PREDICTED[task], *with_probabilities, EXIT_LAYER, UNCERTAINTY, TRUNCATED)
+    names = (*PREDICTED[task], *([ON_REQUEST[task]] if probabilities else []), EXIT_LAYER, UNCERTAINTY, TRUNCATED)
     return pa.schema([pa.field(name, RESULTS[name]) for name in names])
 
 

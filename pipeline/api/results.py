@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.api.batches import to_numpy, to_pandas
 from pipeline.rows import FloatArray
-from pipeline.schema import EXIT_LAYER, LABEL, LABELS, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.schema import EXIT_LAYER, LABEL, LABELS, PROBABILITIES, PROBABILITY, SCORE, TRUNCATED, UNCERTAINTY, VALUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,11 @@ class Results:
 
     @property
     def probabilities(self) -> FloatArray:
-        """Return the probabilities of all classes or labels as [B, C]; only of a classifier made with `probabilities=True`."""
-        return to_numpy(self.table[PROBABILITIES])
+        """Return the probabilities of all classes or labels as [B, C]; only of a classifier made with `probabilities=True`.
+
+        Of a model of one logit it is the sigmoid of that, as [B].
+        """
+        return to_numpy(self.table[PROBABILITY if PROBABILITY in self.table.column_names else PROBABILITIES])
 
     @property
     def exit_layers(self) -> npt.NDArray[np.int16]:

@@ -17,7 +17,18 @@ from pipeline.calibration.curve import Curve
 from pipeline.calibration.guarantees import CONFIDENCE
 from pipeline.corpus.tokenize import Tokenized, Tokenizer
 from pipeline.rows import Predictions, Thresholds
-from pipeline.schema import EXIT_LAYER, LABEL, LABEL_ID, LABELS, PROBABILITIES, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.schema import (
+    EXIT_LAYER,
+    LABEL,
+    LABEL_ID,
+    LABELS,
+    PROBABILITIES,
+    PROBABILITY,
+    SCORE,
+    TRUNCATED,
+    UNCERTAINTY,
+    VALUE,
+)
 from pipeline.serving.limits import Limits
 from pipeline.serving.queue import EngineQueue, QueueFullError
 from pipeline.serving.schema import ClassifyRequest
@@ -148,6 +159,8 @@ class TextClassifier:
         columns: dict[str, list[Any]] = {}
         if self.task is Task.VALUE:
             columns[VALUE] = predictions.logits[:, 0].tolist()
+            if probabilities:
+                columns[PROBABILITY] = predictions.value_probabilities.tolist()
         elif self.task is Task.LABELS:
             sets = predictions.label_sets.tolist()
             columns[LABELS] = [list(compress(self.labels, row)) for row in sets]

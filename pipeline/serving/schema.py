@@ -42,7 +42,9 @@ class ClassifyRequest(BaseModel):
         description="in place of speed, for a calibrated model: the fastest thresholds at which at most this fraction of "
         f"predictions differs from full depth, with confidence {CONFIDENCE:g}",
     )
-    probabilities: bool = Field(False, description="return the probabilities of all classes, or labels, too")
+    probabilities: bool = Field(
+        False, description="return the probabilities of all classes, or labels, too; of a model of values, its sigmoid"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +77,9 @@ class Result(BaseModel):
     )
     value: float | None = None
     probabilities: list[float] | None = None
+    probability: float | None = Field(
+        None, description="sigmoid of the value, on request: for a classifier of one logit"
+    )
     exit_layer: int = Field(description="layers that the text went through")
     uncertainty: float = Field(description="uncertainty at that exit, in [0, 1]")
     truncated: bool = Field(description="whether the text was longer than the model reads")

@@ -192,6 +192,9 @@ def test_a_model_of_values_gives_values(scorer: Path) -> None:
     assert np.isfinite(results.values[:-1]).all()
     assert np.isnan(results.values[-1])
     assert classify.labels is None
+    more = Classifier(scorer, speed=0.5, dtype="fp32", probabilities=True)([*TEXTS, None])
+    assert more.table.column_names == ["value", "probability", "exit_layer", "uncertainty", "truncated"]
+    np.testing.assert_allclose(more.probabilities, 1 / (1 + np.exp(-results.values.astype(float))), rtol=1e-6)
 
 
 def test_the_default_criterion_is_that_of_the_model(model_directory: Path, scorer: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,8 @@ def test_a_model_of_values_answers_values(tmp_path: Path, review_tokenizer: PreT
     client = TestClient(new_app(tmp_path, review_tokenizer, Criterion(name="lte", speed=0.5)))
     result = client.post("/classify", json={"text": TEXTS[0]}).json()["results"][0]
     assert set(result) == {"value", "exit_layer", "uncertainty", "truncated"}
+    result = client.post("/classify", json={"text": TEXTS[0], "probabilities": True}).json()["results"][0]
+    assert result["probability"] == pytest.approx(1 / (1 + math.exp(-result["value"])))
 
 
 WRONG = {
