@@ -99,7 +99,9 @@ def rows(totals: Totals) -> Section:
         ("truncated", f"{totals.truncated:,} were longer than the model takes"),
         ("tokens", f"{totals.tokens:,}"),
     ]
-    pairs += [("windows", f"{totals.windows:,} of long texts and short ones")] if totals.windows > totals.rows_out else []
+    pairs += (
+        [("windows", f"{totals.windows:,} of long texts and short ones")] if totals.windows > totals.rows_out else []
+    )
     return Facts("Rows", pairs)
 
 
