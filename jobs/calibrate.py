@@ -20,7 +20,7 @@ if not __package__:  # run as a file: the packages are beside its folder
 
 import argparse
 
-from jobs.cli import command, options
+from jobs.cli import command, long_texts, options
 from jobs.cli.parser import JobParser
 from models.exits.criterion import THRESHOLD_CRITERIA
 from pipeline.calibration.guarantees import CONFIDENCE
@@ -65,6 +65,7 @@ def build_parser() -> JobParser:
     add("--seed", type=int, default=0, metavar="N", help="seed of the sample and of its split")
     add("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices, as for classify.py")
     options.add_text_options(parser)
+    long_texts.add_options(parser)
     return parser
 
 

@@ -23,7 +23,7 @@ if not __package__:  # run as a file: the packages are beside its folder
 import argparse
 from typing import TYPE_CHECKING
 
-from jobs.cli import bulk, command, options, targets
+from jobs.cli import bulk, command, long_texts, options, targets
 from jobs.cli.parser import JobParser
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def build_parser() -> JobParser:
     bulk.add_options(parser)
     options.add_criterion_options(parser)
     targets.add_options(parser)
+    long_texts.add_options(parser)
     parser.add_argument(
         "--exits",
         type=options.positive,

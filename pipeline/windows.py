@@ -13,6 +13,9 @@ import numpy as np
 from pipeline.errors import InputError
 from pipeline.rows import IntArray
 
+TRUNCATE, WINDOWS = "truncate", "windows"
+KINDS = (TRUNCATE, WINDOWS)
+"""What may become of texts that are longer than the model reads."""
 COMBINATIONS = ("mean", "max", "first-certain")
 MAX_WINDOWS = 256
 """Windows of a text, unless another number is asked for: some 400 kB of English in windows of 512 tokens."""
@@ -86,3 +89,39 @@ class LongTexts:
         shared = "a quarter" if self.stride is None else f"{self.stride} tokens"
         certain = f" up to {self.certain:.6g}" if self.in_turn else ""
         return f"windows, {shared} shared, {self.most} at most, {self.combine}{certain}"
+
+
+def long_texts_of(
+    kind: str,
+    *,
+    window_stride: int | None = None,
+    max_windows: int | None = None,
+    window_combine: str | None = None,
+    window_certain: float | None = None,
+) -> LongTexts | None:
+    """Return what a user asks for, by what it is called to users; None to truncate.
+
+    Raises InputError for values that are impossible, or that mean nothing beside the others.
+    """
+    given = {
+        "window_stride": window_stride,
+        "max_windows": max_windows,
+        "window_combine": window_combine,
+        "window_certain": window_certain,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if kind not in KINDS:
+        raise InputError("long_texts", f"must be one of {', '.join(KINDS)}, not '{kind}'")
+    if kind == TRUNCATE:
+        if given:
+            raise InputError(next(iter(given)), "is for `long_texts` windows, and texts are truncated")
+        return None
+    long_texts = LongTexts(
+        stride=window_stride,
+        most=MAX_WINDOWS if max_windows is None else max_windows,
+        combine=window_combine or COMBINATIONS[0],
+        certain=CERTAIN if window_certain is None else window_certain,
+    )
+    if window_certain is not None and not long_texts.in_turn:
+        raise InputError("window_certain", "is for `window_combine` first-certain")
+    return long_texts

@@ -3,23 +3,31 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from jobs.cli.command import print_line
+from jobs.cli.long_texts import long_texts_of
 from jobs.work import loading
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
+from models.exits.criterion import Criterion
 from models.exits.task import Task
 from models.precision import precision_on
 from pipeline.calibration import fit
-from pipeline.calibration.curve import LIMITS, Calibration, Scaling, choices
+from pipeline.calibration.curve import LIMITS, LONG_TEXTS, Calibration, Scaling, choices
 from pipeline.calibration.drift import reference_of
 from pipeline.calibration.targets import label_thresholds
 from pipeline.calibration.temperature import scale_stored_model
+from pipeline.calibration.texts import TextSample
 from pipeline.calibration.thresholds import Sample
 from pipeline.calibration.timing import time_curve
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.labelled import label_array, sample_texts
+from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
+from pipeline.engine.texts.engine import check_combination
+from pipeline.engine.texts.rows import TextRows
+from pipeline.errors import InputError
 from pipeline.evaluation.recorded import record_as_run
 from pipeline.identity import ModelIdentity
 from pipeline.reports import card
@@ -33,36 +41,61 @@ def run(args: argparse.Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = EarlyExitModel.from_pretrained(args.model)
     criterion = fit.criterion_for(model, args.criterion, args.tolerance, label_thresholds(args.label_threshold, model))
-    tokenizer = loading.load_tokenizer(args.model, model, args.max_tokens)
+    tokenizer = Tokenizer(tokenizer_spec(args, model, criterion))
+    long_texts = tokenizer.spec.long_texts
     label_column = (
         args.label_column if args.temperature and model.task is Task.CLASSES else None
     )  # nobody else reads it
     texts = sample_texts(args.data, loading.text_columns(args, label_column), args.rows, args.seed)
     tokens = tokenizer(texts.texts, texts.pairs)
-    labels = label_array(texts.labels or [None] * len(tokens.rows), model.labels, model.task)
-    examples = Chunk(rows=tokens.rows, labels=labels)
-    print_line(f"{args.model}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
+    counts = np.ones(len(texts.texts), np.int64) if tokens.windows is None else tokens.windows
+    labels = label_array(texts.labels or [None] * len(counts), model.labels, model.task)
+    examples = Chunk(rows=tokens.rows, labels=labels.repeat(counts, axis=0))
+    print_line(f"{args.model}: {len(counts):,} rows of {args.data}; {texts.rejected:,} cannot be used")
     scalings = scale(args, examples, device) if args.temperature else []
     model = EarlyExitModel.from_pretrained(args.model)
     recorded = record_as_run(model, examples, args.dtype, device, criterion.label_thresholds)
-    sample = Sample.of(recorded, criterion, tokens.rows.lengths, model.flops)
+    rows = TextRows(windows=tokens.rows, counts=counts)
+    if long_texts is None:
+        sample: Sample | TextSample = Sample.of(recorded, criterion, tokens.rows.lengths, model.flops)
+        uncertainty = recorded.uncertainty(criterion)[-1]
+    else:
+        sample = TextSample.of(recorded, criterion, rows, model.flops, long_texts)
+        uncertainty = sample.full_depth.predictions.uncertainty
     curve = fit.fit_curve(sample, criterion, args.seed, temperatures_fitted=args.temperature)
+    timed = not args.no_timing and (long_texts is None or not long_texts.in_turn)
+    identity = ModelIdentity.of(model, weights_digest(args.model), tokenizer.spec).parts()
     calibration = Calibration(
-        model=ModelIdentity.of(model, weights_digest(args.model), tokenizer.spec).parts(),
+        model=identity | ({} if long_texts is None else {LONG_TEXTS: long_texts.describe()}),
         precision=precision_on(args.dtype, torch.device(device)),
-        data=fit.describe_data(tokens.rows, texts.rejected, args.seed),
+        data=fit.describe_data(tokens.rows, texts.rejected, args.seed) | {"rows": len(counts)},
         curve=curve,
-        reference=reference_of(tokens.rows.lengths, tokens.truncated, recorded.uncertainty(criterion)[-1]),
-        timing=None if args.no_timing else time_curve(args.model, curve, tokens.rows, args.dtype, device),
+        reference=reference_of(rows.lengths, tokens.truncated, uncertainty),
+        timing=time_curve(args.model, curve, tokens.rows, args.dtype, device) if timed else None,
         scalings=scalings,
         choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
     )
     table = calibration_table(calibration, args.confidence).markdown()
     print(f"\n{table}\n")
     print_line(f"the calibration is in {calibration.save(args.model)}")
-    about = f"By {len(examples):,} rows of {Path(args.data).name}, in {calibration.precision}; uncertainty: {criterion.name}."
+    about = (
+        f"By {len(counts):,} rows of {Path(args.data).name}, in {calibration.precision}; uncertainty: {criterion.name}."
+    )
     card.write_section(Path(args.model), model, "Calibration", f"{about}\n\n{table}")
     disagreement_curve(curve, args.confidence).savefig(Path(args.model) / "calibration.png")
+
+
+def tokenizer_spec(args: argparse.Namespace, model: EarlyExitModel, criterion: Criterion) -> TokenizerSpec:
+    """Load the tokenizer, which makes windows of long texts if the options ask for them; raise InputError if they cannot."""
+    spec, long_texts = loading.load_tokenizer(args.model, model, args.max_tokens).spec, long_texts_of(args)
+    if long_texts is None:
+        return spec
+    if args.temperature:
+        raise InputError(
+            "temperature", "scales exits by rows that are texts; put it on first, without `long_texts` windows"
+        )
+    check_combination(long_texts, criterion, regression=model.regression)
+    return spec.with_windows(long_texts)
 
 
 def scale(args: argparse.Namespace, examples: Chunk, device: str) -> list[Scaling]:

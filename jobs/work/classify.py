@@ -1,9 +1,10 @@
 """Make the request of a classification: the model, what decides that a row exits, and what the run is held to."""
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from jobs.cli.command import print_line
+from jobs.cli.long_texts import long_texts_of
 from jobs.work import bulk, loading
 from pipeline.bulk.run import BulkModel, BulkRequest
 from pipeline.calibration import targets
@@ -13,25 +14,32 @@ from pipeline.calibration.guarantees import upper_bound
 from pipeline.calibration.targets import Target
 from pipeline.calibration.verdict import Guarantee
 from pipeline.engine.config import EngineConfig
+from pipeline.engine.texts.engine import check_combination
 from pipeline.errors import InputError
-from pipeline.schema import EXIT_LAYER, ID, ON_REQUEST, PREDICTED, TRUNCATED, UNCERTAINTY
+from pipeline.schema import EXIT_LAYER, ID, ON_REQUEST, PREDICTED, TRUNCATED, UNCERTAINTY, WINDOWS
 
 
 def request_of(args: argparse.Namespace) -> BulkRequest:
     """Read the model, choose the criterion, and build the request; raise UserError for what cannot be met."""
+    long_texts = long_texts_of(args)
     model = bulk.open_model(args)
+    if long_texts is not None:
+        model = replace(model, tokenizer=model.tokenizer.with_windows(long_texts))
     calibration = calibration_for(args, model)
     choice = choose(args, calibration)
     criterion = loading.criterion(args, model.meta) if choice is None else choice.criterion
     exits = tuple(args.exits) if args.exits else None
     task = model.meta.task
+    if long_texts is not None:
+        check_combination(long_texts, criterion, regression=model.meta.regression)
+    windows = () if long_texts is None else (WINDOWS,)
     predictions = PREDICTED[task] + ((ON_REQUEST[task],) if args.probabilities else ())
     return bulk.request_of(
         args,
         model=model,
         engine=EngineConfig(criterion=criterion, exits=exits, dtype=args.dtype),
         precision=None if calibration is None else calibration.computed_in,
-        results=(ID, *predictions, EXIT_LAYER, UNCERTAINTY, TRUNCATED),
+        results=(ID, *predictions, EXIT_LAYER, UNCERTAINTY, TRUNCATED, *windows),
         audit=audit_spec(args, calibration),
         guarantee=guarantee(args, calibration, choice),
     )
@@ -50,7 +58,8 @@ def calibration_for(args: argparse.Namespace, model: BulkModel) -> Calibration |
         raise InputError("audit_fail", "needs --audit and --max-disagreement")
     if not target.needs_calibration:
         return None
-    return targets.load_calibration(model.directory, target, model.meta, model.identity, args.dtype)
+    long_texts = model.tokenizer.long_texts
+    return targets.load_calibration(model.directory, target, model.meta, model.identity, args.dtype, long_texts)
 
 
 def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice | None:

@@ -14,6 +14,7 @@ rows could be classified or none:
     exit_layer     int16, null                 float32, NaN
     uncertainty    float32, null or NaN        float32, NaN
     truncated      bool, null                  object, None
+    windows        int32, null                 float32, NaN          where long texts have windows
 """
 
 from collections.abc import Sequence

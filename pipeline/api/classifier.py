@@ -40,9 +40,10 @@ from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
+from pipeline.engine.texts.engine import TextEngine
+from pipeline.engine.texts.rows import TextPredictions, TextRows
 from pipeline.errors import InputError
 from pipeline.identity import ModelIdentity, dtype_of
-from pipeline.rows import Predictions
 from pipeline.schema import (
     EXIT_LAYER,
     LABEL,
@@ -57,8 +58,10 @@ from pipeline.schema import (
     TRUNCATED,
     UNCERTAINTY,
     VALUE,
+    WINDOWS,
 )
 from pipeline.storage.model_cache import local_model
+from pipeline.windows import TRUNCATE, long_texts_of
 
 BatchT = TypeVar("BatchT", bound=Batch)
 Mask = npt.NDArray[np.bool_]
@@ -72,6 +75,7 @@ class Classifier:
     Classifier("my-model", speed=0.3)(["the room was clean"])
     Classifier("my-model", max_disagreement=0.01)(["is it open?"], ["we close at noon"])
     Classifier("my-model", text_column="review", prefix="offramp_")(data_frame)
+    Classifier("my-model", long_texts="windows", window_combine="first-certain")(documents)
     """
 
     def __init__(
@@ -88,6 +92,11 @@ class Classifier:
         label_threshold: float | Mapping[str, float] | None = None,
         criterion: str | None = None,
         max_tokens: int | None = None,
+        long_texts: str = TRUNCATE,
+        window_stride: int | None = None,
+        max_windows: int | None = None,
+        window_combine: str | None = None,
+        window_certain: float | None = None,
         dtype: str = "auto",
         device: str = "auto",
     ) -> None:
@@ -105,7 +114,12 @@ class Classifier:
             label_threshold: Of a model of label sets: the probability above which a label is predicted, or one for each that
                 is named; default: the model's, else 0.5.
             criterion: What decides that a row exits, such as 'entropy'; default: the model's.
-            max_tokens: Tokens read of a text; default: what the model can read.
+            max_tokens: Tokens read of a text, or of each window of it; default: what the model can read.
+            long_texts: 'truncate', or 'windows', by which all of a long text is read; single texts only.
+            window_stride: Tokens that a window has in common with the one before it; default: a quarter.
+            max_windows: Windows read of a text at most; default: 256.
+            window_combine: What a text gets of its windows: 'mean' (the default), 'max' or 'first-certain'.
+            window_certain: With 'first-certain', the uncertainty up to which a window is certain; default: 0.1.
             dtype: Precision: 'auto', 'fp32', 'bf16' or 'int8'.
             device: 'cpu', 'cuda' or 'auto', which is 'cuda' where there is one. In a Ray actor, its CPUs are used.
 
@@ -118,10 +132,18 @@ class Classifier:
             max_disagreement=max_disagreement,
             label_threshold=_by_name(label_threshold),
         )
+        windows = long_texts_of(
+            long_texts,
+            window_stride=window_stride,
+            max_windows=max_windows,
+            window_combine=window_combine,
+            window_certain=window_certain,
+        )
         _use_cpus_of_actor()
         directory = local_model(str(model))
         loaded = EarlyExitModel.from_pretrained(directory)
-        self._tokenizer = Tokenizer(load_tokenizer_spec(directory, loaded, max_tokens))
+        spec = load_tokenizer_spec(directory, loaded, max_tokens)
+        self._tokenizer = Tokenizer(spec if windows is None else spec.with_windows(windows))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if target.needs_calibration:
@@ -132,8 +154,9 @@ class Classifier:
             self.criterion = own_criterion(target, loaded)
         self.labels = None if loaded.regression else list(loaded.labels)
         """Names of the classes, or labels, by index; None if the model predicts a value."""
-        self._schema = _schema(loaded.task, probabilities=probabilities)
-        self._engine = Engine(LoadedModel(loaded, EngineConfig(criterion=self.criterion, dtype=dtype), device))
+        self._schema = _schema(loaded.task, probabilities=probabilities, windows=windows is not None)
+        config = EngineConfig(criterion=self.criterion, dtype=dtype)
+        self._engine = TextEngine(Engine(LoadedModel(loaded, config, device)), self._tokenizer.spec.long_texts)
 
     @classmethod
     def from_pretrained(cls, model: str | os.PathLike[str], **options: Any) -> Self:
@@ -175,16 +198,18 @@ class Classifier:
             return pa.table([pa.nulls(len(usable), field.type) for field in self._schema], schema=self._schema)
         rows = np.flatnonzero(usable).tolist()
         tokenized = self._tokenizer(_some(firsts, rows), None if seconds is None else _some(seconds, rows))
-        predictions = self._engine.run(tokenized.rows)
-        predicted = self._table(predictions, tokenized.truncated)
+        counts = np.ones(len(rows), np.int64) if tokenized.windows is None else tokenized.windows
+        made = self._engine.run(TextRows(windows=tokenized.rows, counts=counts))
+        predicted = self._table(made, tokenized.truncated)
         positions = np.cumsum(usable) - 1
-        usable[usable] = np.isfinite(predictions.logits).all(1)
+        usable[usable] = np.isfinite(made.predictions.logits).all(1)
         return predicted.take(pa.array(positions, mask=~usable))
 
-    def _table(self, predictions: Predictions, truncated: Mask) -> pa.Table:
+    def _table(self, texts: TextPredictions, truncated: Mask) -> pa.Table:
         """Lay predictions out in columns."""
+        predictions = texts.predictions
         made: dict[str, Any] = {EXIT_LAYER: predictions.exit_layers, UNCERTAINTY: predictions.uncertainty}
-        made[TRUNCATED] = truncated
+        made |= {TRUNCATED: truncated, WINDOWS: texts.windows}
         if self.labels is None:
             made |= {VALUE: predictions.logits[:, 0], PROBABILITY: predictions.value_probabilities}
         elif LABELS in self._schema.names:
@@ -205,7 +230,7 @@ def _calibration(
 ) -> Calibration:
     """Load the model's calibration; raise UserError if there is none of this very model in this dtype."""
     identity = ModelIdentity.of(model, weights_digest(directory), tokenizer)
-    return load_calibration(directory, target, model, identity, dtype)
+    return load_calibration(directory, target, model, identity, dtype, tokenizer.long_texts)
 
 
 def _dtype_of(calibration: Calibration, dtype: str, device: str) -> str:
@@ -226,9 +251,10 @@ def _by_name(threshold: float | Mapping[str, float] | None) -> LabelThreshold | 
     return list(threshold.items()) if isinstance(threshold, Mapping) else [(None, threshold)]
 
 
-def _schema(task: Task, *, probabilities: bool) -> pa.Schema:
+def _schema(task: Task, *, probabilities: bool, windows: bool) -> pa.Schema:
     """Return the columns that a model's predictions have."""
     names = (*PREDICTED[task], *([ON_REQUEST[task]] if probabilities else []), EXIT_LAYER, UNCERTAINTY, TRUNCATED)
+    names += (WINDOWS,) if windows else ()
     return pa.schema([pa.field(name, RESULTS[name]) for name in names])
 
 

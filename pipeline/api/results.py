@@ -12,7 +12,18 @@ import pyarrow.compute as pc
 
 from pipeline.api.batches import to_numpy, to_pandas
 from pipeline.rows import FloatArray
-from pipeline.schema import EXIT_LAYER, LABEL, LABELS, PROBABILITIES, PROBABILITY, SCORE, TRUNCATED, UNCERTAINTY, VALUE
+from pipeline.schema import (
+    EXIT_LAYER,
+    LABEL,
+    LABELS,
+    PROBABILITIES,
+    PROBABILITY,
+    SCORE,
+    TRUNCATED,
+    UNCERTAINTY,
+    VALUE,
+    WINDOWS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,15 @@ class Results:
         """Return which texts are longer than the model reads, as [B] bool."""
         truncated: npt.NDArray[np.bool_] = pc.fill_null(self.table[TRUNCATED], False).to_numpy()
         return truncated
+
+    @property
+    def windows(self) -> npt.NDArray[np.int32]:
+        """Return the windows that each text's prediction took as [B] int32, 0 for texts that could not be used.
+
+        Only of a classifier made with `long_texts="windows"`.
+        """
+        windows: npt.NDArray[np.int32] = pc.fill_null(self.table[WINDOWS], 0).to_numpy()
+        return windows
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the predictions as a DataFrame, one row a text."""

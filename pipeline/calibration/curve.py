@@ -26,12 +26,15 @@ from pipeline.calibration.guarantees import fixed_sequence, rows_needed
 from pipeline.errors import UserError
 from pipeline.identity import ModelIdentity, dtype_of, first_difference, is_precision
 from pipeline.storage.locate import write_text
+from pipeline.windows import LongTexts
 
 FILE = "calibration.json"
 VERSION = 3
 """The version of the file's layout."""
 OLDER_VERSION = 2
 """A version that is read as well: it knows the weights alone of a model, and the precision by the word that was asked for."""
+LONG_TEXTS, TRUNCATED = "long-texts", "truncated"
+"""A part of what was calibrated beside the model's identity, and what it is where nothing is stored."""
 STEP = 0.01
 """Neighbouring points of a path differ by about this fraction of the FLOPs of full depth."""
 JUMP = 3 * STEP
@@ -188,7 +191,8 @@ class Calibration:
     """Everything that jobs/calibrate.py measures of a model, as classify.py and serve.py read it."""
 
     model: dict[str, str]
-    """What was calibrated, by `ModelIdentity.parts`; a file of an older version has weights and max-tokens alone."""
+    """What was calibrated, by `ModelIdentity.parts`, and how long texts became windows, if they did; a file of an older version
+    has weights and max-tokens alone."""
     precision: str
     """What it computed in, by `models.precision.precision_on`; in a file of an older version the word for that, or 'auto'."""
     data: dict[str, Any]
@@ -240,9 +244,13 @@ class Calibration:
         """The precision in which its thresholds hold; None if a file of an older version leaves that open."""
         return self.precision if is_precision(self.precision) else None
 
-    def check(self, identity: ModelIdentity, dtype: str) -> None:
-        """Raise UserError unless this very model was calibrated, in this dtype; 'auto' takes the one that was."""
-        then, now = dict(self.model), identity.parts()
+    def check(self, identity: ModelIdentity, dtype: str, long_texts: LongTexts | None = None) -> None:
+        """Raise UserError unless this very model was calibrated, in this dtype; 'auto' takes the one that was.
+
+        So must long texts have become the same windows, or have been truncated, without `long_texts`.
+        """
+        then, now = self.model | {LONG_TEXTS: self.model.get(LONG_TEXTS, TRUNCATED)}, identity.parts()
+        now[LONG_TEXTS] = TRUNCATED if long_texts is None else long_texts.describe()
         if self.computed_in is None or dtype != "auto":
             then["dtype"], now["dtype"] = dtype_of(self.precision), dtype
         if difference := first_difference(then, now):

@@ -8,6 +8,7 @@ import numpy as np
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import THRESHOLD_CRITERIA, Criterion
 from pipeline.calibration.curve import FIT_FRACTION, SPLIT_ROWS, Curve
+from pipeline.calibration.texts import TextSample
 from pipeline.calibration.thresholds import Floats, Sample, cheapest_path, single_path
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import check_exits
@@ -38,24 +39,30 @@ def fit_rows(count: int, seed: int) -> IntArray:
     return np.random.default_rng(seed).permutation(count)[: int(FIT_FRACTION * count)]
 
 
-def fit_curve(sample: Sample, criterion: Criterion, seed: int = 0, *, temperatures_fitted: bool = False) -> Curve:
+def fit_curve(
+    sample: Sample | TextSample, criterion: Criterion, seed: int = 0, *, temperatures_fitted: bool = False
+) -> Curve:
     """Fit a path of thresholds on a part of a sample, and count along it on the rest.
 
     A small sample is counted as a whole, along a path fixed beforehand, unless temperatures were fitted on its `fit_rows`.
     """
     fit, large = fit_rows(len(sample), seed), len(sample) >= SPLIT_ROWS
-    path = cheapest_path(sample.take(fit)) if large else single_path(len(sample.layers))
+    path = cheapest_path(_rows(sample.take(fit))) if large else single_path(len(sample.layers))
     tested = np.delete(np.arange(len(sample)), fit if large or temperatures_fitted else [])
     return count_along(path, sample, sample.take(tested), criterion)
 
 
-def count_along(path: Floats, sample: Sample, tested: Sample, criterion: Criterion) -> Curve:
+def _rows(sample: Sample | TextSample) -> Sample:
+    """Return the rows that exit: those of the sample, or the windows of its texts."""
+    return sample.windows if isinstance(sample, TextSample) else sample
+
+
+def count_along(path: Floats, sample: Sample | TextSample, tested: Sample | TextSample, criterion: Criterion) -> Curve:
     """Count along a path [P, E]: FLOPs and exits on all rows, differing predictions on those that did not choose it."""
-    outcomes = [sample.outcome(speeds) for speeds in path]
+    outcomes, rows = [sample.outcome(speeds) for speeds in path], _rows(sample)
     # A point at which every row exits where it did before adds nothing; without such points the file is small.
-    new = [
-        point for point in range(len(path)) if not point or (outcomes[point].exits != outcomes[point - 1].exits).any()
-    ]
+    exits = [np.bincount(rows.first_exits(speeds), minlength=len(rows.layers) + 1) for speeds in path]
+    new = [point for point in range(len(path)) if not point or (exits[point] != exits[point - 1]).any()]
     path, outcomes = path[new], [outcomes[point] for point in new]
     return Curve(
         criterion=criterion.name,

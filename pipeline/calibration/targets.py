@@ -16,6 +16,7 @@ from pipeline.calibration.curve import Calibration, Choice
 from pipeline.calibration.guarantees import CONFIDENCE
 from pipeline.errors import InputError
 from pipeline.identity import ModelIdentity
+from pipeline.windows import LongTexts
 
 EXCLUSIVE = ("speed", "target_speedup", "max_disagreement")
 """Fields of which a target may set one."""
@@ -106,11 +107,16 @@ def label_thresholds(given: LabelThreshold | None, model: EarlyExitModel) -> tup
 
 
 def load_calibration(
-    directory: str, target: Target, model: EarlyExitModel, identity: ModelIdentity, dtype: str
+    directory: str,
+    target: Target,
+    model: EarlyExitModel,
+    identity: ModelIdentity,
+    dtype: str,
+    long_texts: LongTexts | None = None,
 ) -> Calibration:
     """Load the calibration of a model directory; raise UserError if there is none, or if it is about something else."""
     calibration = Calibration.load(directory)
-    calibration.check(identity, dtype)
+    calibration.check(identity, dtype, long_texts)
     known = calibration.curve.tolerance
     if target.tolerance not in (None, known):
         raise InputError(

@@ -42,7 +42,7 @@ class ThresholdOutcome(NamedTuple):
     differing: int
     """Rows whose prediction is not that of full depth."""
     exits: IntArray
-    """Rows by exit, the last included, as [E + 1]."""
+    """Rows by exit, the last included, as [E + 1]; texts of several windows by the deepest of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +94,17 @@ class Sample:
     def layers_cost(self) -> Floats:
         """The cost of each row's layers up to every depth, 0 to L, as [L + 1, B]; the mean row at full depth costs 1."""
         lengths = self.lengths.astype(np.float64)
-        return (
-            np.array([self.flops.layers(lengths, depth) for depth in range(self.depth + 1)]) / self._full_depth.mean()
-        )
+        return np.array([self.flops.layers(lengths, depth) for depth in range(self.depth + 1)]) / self.full_depth.mean()
 
     @cached_property
     def head_cost(self) -> Floats:
         """The cost of evaluating each exit, the last included, for every row, as [E + 1, B], in the units of `layers_cost`."""
         lengths = self.lengths.astype(np.float64)
         heads = [self.flops.head(self.flops.exit_heads[layer], lengths) for layer in (*self.layers, self.depth)]
-        return np.array(heads) / self._full_depth.mean()
+        return np.array(heads) / self.full_depth.mean()
 
     @cached_property
-    def _full_depth(self) -> Floats:
+    def full_depth(self) -> Floats:
         """FLOPs of every row at full depth, as [B]."""
         return self.flops.full_depth(self.lengths)
 
@@ -136,16 +134,24 @@ class Sample:
 
     def outcome(self, speeds: Floats) -> ThresholdOutcome:
         """Return cost, differing predictions and exits of all rows with these thresholds [E]."""
-        would_exit_EB = np.vstack([self.would_exit(speeds), np.ones((1, len(self)), np.bool_)])
-        first_B = would_exit_EB.argmax(0)
-        used = [layer for layer, speed in zip(self.layers, speeds, strict=True) if speed > 0]
-        spent = self.flops.with_heads_at([*used, self.depth])
-        spent_B = spent.rows(self.lengths, np.array([*self.layers, self.depth])[first_B])
+        first_B = self.first_exits(speeds)
         differs = np.vstack([self.differs, np.zeros((1, len(self)), np.bool_)])[first_B, np.arange(len(self))]
         return ThresholdOutcome(
-            flops_fraction=float(spent_B.sum() / self._full_depth.sum()),
+            flops_fraction=float(self.spent(speeds, first_B).sum() / self.full_depth.sum()),
             differing=int(differs.sum()),
             exits=np.bincount(first_B, minlength=len(self.layers) + 1),
+        )
+
+    def first_exits(self, speeds: Floats) -> IntArray:
+        """Return the index of the exit that each row takes with these thresholds [E], E for the last: [B]."""
+        would_exit_EB = np.vstack([self.would_exit(speeds), np.ones((1, len(self)), np.bool_)])
+        return would_exit_EB.argmax(0)
+
+    def spent(self, speeds: Floats, first_B: IntArray) -> Floats:
+        """Return the FLOPs of each row that exits at the exit of this index, with these thresholds [E]: [B]."""
+        used = [layer for layer, speed in zip(self.layers, speeds, strict=True) if speed > 0]
+        return self.flops.with_heads_at([*used, self.depth]).rows(
+            self.lengths, np.array([*self.layers, self.depth])[first_B]
         )
 
 

@@ -95,7 +95,7 @@ def test_a_row_without_numbers_costs_itself(model_directory: Path, monkeypatch: 
 
     def broken(rows: Any) -> Any:
         predictions = run(rows)
-        predictions.logits[3] = np.nan
+        predictions.predictions.logits[3] = np.nan
         return predictions
 
     monkeypatch.setattr(classify._engine, "run", broken)

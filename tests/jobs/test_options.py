@@ -12,8 +12,9 @@ from tests.support.jobs import REPOSITORY
 OPTIONS = {
     "classify": """
         actors audit audit-fail bundle-rows confidence config criterion dtype endpoint-url examples exits fast-tokenizer
-        id-column incremental input keep label-threshold max-disagreement max-tokens model output overwrite pair-column
-        patience plan price-per-hour probabilities speed speedup-in strict table target-speedup text-column tolerance wait-for
+        id-column incremental input keep label-threshold long-texts max-disagreement max-tokens max-windows model output
+        overwrite pair-column patience plan price-per-hour probabilities speed speedup-in strict table target-speedup
+        text-column tolerance wait-for window-certain window-combine window-stride
     """,
     "label": """
         actors bundle-rows config dtype endpoint-url examples fast-tokenizer id-column incremental input keep max-tokens
@@ -30,8 +31,8 @@ OPTIONS = {
         text-column train wait-for workers
     """,
     "calibrate": """
-        confidence config criterion data dtype label-column label-threshold max-disagreement max-tokens model no-timing
-        pair-column rows seed temperature text-column tolerance
+        confidence config criterion data dtype label-column label-threshold long-texts max-disagreement max-tokens max-windows
+        model no-timing pair-column rows seed temperature text-column tolerance window-certain window-combine window-stride
     """,
     "evaluate": """
         card choose compare config criterion data dtype label-column label-separator label-threshold max-tokens metric model

@@ -60,7 +60,8 @@ def line(name: str, nights: IntArray) -> None:
 
 def years(rng: np.random.Generator) -> None:
     print(
-        "| true rate, and what is said | years in which it is | audited rows until then: median | 95 % |\n| --- | --- | --- | --- |"
+        "| true rate, and what is said | years in which it is | audited rows until then: median | 95 % |"
+        "\n| --- | --- | --- | --- |"
     )
     for factor in (1.0, 1.2, 1.5, 2.0, 3.0):
         counts = rng.binomial(AUDITED, factor * LIMIT, (NIGHTS, YEARS))
@@ -88,7 +89,7 @@ def one_look(rng: np.random.Generator) -> None:
 
 
 def supplier(rng: np.random.Generator) -> None:
-    """A supplier who knows the drawing behaves on the rows that are drawn: 3 % of the others differ, and none of those."""
+    """Let a supplier who knows the drawing behave on the rows that are drawn: 3 % of the others differ, and none of those."""
     predictable, secret, rows, fraction = np.zeros(60, np.int64), np.zeros(60, np.int64), 10_000, AUDITED / 10_000
     for night in range(60):
         shard = f"{night:016x}"

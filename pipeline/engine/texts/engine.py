@@ -87,5 +87,4 @@ def check_combination(long_texts: LongTexts, criterion: Criterion, *, regression
 
 def _sums(of_text: IntArray, values_W: npt.NDArray[Any], texts: int) -> Floats:
     """Add up the values of each text's windows: [W] -> [B]."""
-    sums: Floats = np.bincount(of_text, values_W.astype(np.float64), minlength=texts)
-    return sums
+    return np.bincount(of_text, values_W.astype(np.float64), minlength=texts).astype(np.float64)
