@@ -17,6 +17,7 @@ from pipeline.bulk.progress import duration
 from pipeline.bulk.run import FAILURES, BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk
 from pipeline.calibration.verdict import AuditResult, summary
 from pipeline.errors import InputError
+from pipeline.output.manifest import read_manifest
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER
 from pipeline.reports.examples import examples
 from pipeline.reports.run_report import REPORT, RunSummary, run_page
@@ -132,6 +133,7 @@ def print_forecast(forecast: Forecast, price_per_hour: float | None) -> None:
 def write_report(outcome: Outcome, *, with_examples: bool) -> None:
     """Write the report page beside the manifest."""
     files, folder = outcome.corpus.files, outcome.output.folder
+    manifest = read_manifest(folder)
     page = run_page(
         RunSummary(
             folder=folder,
@@ -144,6 +146,7 @@ def write_report(outcome: Outcome, *, with_examples: bool) -> None:
             timeline=outcome.timeline,
             audit=outcome.audit_result,
             predictions=outcome.predictions,
+            nights=manifest.nights if manifest else (),
             examples=examples(files, outcome.columns, outcome.output) if with_examples else None,
         )
     )

@@ -307,15 +307,14 @@ def _classify(request: BulkRequest, run: PreparedRun) -> Outcome:
     if files:
         _stream(request, run, log)
         ledger.flush()
-        unfinished = ledger.unfinished(corpus.files)
-        if unfinished:
+        if unfinished := ledger.unfinished(corpus.files):
             raise AssertionError(f"the chain ended without {len(unfinished)} files, such as {next(iter(unfinished))}")
         clear_attempts(spec.output.folder)
     seconds = time.monotonic() - started
-    audit_result = judge(ledger.unpublished(), request.guarantee)
-    withheld = request.guarantee.withhold and audit_result.failed
+    audit_result = judge(ledger.unpublished(), request.guarantee, ledger.nights())
     bins = PredictionBins.of(spec.results, request.model.meta.labels)
     predictions = ledger.compare(bins)
+    withheld = request.guarantee.withhold and audit_result.failed
     manifest = None if withheld else ledger.publish(seconds, audit_result.to_json(), bins)
     return Outcome(
         corpus=corpus,

@@ -1,10 +1,18 @@
 """The verdict on a run: whether the audit's counts keep the guarantee, whether rows have drifted, and what the run cost."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.calibration.drift import Reference, Signal
 from pipeline.calibration.guarantees import CONFIDENCE, lower_bound, upper_bound
+from pipeline.calibration.sequential import (
+    log_evidence_of_change,
+    lower_bound_ever,
+    rows_until,
+    upper_bound_ever,
+)
+from pipeline.nights import Night
 from pipeline.output.totals import Totals
 
 FALSE_ALARMS = 0.01
@@ -30,12 +38,17 @@ class Guarantee:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditResult:
-    """What the audit says about the rows that were not published before. Times and FLOPs are of those rows."""
+    """What the audit says about the rows that were not published before, and about those of all nights together.
+
+    Times and FLOPs are of the former.
+    """
 
     rows: int
     """Audited rows."""
     differing: int
     """Audited rows whose prediction at full depth is another one."""
+    earlier: Sequence[Night] = ()
+    """The nights before, of the same results."""
     limit: float | None
     confidence: float
     signals: list[Signal]
@@ -56,26 +69,68 @@ class AuditResult:
 
     @property
     def at_most(self) -> float:
-        """Upper confidence bound of the true disagreement."""
+        """Upper confidence bound of the true disagreement, by these rows alone."""
         return upper_bound(self.differing, self.rows, self.confidence)
 
     @property
     def at_least(self) -> float:
-        """Lower confidence bound of the true disagreement."""
+        """Lower confidence bound of the true disagreement, by these rows alone."""
         return lower_bound(self.differing, self.rows, self.confidence)
 
     @property
+    def nights(self) -> list[tuple[int, int]]:
+        """Differing and audited rows of every night that had an audit, tonight last."""
+        audited = [(night.differing, night.audited) for night in self.earlier if night.audited]
+        return [*audited, (self.differing, self.rows)] if self.rows else audited
+
+    @property
+    def pooled(self) -> tuple[int, int]:
+        """Differing and audited rows of all nights."""
+        return sum(differing for differing, _ in self.nights), sum(audited for _, audited in self.nights)
+
+    @property
+    def ever_at_most(self) -> float:
+        """Upper bound of the true disagreement by all nights: with the confidence, it holds on every one of them."""
+        return upper_bound_ever(*self.pooled, self.confidence)
+
+    @property
+    def ever_at_least(self) -> float:
+        """Lower bound of the true disagreement by all nights, likewise."""
+        return lower_bound_ever(*self.pooled, self.confidence)
+
+    @property
     def verdict(self) -> str:
-        """'kept' or 'broken' as far as these rows prove it, 'open' if they are too few, 'none' without a limit or rows."""
-        if self.limit is None or not self.rows:
+        """'kept' or 'broken' as far as all nights prove it, 'open' if that is not known yet, 'none' without a limit or rows."""
+        if self.limit is None or not self.nights:
             return "none"
-        proof = lower_bound(self.differing, self.rows, 1 - FALSE_ALARMS)
-        return "broken" if proof > self.limit else "kept" if self.at_most <= self.limit else "open"
+        evidence, _ = log_evidence_of_change(self.nights, self.limit)
+        return (
+            "broken" if evidence >= -math.log(FALSE_ALARMS) else "kept" if self.ever_at_most <= self.limit else "open"
+        )
+
+    @property
+    def broken_since(self) -> str:
+        """When the night was published from which on the evidence against the limit is largest; empty if it is tonight."""
+        audited = [night for night in self.earlier if night.audited]
+        since = log_evidence_of_change(self.nights, self.limit)[1] if self.limit is not None and self.nights else 0
+        return audited[since].published if since < len(audited) else ""
+
+    @property
+    def rows_to_tell(self) -> int | None:
+        """About how many more audited rows would tell, if as many differ as so far; None if none would, or it is known."""
+        differing, audited = self.pooled
+        if self.limit is None or self.verdict != "open":
+            return None
+        fraction = differing / audited
+        above = fraction > self.limit
+        rows = rows_until(self.limit, 2 / FALSE_ALARMS if above else 1 / (1 - self.confidence), fraction, above=above)
+        return None if rows is None else max(rows - audited, 1)
 
     @property
     def failed(self) -> bool:
-        """Whether the limit is broken, or the rows have drifted and there is no proof that it is kept."""
-        return self.verdict == "broken" or (self.limit is not None and bool(self.alarms) and self.verdict != "kept")
+        """Whether the limit is broken, or tonight's rows have drifted and do not prove by themselves that it is kept."""
+        unproved = self.limit is not None and self.at_most > self.limit
+        return self.verdict == "broken" or (bool(self.alarms) and unproved)
 
     @property
     def alarms(self) -> list[str]:
@@ -98,6 +153,7 @@ class AuditResult:
                 "at_least": self.at_least,
                 "limit": self.limit,
                 "verdict": self.verdict,
+                "all_nights": self._all_nights(),
                 "flops": self.audit_flops,
                 "device_seconds": self.audit_seconds,
             },
@@ -113,14 +169,29 @@ class AuditResult:
             },
         }
 
+    def _all_nights(self) -> dict[str, object]:
+        differing, audited = self.pooled
+        return {
+            "nights": len(self.nights),
+            "rows": audited,
+            "differing": differing,
+            "disagreement": differing / max(audited, 1),
+            "at_most": self.ever_at_most,
+            "at_least": self.ever_at_least,
+            "false_alarms": FALSE_ALARMS,
+            "broken_since": self.broken_since if self.verdict == "broken" else None,
+            "rows_to_tell": self.rows_to_tell,
+        }
 
-def judge(totals: Totals, guarantee: Guarantee) -> AuditResult:
-    """Judge what was counted by what is guaranteed."""
+
+def judge(totals: Totals, guarantee: Guarantee, earlier: Sequence[Night] = ()) -> AuditResult:
+    """Judge what was counted by what is guaranteed; `earlier` are the nights before, of the same results."""
     seconds = totals.seconds.get("classify", 0.0)
     early, full = totals.early_seconds, totals.full_seconds
     return AuditResult(
         rows=totals.audited,
         differing=totals.differing,
+        earlier=earlier,
         limit=guarantee.limit,
         confidence=guarantee.confidence,
         signals=drift_signals(totals, guarantee),
@@ -156,13 +227,28 @@ def summary(result: AuditResult) -> list[str]:
 
 def _audit_lines(result: AuditResult) -> list[str]:
     """Return what differs from full depth, and what it cost to find out."""
-    limit = "" if result.limit is None else f"; the limit is {result.limit:.3%}: {result.verdict}"
     extra = result.audit_flops / result.flops if result.flops else 0.0
     return [
         f"audit        {result.differing:,} of {result.rows:,} rows differ from full depth ({result.disagreement:.3%}), "
-        f"at most {result.at_most:.3%} with {result.confidence:.0%} confidence{limit}",
+        f"at most {result.at_most:.3%} with {result.confidence:.0%} confidence",
+        *([] if result.limit is None else [f"all nights   {over_all_nights(result)}"]),
         f"audit cost   {result.audit_seconds:,.1f} device-seconds, {extra:.1%} of the FLOPs on top",
     ]
+
+
+def over_all_nights(result: AuditResult) -> str:
+    """Say what all nights together prove of the limit, and what would if they do not."""
+    differing, audited = result.pooled
+    line = (
+        f"{differing:,} of {audited:,} audited rows in {len(result.nights):,} night{'s' * (len(result.nights) > 1)}, "
+        f"at most {result.ever_at_most:.3%} whenever looked at; the limit of {result.limit:.3%} is "
+    )
+    if result.verdict == "broken":
+        return f"{line}broken{f', since {result.broken_since}' * bool(result.broken_since)}"
+    if result.verdict == "kept":
+        return f"{line}kept"
+    more = result.rows_to_tell
+    return f"{line}open: {f'about {more:,} more audited rows would tell' if more else 'no number of rows would tell'}"
 
 
 def _drift_line(signals: Sequence[Signal]) -> str:

@@ -12,6 +12,7 @@ whoever publishes last adds what the other one has published. Memory is O(shards
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import InputError, StorageError, UserError
+from pipeline.nights import Night
 from pipeline.output.generations import (
     Generations,
     PendingRun,
@@ -42,6 +44,7 @@ from pipeline.output.publish import (
     clean_up,
     list_shards,
     manifest_facts,
+    nights_facts,
     predicted,
     predicted_facts,
     remove_leftovers,
@@ -168,6 +171,10 @@ class Ledger:
             return False
         return int(self._own_manifest.facts["shards"]["rows"]) == len(self._index)
 
+    def nights(self) -> list[Night]:
+        """Return what each publishing of these results added, the oldest first."""
+        return self._own_manifest.nights if self._own_manifest else []
+
     def compare(self, bins: PredictionBins) -> Comparison:
         """Compare what is predicted with what the manifest says that is to be replaced."""
         totals, before = self.totals(), self._generations.manifest
@@ -284,8 +291,16 @@ class Ledger:
             check_accounted_for(sources, shards, self.folder)
             generation = self.output.generation
             checked = {**checked, **predicted_facts(shards.totals, bins, self._own_manifest)}
+            published = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            checked |= nights_facts(shards.totals, checked, self._own_manifest, published)
             facts = manifest_facts(
-                shards, self.fingerprint, self.schema, generation=generation, seconds=seconds, checked=checked
+                shards,
+                self.fingerprint,
+                self.schema,
+                generation=generation,
+                seconds=seconds,
+                published=published,
+                checked=checked,
             )
             if done := write_manifest(before, facts, shards):
                 self._published, self._unpublished = shards.totals, Totals()

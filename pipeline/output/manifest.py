@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import InputError, UserError, one_line
+from pipeline.nights import Night
 from pipeline.output.parts import MANIFEST, PREVIOUS_MANIFEST, generation_of
 from pipeline.output.receipt_log import check_receipts
 from pipeline.predicted import Predicted
@@ -36,6 +37,8 @@ PART, REJECTS_PART = "part", "rejects_part"
 """Columns of the list of shards, which has the receipts: paths of a shard's part and of its rejects, relative to the folder."""
 PREDICTIONS, NEW_PREDICTIONS = "predictions", "new_predictions"
 """Keys of what is predicted of all rows, and of those that the manifest before did not have, by `Predicted.to_json`."""
+NIGHTS = "nights"
+"""Key of what this manifest and those before it added, the oldest first, each by `nights.Night`."""
 Fingerprint = dict[str, str]
 """What decides the results, by name: model, tokenizer, criterion, columns, schema, code version."""
 AGAIN = "the command that wrote the folder makes it again"
@@ -78,6 +81,14 @@ class Manifest:
     def predicted(self, key: str) -> Predicted | None:
         """Return what was predicted of all rows (PREDICTIONS), or the new ones (NEW_PREDICTIONS); None if it is not counted."""
         return Predicted.from_json(self.facts[key]) if key in self.facts else None
+
+    @property
+    def nights(self) -> list[Night]:
+        """What this manifest and those before it added; one night in all where an earlier version did not keep them."""
+        if NIGHTS in self.facts:
+            return [Night.from_json(night) for night in self.facts[NIGHTS]]
+        totals, published = self.facts["totals"], str(self.facts.get("published", ""))
+        return [Night.between(totals, {}, published=published, drift={}, classes={})]
 
     @property
     def shards_path(self) -> str:
@@ -162,6 +173,8 @@ def _check(facts: dict[str, Any]) -> None:
         if key in facts:
             Predicted.from_json(facts[key])
     totals = facts["totals"]
+    for night in facts.get(NIGHTS, []):
+        Night.from_json(night)
     for counts in (totals.get("label_counts", []), totals.get("score_histogram", []), [totals.get("rows_out", 0)]):
         if not isinstance(counts, list) or not all(type(count) is int for count in counts):
             raise ValueError("no counts of predictions")

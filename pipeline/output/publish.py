@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
+from pipeline.nights import Night, with_tonight
 from pipeline.output.generations import Generations, receipts_folder, run_file
 from pipeline.output.manifest import (
     MANIFEST_VERSION,
     NEW_PREDICTIONS,
+    NIGHTS,
     PART,
     PREDICTIONS,
     REJECTS_PART,
@@ -114,6 +116,20 @@ def predicted_facts(totals: Totals, bins: PredictionBins, replaced: Manifest | N
     return {PREDICTIONS: predicted(totals, bins).to_json(), NEW_PREDICTIONS: new.to_json()}
 
 
+def nights_facts(
+    totals: Totals, checked: Mapping[str, Any], replaced: Manifest | None, published: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what a manifest tells of its nights: those of the manifest of this generation before it, and tonight."""
+    tonight = Night.between(
+        asdict(totals),
+        replaced.facts["totals"] if replaced else {},
+        published=published,
+        drift={name: signal["psi"] for name, signal in checked.get("drift", {}).items()},
+        classes=checked.get(NEW_PREDICTIONS, {}).get("classes", {}),
+    )
+    return {NIGHTS: [asdict(night) for night in with_tonight(replaced.nights if replaced else [], tonight)]}
+
+
 def _more(counts: Sequence[int], earlier: Sequence[int]) -> list[int]:
     """Subtract earlier counts, position by position, to no less than 0."""
     return [max(count - less, 0) for count, less in zip_longest(counts, earlier[: len(counts)], fillvalue=0)]
@@ -126,6 +142,7 @@ def manifest_facts(
     *,
     generation: int,
     seconds: float,
+    published: str,
     checked: Mapping[str, object],
 ) -> dict[str, Any]:
     """Return the JSON document of a manifest, except for the name of the list of shards."""
@@ -142,7 +159,7 @@ def manifest_facts(
         "flops_speedup": totals.flops_speedup,
         "seconds": round(seconds, 3),
         **checked,
-        "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "published": published,
         "versions": versions(),
     }
 

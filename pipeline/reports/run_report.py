@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.bulk.progress import ROWS, Timeline, duration
-from pipeline.calibration.verdict import AuditResult
+from pipeline.calibration.verdict import AuditResult, over_all_nights
 from pipeline.histograms import length_bounds
+from pipeline.nights import Night
 from pipeline.output.totals import Totals
 from pipeline.predicted import Comparison
+from pipeline.reports.nights import over_nights
 from pipeline.reports.page import Bars, Facts, Lines, Section, Table, render
 from pipeline.reports.predictions import predictions
 
@@ -47,6 +49,8 @@ class RunSummary:
     """The audit of the rows that no earlier manifest covers."""
     predictions: Comparison = field(default_factory=Comparison)
     """What is predicted, beside what the manifest before says."""
+    nights: Sequence[Night] = ()
+    """What this manifest and those before it added, the oldest first."""
     examples: Table | None = None
     """Rows with their texts, which are shown on request only."""
 
@@ -75,6 +79,7 @@ def sections_of(run: RunSummary) -> list[Section | None]:
         *predictions(run.predictions),
         cost(run.totals),
         audit(run.audit),
+        *over_nights(run.nights, run.audit),
         drift(run.audit),
         device_time(run.audit),
         uncertainty(run.totals),
@@ -171,8 +176,8 @@ def audit(result: AuditResult) -> Section | None:
         ("true fraction", f"at most {result.at_most:.3%}, with {result.confidence:.0%} confidence"),
     ]
     if result.limit is not None:
-        pairs.append(("limit", f"{result.limit:.3%}: {result.verdict}"))
-    return Facts("Audit", pairs, "Of the rows that no earlier manifest covers.")
+        pairs.append(("all nights", over_all_nights(result)))
+    return Facts("Audit", pairs, "Of the rows that no earlier manifest covers, unless all nights are named.")
 
 
 def drift(result: AuditResult) -> Section | None:

@@ -21,6 +21,7 @@ from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.texts.engine import TextEngine
 from pipeline.engine.texts.rows import TextRows
 from pipeline.histograms import bin_counts
+from pipeline.nights import Night
 from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
 from tests.support.jobs import REPOSITORY
@@ -144,8 +145,42 @@ def test_drift_alarms_and_fails_unless_the_limit_is_proved_to_be_kept() -> None:
     assert [result.failed for result in (few, many, worse)] == [True, False, True]
     states = {signal.name: signal.state for signal in few.signals}
     assert states == {"exits": "ok", "truncation": "ok", "length": "alarm"}
-    assert "length" in summary(few)[2]
-    assert "(ALARM)" in summary(few)[2]
+    assert "length" in summary(few)[3]
+    assert "(ALARM)" in summary(few)[3]
+    good = [Night(rows=10_000, audited=10_000, differing=10)]
+    pooled = judge(totals_with(100, 0), guarantee, good)
+    assert (pooled.verdict, pooled.failed) == (
+        "kept",
+        True,
+    )  # what was good before says nothing of rows of another kind
+
+
+def test_all_nights_together_tell_what_one_cannot() -> None:
+    guarantee, tonight = Guarantee(limit=0.01), totals_with(100, 2)
+    assert judge(tonight, guarantee).verdict == "open"
+    bad = [Night(published=f"2026-11-{day:02}", audited=100, differing=3) for day in range(1, 20)]
+    broken = judge(tonight, guarantee, bad)
+    assert (broken.verdict, broken.failed, broken.broken_since) == ("broken", True, "2026-11-01")
+    assert "59 of 2,000 audited rows in 20 nights" in summary(broken)[1]
+    assert "broken, since 2026-11-01" in summary(broken)[1]
+    good = [Night(audited=100, differing=0) for _ in range(20)]
+    kept = judge(totals_with(100, 0), guarantee, good)
+    assert (kept.verdict, kept.failed) == ("kept", False)
+    assert kept.at_most > 0.01 >= kept.ever_at_most  # one night of 100 rows could never tell
+    assert judge(Totals(), guarantee, good).verdict == "kept"  # a night without an audit
+
+
+def test_an_open_verdict_says_how_many_more_rows_would_tell() -> None:
+    guarantee = Guarantee(limit=0.01)
+    few = judge(totals_with(100, 0), guarantee)
+    assert f"about {few.rows_to_tell:,} more audited rows would tell" in summary(few)[1]
+    assert few.rows_to_tell is not None
+    then = judge(totals_with(100, 0), guarantee, [Night(audited=few.rows_to_tell)])
+    assert then.verdict == "kept"
+    assert judge(totals_with(100, 0), guarantee, [Night(audited=few.rows_to_tell - 1)]).verdict == "open"
+    at_the_limit = judge(totals_with(100, 0), guarantee, [Night(audited=100, differing=2)])
+    assert at_the_limit.rows_to_tell is None
+    assert "no number of rows would tell" in summary(at_the_limit)[1]
 
 
 def test_cost_is_that_of_full_depth_by_the_audited_rows() -> None:

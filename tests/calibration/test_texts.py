@@ -65,7 +65,7 @@ def test_what_is_counted_is_what_the_engine_and_the_audit_find(how: str) -> None
     assert outcome.flops_fraction == pytest.approx(early.flops.sum() / engine.full_depth_flops(TEXTS).sum())
     assert (sample.take(np.arange(40, 90)).outcome(speeds).differing) == differs[40:90].sum()
     counted = audit(engine, full_depth, AuditSpec(fraction=0.5), {"a": 150}, TEXTS, early.predictions)["a"]
-    drawn = draw_rows("a", 150, 0.5)
+    drawn = draw_rows("a", 150, 0.5, "")
     assert (counted["audited"], counted["differing"]) == (len(drawn), differs[drawn].sum())
     assert counted["audit_flops"] == pytest.approx((early.flops + full.flops)[drawn].sum())
     assert sample.outcome(np.zeros(3)).differing == 0

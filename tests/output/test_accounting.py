@@ -188,4 +188,4 @@ def test_counts_below_zero_are_never_published() -> None:
     totals = replace(Totals(), rejected={"null_text": -1})
     shards_of = ShardList(data=b"", shards=0, files=0, totals=totals)
     with pytest.raises(AssertionError, match="counts below zero"):
-        manifest_facts(shards_of, FINGERPRINT, pa.schema([]), generation=1, seconds=0.0, checked={})
+        manifest_facts(shards_of, FINGERPRINT, pa.schema([]), generation=1, seconds=0.0, published="", checked={})

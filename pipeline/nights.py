@@ -1,0 +1,76 @@
+"""The nights of an output folder: what each manifest added to the one before, which the newest manifest keeps.
+
+They are what tests and pages over all nights need, and no more: a year of them takes some 100 kB.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+MOST_NIGHTS = 1000
+"""Nights that a manifest keeps; beyond these, the two oldest are added up to one."""
+MOST_CLASSES = 12
+"""Classes of which a night keeps the rows: the most frequent ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Night:
+    """What one manifest added."""
+
+    published: str = ""
+    """When it was published, by UTC."""
+    rows: int = 0
+    """Rows with predictions."""
+    audited: int = 0
+    """Rows that went to full depth as well."""
+    differing: int = 0
+    """Audited rows whose prediction at full depth is another one."""
+    flops: float = 0.0
+    flops_full_depth: float = 0.0
+    """FLOPs of the plain full-depth model, on the same rows."""
+    drift: dict[str, float] = field(default_factory=dict)
+    """Population stability index of each property, against the calibration."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """Rows by predicted class."""
+
+    @classmethod
+    def between(
+        cls,
+        totals: Mapping[str, Any],
+        earlier: Mapping[str, Any],
+        *,
+        published: str,
+        drift: Mapping[str, float],
+        classes: Mapping[str, int],
+    ) -> Self:
+        """Take what totals, as a manifest has them, count more than earlier ones; nothing is below 0."""
+        names = {"rows": "rows_out"} | {n: n for n in ("audited", "differing", "flops", "flops_full_depth")}
+        more = {name: max(totals.get(key, 0) - earlier.get(key, 0), 0) for name, key in names.items()}
+        often = sorted(classes.items(), key=lambda item: -item[1])[:MOST_CLASSES]
+        return cls(published=published, drift=dict(drift), classes={name: rows for name, rows in often if rows}, **more)
+
+    def plus(self, later: "Night") -> Self:
+        """Add up two nights; what cannot be added is that of the later one."""
+        names = ("rows", "audited", "differing", "flops", "flops_full_depth")
+        return type(self)(**(asdict(later) | {name: getattr(self, name) + getattr(later, name) for name in names}))
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """Parse a night of a manifest; raise ValueError for anything else."""
+        if not isinstance(values, dict) or not {field.name for field in fields(cls)} <= values.keys():
+            raise ValueError("no night")
+        night = cls(**{field.name: values[field.name] for field in fields(cls)})
+        numbers = [night.rows, night.audited, night.differing, night.flops, night.flops_full_depth]
+        numbers += [*night.drift.values(), *night.classes.values()]
+        counted = all(type(number) in (int, float) for number in numbers) and min(numbers[:5]) >= 0
+        if not counted or not isinstance(night.published, str) or night.differing > night.audited:
+            raise ValueError("no night")
+        return night
+
+
+def with_tonight(nights: Sequence[Night], tonight: Night) -> list[Night]:
+    """Return the nights with one more, MOST_NIGHTS at most."""
+    first, *others = (*nights, tonight)
+    while len(others) >= MOST_NIGHTS:
+        first, *others = (first.plus(others[0]), *others[1:])
+    return [first, *others]

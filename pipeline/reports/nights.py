@@ -1,0 +1,86 @@
+"""All nights of an output folder on the page of its newest run: disagreement and its bounds, savings, drift, classes."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from pipeline.calibration.sequential import lower_bound_ever, upper_bound_ever
+from pipeline.calibration.verdict import AuditResult
+from pipeline.nights import Night
+from pipeline.reports.page import Lines
+
+FEWEST_NIGHTS = 2
+SHOWN_NIGHTS = 366
+"""Nights on a chart, the newest: a year."""
+SHOWN_CLASSES = 6
+TALLEST = 4
+"""Bounds are drawn up to so many times the limit, or the largest disagreement: those of the first nights are far above."""
+
+
+def over_nights(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
+    """Chart the nights, tonight last; nothing is charted of a single night, or where no night has it."""
+    if len(nights) < FEWEST_NIGHTS:
+        return []
+    return [*_disagreement(nights, audit), *_savings(nights), *_drift(nights), *_classes(nights)]
+
+
+def _chart(title: str, nights: Sequence[Night], values: dict[str, list[float]], unit: str, note: str) -> Lines:
+    first, last = nights[-SHOWN_NIGHTS:][0], nights[-1]
+    shown = {name: line[-SHOWN_NIGHTS:] for name, line in values.items()}
+    return Lines(title, shown, first.published[:10], last.published[:10], unit, note)
+
+
+def _disagreement(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
+    """Chart the fraction of audited rows that differ, of all nights up to each, between bounds that hold at every look."""
+    audited = [night for night in nights if night.audited]
+    if len(audited) < FEWEST_NIGHTS:
+        return []
+    differing = list(accumulate(night.differing for night in audited))
+    rows = list(accumulate(night.audited for night in audited))
+    counts = list(zip(differing, rows, strict=True))
+    fractions = [count / number for count, number in counts]
+    top = TALLEST * max(audit.limit or 0.0, *fractions) or 1.0
+    bounds = {"at most": upper_bound_ever, "at least": lower_bound_ever}
+    values = {"differ": [100 * fraction for fraction in fractions]}
+    values |= {
+        name: [100 * min(bound(*each, audit.confidence), top) for each in counts] for name, bound in bounds.items()
+    }
+    if audit.limit is not None:
+        values["limit"] = [100 * audit.limit] * len(audited)
+    note = (
+        f"Percent of the audited rows of all nights so far, {rows[-1]:,} in the end. With {audit.confidence:.0%} confidence "
+        "the true fraction is between the bounds on every night."
+    )
+    return [_chart("Disagreement with full depth, over the nights", audited, values, "percent", note)]
+
+
+def _savings(nights: Sequence[Night]) -> list[Lines]:
+    worked = [night for night in nights if night.flops]
+    saved = {"fewer FLOPs": [night.flops_full_depth / night.flops for night in worked]}
+    note = "FLOPs of the plain full-depth model over those spent, of each night's rows."
+    return [_chart("Savings over the nights", worked, saved, "times", note)] if len(worked) >= FEWEST_NIGHTS else []
+
+
+def _drift(nights: Sequence[Night]) -> list[Lines]:
+    compared = [night for night in nights if night.drift]
+    names = sorted({name for night in compared for name in night.drift})
+    values = {name: [night.drift.get(name, 0.0) for night in compared] for name in names}
+    note = "Population stability index of each night's rows against the calibration sample."
+    return [_chart("Drift over the nights", compared, values, "PSI", note)] if len(compared) >= FEWEST_NIGHTS else []
+
+
+def _classes(nights: Sequence[Night]) -> list[Lines]:
+    counted = [night for night in nights if night.classes and night.rows]
+    if len(counted) < FEWEST_NIGHTS:
+        return []
+
+    def fraction(night: Night, name: str) -> float:
+        return night.classes.get(name, 0) / night.rows
+
+    most = {name: max(fraction(night, name) for night in counted) for night in counted for name in night.classes}
+    names = sorted(most, key=lambda name: -most[name])[:SHOWN_CLASSES]
+    values = {name: [100 * fraction(night, name) for night in counted] for name in names}
+    return [
+        _chart(
+            "Classes over the nights", counted, values, "percent", "Percent of each night's rows, by predicted class."
+        )
+    ]

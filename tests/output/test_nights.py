@@ -1,0 +1,79 @@
+"""The nights that a manifest keeps: what each publishing added, over overwriting, earlier versions and many years."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.corpus.listing import Corpus
+from pipeline.nights import MOST_NIGHTS, Night, with_tonight
+from pipeline.output.ledger import Ledger
+from pipeline.output.manifest import DamagedNoteError, read_manifest
+from tests.support.ledger import FINGERPRINT, SCHEMA, finish, make_corpus, make_folder, receipt
+
+
+def publish(folder: str, corpus: Corpus, file: int, audited: int, *, overwrite: bool = False) -> None:
+    """Add the 30 rows of a file as a night, with audited rows of which one differs."""
+    with Ledger(folder, FINGERPRINT, overwrite=overwrite) as ledger:
+        ledger.begin(SCHEMA)
+        counted = replace(receipt(corpus, file, 0, 30, last=True), audited=audited, differing=1, flops=5.0)
+        finish(ledger, counted)
+        ledger.publish(1.0, {"drift": {"length": {"psi": 0.25, "state": "ok"}}})
+
+
+def test_every_publishing_is_a_night_and_overwriting_begins_anew(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    publish(folder, corpus, 0, 10)
+    publish(folder, corpus, 1, 20)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert [(night.rows, night.audited, night.differing, night.flops) for night in manifest.nights] == [
+        (receipt(corpus, 0, 0, 30, last=True).rows_out, 10, 1, 5.0),
+        (receipt(corpus, 1, 0, 30, last=True).rows_out, 20, 1, 5.0),
+    ]
+    assert manifest.nights[1].drift == {"length": 0.25}
+    assert manifest.nights[1].published == manifest.facts["published"]
+    with Ledger(folder, FINGERPRINT) as ledger:
+        assert ledger.nights() == manifest.nights
+    publish(folder, corpus, 0, 30, overwrite=True)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert [night.audited for night in manifest.nights] == [30]
+
+
+def test_a_manifest_of_before_is_one_night_and_what_is_no_night_is_damage(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    publish(folder, corpus, 0, 10)
+    path = Path(folder, "_manifest.json")
+    facts = json.loads(path.read_text())
+    nights = facts.pop("nights")
+    path.write_text(json.dumps(facts))
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert [(night.audited, night.published) for night in manifest.nights] == [(10, facts["published"])]
+    publish(folder, corpus, 1, 20)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert [night.audited for night in manifest.nights] == [10, 20]
+    wrongs: list[Any] = [{}, 7, nights[0] | {"audited": -1}, nights[0] | {"differing": 11}, nights[0] | {"flops": "5"}]
+    for wrong in wrongs:
+        path.write_text(json.dumps(facts | {"nights": [wrong]}))
+        with pytest.raises(DamagedNoteError, match="no night"):
+            read_manifest(folder)
+
+
+@given(audited=st.lists(st.integers(0, 9), max_size=5))
+def test_nights_add_up_when_they_become_too_many(audited: list[int]) -> None:
+    nights = [Night(published=f"{number}", audited=1, rows=2, classes={"a": 2}) for number in range(MOST_NIGHTS - 2)]
+    for number, count in enumerate(audited):
+        before = nights
+        nights = with_tonight(nights, Night(published=f"late {number}", audited=count))
+        assert len(nights) <= MOST_NIGHTS
+        assert sum(night.audited for night in nights) == sum(night.audited for night in before) + count
+        assert sum(night.rows for night in nights) == sum(night.rows for night in before)
+        assert nights[-1].published == f"late {number}"
+    assert [Night.from_json(json.loads(json.dumps(asdict(night)))) for night in nights] == nights
