@@ -11,6 +11,7 @@ from pipeline.calibration import targets
 from pipeline.calibration.audit import AuditSpec
 from pipeline.calibration.curve import Calibration, Choice
 from pipeline.calibration.guarantees import upper_bound
+from pipeline.calibration.sequential import rows_until
 from pipeline.calibration.targets import Target
 from pipeline.calibration.verdict import Guarantee
 from pipeline.engine.config import EngineConfig
@@ -92,6 +93,13 @@ def audit_spec(args: argparse.Namespace, calibration: Calibration | None) -> Aud
     """Say what actors count; None if nothing needs to be."""
     if not args.audit:
         return None
+    if args.max_disagreement is not None:
+        rows = rows_until(args.max_disagreement, 1 / (1 - args.confidence), 0.0, above=False)
+        if rows is not None:
+            print_line(
+                f"the audit: at least {rows:,} audited rows, {rows / args.audit:,.0f} rows at {args.audit:.3%}, over all nights, "
+                f"show that at most {args.max_disagreement:.3%} differ, and more if any do"
+            )
     edges = () if calibration is None else tuple(calibration.reference.uncertainty_edges)
     return AuditSpec(fraction=args.audit, uncertainty_edges=edges)
 

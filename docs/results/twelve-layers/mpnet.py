@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the models of README.md by the project's own jobs, models that are there left alone, and print its tables.
 
-python docs/results/twelve-layers/run.py --data $DATA --backbone all-mpnet-base-v2 --work twelve
+python docs/results/twelve-layers/mpnet.py --data $DATA --backbone all-mpnet-base-v2 --work twelve
 """
 
 import argparse

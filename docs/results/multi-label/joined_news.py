@@ -1,0 +1,116 @@
+#!/usr/bin/env python
+"""Make a multi-label set of joined news, train exits on it by the project's own jobs, and print what they save.
+
+python docs/results/multi-label/run.py --data $DATA --backbone all-MiniLM-L6-v2 --work tagged
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+import numpy as np
+import pandas as pd
+
+from docs.results.papers.tables import DROPS, Work, table
+from models.exits.criterion import Criterion
+
+JOBS = Path(__file__).resolve().parents[3] / "jobs"
+TOPICS = ("World", "Sports", "Business", "Sci/Tech")
+ROWS = {"train": 8_000, "dev": 2_000, "test": 4_000}
+NAME = "tagged"
+LIMITS = (0.01, 0.02, 0.05)
+
+
+def joined(news: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
+    """Join one to three news items of random topics; the labels are the set of their topics, none for one in twelve."""
+    random = np.random.default_rng(seed)
+    made = []
+    for _ in range(rows):
+        items = news.iloc[random.integers(0, len(news), random.integers(1, 4))]
+        kept = items if random.random() > 1 / 12 else items[:0]
+        text = (
+            " ".join(item[:120] for item in items.text) if len(kept) else "nothing to report today, see the other page"
+        )
+        made.append({"text": text, "label": [TOPICS[label] for label in sorted(set(kept.label))]})
+    return pd.DataFrame(made)
+
+
+def prepare(data: Path, work: Path) -> None:
+    folder = work / "data"
+    if (folder / f"{NAME}-test.parquet").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    news = pd.read_parquet(data / "ag_news" / "train.parquet").sample(frac=1, random_state=0)
+    parts = {"train": news[:20_000], "dev": news[20_000:], "test": pd.read_parquet(data / "ag_news" / "test.parquet")}
+    for seed, (part, source) in enumerate(parts.items()):
+        joined(source, ROWS[part], seed).to_parquet(folder / f"{NAME}-{part}.parquet", index=False)
+    pd.read_parquet(folder / f"{NAME}-train.parquet")[["text"]].to_parquet(folder / f"{NAME}-text.parquet", index=False)
+
+
+def train(backbone: str, work: Path) -> None:
+    data = work / "data"
+    lines = {
+        "teacher": f"finetune.py --backbone {backbone} --train {data}/{NAME}-train.parquet --dev {data}/{NAME}-dev.parquet "
+        f"--task multi-label --class-names {','.join(TOPICS)} --epochs 2 --batch-rows 32",
+        "attention": f"distill.py --model {work}/{NAME}/teacher --input {data}/{NAME}-text.parquet --head attention --epochs 3",
+        "pooled": f"distill.py --model {work}/{NAME}/teacher --input {data}/{NAME}-text.parquet --head pooled --epochs 3",
+    }
+    for model, line in lines.items():
+        output = work / NAME / model
+        if (output / "config.json").exists() and not (output / "_checkpoint").exists():
+            continue
+        words = shlex.split(f"{line} --output {output}")
+        print(f"$ python jobs/{shlex.join(words)}", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, str(JOBS / words[0]), *words[1:]], check=True, stdout=sys.stderr)
+
+
+def print_tables(work: Work) -> None:
+    rows, layers, limits = [], [], []
+    for model in ("attention", "pooled"):
+        test = work.evaluation(NAME, model, "test")
+        layers.append([model, *(f"{quality:.4f}" for quality in test.by_layer().values())])
+        cells = [model, f"{test.full_depth().quality:.4f}"]
+        for drop in DROPS:
+            point, full = work.chosen(NAME, model, "entropy", drop)
+            cells.append(f"{point.flops_speedup:.2f}x ({point.quality - full:+.4f})")
+        rows.append(cells)
+        limits.append([model, *(within(work, model, limit) for limit in LIMITS)])
+    table(["exits", "micro-F1, full depth", *(f"-{drop:.1%} on dev" for drop in DROPS)], rows)
+    table(["exits", *map(str, range(1, len(layers[0])))], layers)
+    table(["exits", *(f"{limit:.0%} of label sets differ on dev" for limit in LIMITS)], limits)
+
+
+def within(work: Work, model: str, limit: float) -> str:
+    """Choose the fastest threshold with so few label sets on dev other than at full depth; say what it does on test."""
+    chosen = max(
+        (speed for speed in np.linspace(0, 1, 201).tolist() if differing(work, model, "dev", speed)[0] <= limit),
+        default=0.0,
+    )
+    fraction, speedup = differing(work, model, "test", chosen)
+    return f"{speedup:.2f}x ({fraction:.2%})"
+
+
+def differing(work: Work, model: str, split: str, speed: float) -> tuple[float, float]:
+    """Return the fraction of label sets other than at full depth, and how many times fewer FLOPs, at a threshold."""
+    evaluation = work.evaluation(NAME, model, split)
+    point = evaluation.at(Criterion(name="entropy", speed=speed))
+    return point.disagreement, point.flops_speedup
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--work", required=True, type=Path)
+    args = parser.parse_args()
+    prepare(args.data, args.work)
+    train(args.backbone, args.work)
+    print_tables(Work(args.work, (NAME,)))
+
+
+if __name__ == "__main__":
+    main()
