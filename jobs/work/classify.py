@@ -97,8 +97,8 @@ def audit_spec(args: argparse.Namespace, calibration: Calibration | None) -> Aud
         rows = rows_until(args.max_disagreement, 1 / (1 - args.confidence), 0.0, above=False)
         if rows is not None:
             print_line(
-                f"the audit: at least {rows:,} audited rows, {rows / args.audit:,.0f} rows at {args.audit:.3%}, over all nights, "
-                f"show that at most {args.max_disagreement:.3%} differ, and more if any do"
+                f"the audit needs {rows:,} audited rows or more over all nights, which are {rows / args.audit:,.0f} rows at "
+                f"{args.audit:.3%}, to show that at most {args.max_disagreement:.3%} differ"
             )
     edges = () if calibration is None else tuple(calibration.reference.uncertainty_edges)
     return AuditSpec(fraction=args.audit, uncertainty_edges=edges)
