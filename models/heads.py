@@ -37,22 +37,16 @@ def normed(x_QH: Tensor, norm: Shared[nn.LayerNorm] | None) -> Tensor:
     return normed_QH
 
 
-class PooledHead(nn.Module):
-    """First token -> dense -> activation -> classes: BERT's pooler and classifier; DeeBERT's off-ramp (Xin et al. 2020).
+class _DenseHead(nn.Module):
+    """One vector a row -> dense -> activation -> norm -> classes: what heads without attention do with it."""
 
-    A branch head standardizes the first token with a fixed mean and deviation: in lower layers it may be nearly the same for
-    all texts, and gradient steps of the usual size do not find what differs (docs/results/papers/README.md).
-    """
-
-    reads_first_token: Literal[True] = True
-    """Whether the first token of every row is all that the head reads: `features_of_first` exists then."""
     token_width: int | None = None
-    """Width of what `per_token` keeps of a token; None where the head reads the hidden states themselves."""
+    """Width of what `per_token` keeps of a token; None, since the head reads the hidden states themselves."""
 
     mean: Tensor | None
-    """[H], of the first tokens that it reads; fp32 in every precision, since small differences of large numbers matter here."""
+    """[H], of the vectors that it reads; fp32 in every precision, since small differences of large numbers matter here."""
     deviation: Tensor | None
-    """[H], of the first tokens that it reads; None, as `mean`, in a head that does not standardize."""
+    """[H], of the vectors that it reads; None, as `mean`, in a head that does not standardize."""
 
     def __init__(
         self,
@@ -82,13 +76,33 @@ class PooledHead(nn.Module):
         """Number of the features."""
         return self.dense.out_features
 
-    def features(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
-        """Compute the input of `out`: [T, H] -> [B, F]."""
-        return self.features_of_first(first_tokens(x_TH, groups))
-
     def per_token(self, x_TH: Tensor) -> Tensor:
         """Return the hidden states as they are."""
         return x_TH
+
+    def features_of_read(self, read_BH: Tensor) -> Tensor:
+        """Compute the features from what the head has read of every row: [B, H] -> [B, F]."""
+        if self.mean is not None and self.deviation is not None:
+            read_BH = ((read_BH.float() - self.mean) / self.deviation).to(read_BH.dtype)
+        features_BH: Tensor = self.activation(self.dense(self.input_dropout(read_BH)))
+        if self.norm is not None:
+            features_BH = self.norm(features_BH)
+        return self.dropout(features_BH)  # type: ignore[no-any-return]
+
+
+class PooledHead(_DenseHead):
+    """First token -> dense -> activation -> classes: BERT's pooler and classifier; DeeBERT's off-ramp (Xin et al. 2020).
+
+    A branch head standardizes the first token with a fixed mean and deviation: in lower layers it may be nearly the same for
+    all texts, and gradient steps of the usual size do not find what differs (docs/results/papers/README.md).
+    """
+
+    reads_first_token: Literal[True] = True
+    """Whether the first token of every row is all that the head reads: `features_of_first` exists then."""
+
+    def features(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
+        """Compute the input of `out`: [T, H] -> [B, F]."""
+        return self.features_of_first(first_tokens(x_TH, groups))
 
     def features_from(self, x_TH: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
         """Compute the features of every row, and of as many rows of padding: [T, H] -> [B + padding, F]."""
@@ -96,13 +110,7 @@ class PooledHead(nn.Module):
 
     def features_of_first(self, first_BH: Tensor) -> Tensor:
         """Compute the features from the first token of every row: [B, H] -> [B, F]."""
-        first_BH = normed(first_BH, self.read_through)
-        if self.mean is not None and self.deviation is not None:
-            first_BH = ((first_BH.float() - self.mean) / self.deviation).to(first_BH.dtype)
-        features_BH: Tensor = self.activation(self.dense(self.input_dropout(first_BH)))
-        if self.norm is not None:
-            features_BH = self.norm(features_BH)
-        return self.dropout(features_BH)  # type: ignore[no-any-return]
+        return self.features_of_read(normed(first_BH, self.read_through))
 
     def standardize(self, first_BH: Tensor) -> None:
         """Set mean and deviation to those of the first tokens of some rows; do nothing if this is not a branch head."""
@@ -113,45 +121,15 @@ class PooledHead(nn.Module):
             self.deviation.copy_((variance_H + LEAST_VARIANCE).sqrt())
 
 
-class MeanHead(nn.Module):
+class MeanHead(_DenseHead):
     """Mean of all tokens -> dense -> activation -> norm -> classes: ModernBERT's classifier, where it pools by the mean."""
 
     reads_first_token: Literal[False] = False
     """Whether the first token of every row is all that the head reads."""
-    token_width: int | None = None
-    """Width of what `per_token` keeps of a token; None, since the head reads the hidden states themselves."""
-
-    def __init__(
-        self,
-        hidden: int,
-        classes: int,
-        *,
-        activation: str,
-        dropout: float,
-        input_dropout: float,
-        bias: bool,
-        norm: nn.LayerNorm | None,
-        read_through: Shared[nn.LayerNorm] | None,
-    ) -> None:
-        super().__init__()
-        self.read_through, self.norm = read_through, norm
-        self.dense = nn.Linear(hidden, hidden, bias=bias)
-        self.activation = activation_of(activation)
-        self.dropout, self.input_dropout = Dropout(dropout), Dropout(input_dropout)
-        self.out = nn.Linear(hidden, classes)
-
-    @property
-    def width(self) -> int:
-        """Number of the features."""
-        return self.dense.out_features
 
     def features(self, x_TH: Tensor, groups: Sequence[LengthGroup]) -> Tensor:
         """Compute the input of `out`: [T, H] -> [B, F]."""
         return self.features_from(x_TH, groups)
-
-    def per_token(self, x_TH: Tensor) -> Tensor:
-        """Return the hidden states as they are."""
-        return x_TH
 
     def features_from(self, x_TH: Tensor, groups: Sequence[LengthGroup], padding: int = 0) -> Tensor:
         """Compute the features of every row, and of as many rows of padding: [T, H] -> [B + padding, F]."""
@@ -161,11 +139,7 @@ class MeanHead(nn.Module):
             part.view(group.rows, group.length, -1).mean(1)
             for group, part in zip(groups, read_TH.split(tokens), strict=True)
         ]
-        mean_BH = self.input_dropout(F.pad(torch.cat(means), (0, 0, 0, padding)))
-        features_BH: Tensor = self.activation(self.dense(mean_BH))
-        if self.norm is not None:
-            features_BH = self.norm(features_BH)
-        return self.dropout(features_BH)  # type: ignore[no-any-return]
+        return self.features_of_read(F.pad(torch.cat(means), (0, 0, 0, padding)))
 
 
 class AttentionHead(nn.Module):

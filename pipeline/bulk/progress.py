@@ -2,20 +2,23 @@
 
     42%  1,310,720 rows  2,184 rows/s  13:51 left  mean exit 3.90  12 rejects  waiting for the model
 
-The fraction done is one of input bytes, the only size that is known before files are read. The last words name the stage that
-holds the others up.
+The fraction done is one of input bytes, the only size that is known before files are read. A reader takes them in pieces of
+PIECE_BYTES, and a piece of a file that is packed a thousandfold holds a thousand bundles: so the last piece of a file that goes
+on is not done yet, and while most of what was read is such pieces, nobody knows how much time is left. The last words name the
+stage that holds the others up.
 """
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Self, TextIO
 
 import numpy as np
 
+from pipeline.output.receipts import Receipt
 from pipeline.output.totals import Totals
 
 STAGES = {"read": "reading", "tokenize": "the tokenizer", "classify": "the model", "write": "writing"}
@@ -24,6 +27,10 @@ RECENT = 0.8
 """Weight that the waits of earlier bundles keep when another one is finished."""
 QUEUE = 1.0
 """Bundles that wait for a stage, on the mean, above which it has a queue; a few tenths are how long a task takes to start."""
+PIECE_BYTES = 1 << 16
+"""Bytes of a file that are read at once, by Arrow's decompressors and by ours."""
+MAX_UNCERTAIN = 0.25
+"""Fraction of the bytes that were read which may be of such pieces where the time that is left is shown."""
 BIN_SECONDS, MAX_BINS = 0.25, 256
 """Seconds in a bin of the timeline at first, and the most bins: a minute fills them, and those of a day have 512 s each."""
 ROWS = "rows"
@@ -74,10 +81,16 @@ class Progress:
         self.live = self.stream.isatty()
         self.started = self.shown = time.monotonic()
         self._waits, self._elapsed, self._last = dict.fromkeys(STAGES, 0.0), 0.0, self.started
+        self._unfinished: dict[str, float] = {}
+        """Files of which some shards are done and the last one is not, with the bytes that those stand for."""
 
-    def update(self, fresh: Totals, bundle: Totals) -> None:
+    def update(self, fresh: Totals, bundle: Totals, receipts: Sequence[Receipt] = ()) -> None:
         """Take note of a finished bundle, and show the totals of this run, if it is time to."""
         now = time.monotonic()
+        for receipt in receipts:
+            read = self._unfinished.pop(receipt.file, 0.0) + receipt.input_bytes
+            if not receipt.last:
+                self._unfinished[receipt.file] = read
         self._elapsed, self._last = RECENT * self._elapsed + now - self._last, now
         for stage in STAGES:
             self._waits[stage] = RECENT * self._waits[stage] + bundle.waits.get(stage, 0.0)
@@ -95,9 +108,11 @@ class Progress:
         """Write rows, rate, time left, mean exit layer and rejects on one line."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         done = self.before.plus(Sums.of(fresh))
-        fraction = min(done.input_bytes / self.total_bytes, 1.0) if self.total_bytes else 1.0
-        rest = self.total_bytes - done.input_bytes
-        left = rest / fresh.input_bytes * seconds if fresh.input_bytes > 0 else float("nan")
+        uncertain = sum(min(read, PIECE_BYTES) for read in self._unfinished.values())
+        read = done.input_bytes - uncertain
+        fraction = min(read / self.total_bytes, 1.0) if self.total_bytes else 1.0
+        known = fresh.input_bytes > 0 and uncertain <= MAX_UNCERTAIN * fresh.input_bytes
+        left = (self.total_bytes - read) / (fresh.input_bytes - uncertain) * seconds if known else float("nan")
         return (
             f"{fraction:4.0%}  {done.rows:,} rows  {fresh.rows_in / seconds:,.0f} rows/s  {duration(left)} left  "
             f"mean exit {done.exit_layers / max(done.rows_out, 1):.2f}  {done.rejects:,} rejects  "

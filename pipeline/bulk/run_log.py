@@ -73,7 +73,7 @@ class RunLog:
         self.totals = self.totals.merged(bundle)
         self.timeline.add(bundle, time.monotonic() - self._started)
         self._metrics.count_bundle(bundle)
-        self._progress.update(self.totals, bundle)
+        self._progress.update(self.totals, bundle, receipts)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

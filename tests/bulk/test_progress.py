@@ -45,6 +45,46 @@ def test_a_line_counts_what_earlier_runs_did_and_the_rate_of_this_one(monkeypatc
     assert progress.line(Totals()).startswith(" 20%  20 rows  0 rows/s  ? left  mean exit 1.00  1 rejects")
 
 
+def receipt_of(file: str, start: int, input_bytes: float, *, last: bool = False) -> Receipt:
+    return Receipt(
+        shard="0" * 16, file=file, size=1, version="1", start=start, span=10, last=last, input_bytes=input_bytes,
+        rows_in=10, rows_out=10, exits=[10],
+    )  # fmt: skip
+
+
+def test_no_time_is_left_to_tell_while_the_files_that_were_read_are_packed_a_thousandfold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file of 50 KB is read in one piece with its first bundle, which then stands for all of it."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    progress, fresh = Progress(Totals(), bytes_left=20 * 50_000, stream=io.StringIO()), Totals()
+
+    def line_after(*receipts: Receipt) -> str:
+        nonlocal fresh
+        for one in receipts:
+            clock[0] += 1
+            fresh = fresh.plus(one)
+            progress.update(fresh, Totals().plus(one), [one])
+        return progress.line(fresh)
+
+    assert line_after(*(receipt_of(f"{number}.gz", 0, 50_000) for number in range(4))).startswith(
+        "  0%  40 rows  10 rows/s  ? left"
+    )
+    for number in range(4):
+        line = line_after(*(receipt_of(f"{number}.gz", 10 * n, 0) for n in range(1, 25)))
+        assert ("  ? left" in line) == (number < 3)
+        line_after(receipt_of(f"{number}.gz", 250, 0, last=True))
+    assert progress.line(fresh).startswith(" 20%  1,040 rows  10 rows/s  6:56 left")  # 104 s for 4 files of 20
+    assert "  ? left" in line_after(*(receipt_of(f"{number}.gz", 0, 50_000) for number in range(4, 8)))
+    assert " 21%" in line_after(receipt_of("large.txt", 0, 75_536))  # of which one piece is not done
+    plain = Progress(Totals(), bytes_left=10_000_000, stream=io.StringIO())
+    clock[0] += 1
+    big = receipt_of("large.parquet", 0, 1_000_000)
+    plain.update(Totals().plus(big), Totals().plus(big), [big])
+    assert plain.line(Totals().plus(big)).startswith("  9%  10 rows  10 rows/s  0:10 left")
+
+
 def test_progress_leaves_the_totals_alone_that_it_is_given() -> None:
     before, fresh = totals_of((1, [9, 0])), totals_of((0, [0, 10]))
     progress = Progress(before, bytes_left=100, stream=io.StringIO())
