@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+from pipeline.corpus.folders.hive import Partitions, partitions_of
 from pipeline.errors import InputError, RefusedError, printable
 from pipeline.storage.base import Entry, absolute, is_remote, translate_errors
 from pipeline.storage.globs import Glob
@@ -45,6 +46,8 @@ class InputFile:
     """One of "parquet", "jsonl", "csv", "tsv" and "text"."""
     compression: str | None
     """One of "gzip", "zstd", "bzip2" and "xz"; None for a file that is not compressed."""
+    partitions: Partitions = ()
+    """Columns that the folders it lies in give to all its rows, below the input: `folders.hive`."""
     problem: str | None = None
     """Why it cannot be read whatever its content; None if nothing is known against it."""
 
@@ -210,6 +213,7 @@ def _input_file(entry: Entry, name: str) -> InputFile | None:
         version=entry.version,
         format=kind,
         compression=compression,
+        partitions=partitions_of(_escaped(name)),
         problem=None if path == entry.path else "its name is no UTF-8; rename it",
     )
 

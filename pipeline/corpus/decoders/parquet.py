@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.decoders import raw
+from pipeline.corpus.decoders.fields import Path, column_at, paths_of
 from pipeline.corpus.decoders.int96 import has_digits_below, int96_columns
 from pipeline.corpus.decoders.pages import Page, read_pages
 from pipeline.corpus.decoders.plain import plain
@@ -44,18 +45,25 @@ def parquet_rows(
     parquet: pq.ParquetFile, stored: BinaryIO, groups: range, columns: list[str], start: int
 ) -> Iterator[RawRows]:
     """Yield the rows of neighbouring row groups, which begin with row `start` of the file; raise what the decoder raises."""
+    paths = dict(zip(columns, paths_of(parquet.schema_arrow, columns), strict=True))
     metadata, times = parquet.metadata, int96_columns(parquet, columns)
     # Arrow cannot put together dictionaries inside of lists or structs, and batches with dictionaries end with a row group.
-    by_group = bool(times) or any(map(_has_inner_dictionary, map(parquet.schema_arrow.field, columns)))
+    fields = [parquet.schema_arrow.field(path[0]) for path in paths.values()]
+    by_group = bool(times) or any(map(_has_inner_dictionary, fields))
     for run, rows in _runs(parquet, stored, groups, columns, by_group=by_group):
         end = start + sum(metadata.row_group(group).num_rows for group in run)
         batches = parquet.iter_batches(rows, row_groups=[*run], columns=columns, use_threads=False)
-        cuts = has_digits_below(stored, times, [*run], rows) if times else repeat({})
+        cuts = has_digits_below(stored, {name: paths[name] for name in times}, [*run], rows) if times else repeat({})
         for batch, cut in zip(batches, cuts, strict=False):
-            yield from _chunks(batch, columns, start, metadata.num_rows, cut)
+            yield from _chunks(_flat(batch, paths), columns, start, metadata.num_rows, cut)
             start += len(batch)
         if start != end:
             raise FileFormatError(f"row {start} is missing, of {end} rows up to the end of its row group")
+
+
+def _flat(batch: pa.RecordBatch, paths: Mapping[str, Path]) -> pa.RecordBatch:
+    """Return the columns and fields of a batch that are asked for, each as a column of the name that it is asked for by."""
+    return pa.RecordBatch.from_arrays([column_at(batch, path) for path in paths.values()], names=[*paths])
 
 
 def _has_inner_dictionary(field: pa.Field) -> bool:
