@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.corpus.decoders import int96, raw
 from pipeline.corpus.decoders.delimited import delimited_rows, read_header
 from pipeline.corpus.decoders.fields import Path, fields_in, paths_of
+from pipeline.corpus.decoders.ipc.rows import arrow_fields, arrow_rows
 from pipeline.corpus.decoders.jsonl import jsonl_columns, jsonl_rows
 from pipeline.corpus.decoders.lines import Lines
 from pipeline.corpus.decoders.parquet import parquet_rows
@@ -43,7 +44,9 @@ def iter_sections(
         if file.format == "parquet":
             yield from _parquet_sections(file, stored, columns, wanted)
         else:
-            yield Section(0, None, 0.0, True, _checked(file, _line_rows(file, stored, columns)))
+            arrow = file.format == "arrow"
+            rows = arrow_rows(stored, file.size, columns) if arrow else _line_rows(file, stored, columns)
+            yield Section(0, None, 0.0, True, _checked(file, rows))
 
 
 def section_starts(file: InputFile) -> list[int]:
@@ -86,6 +89,8 @@ def file_fields(file: InputFile, names: list[str]) -> dict[Path, pa.DataType | N
         if file.format == "parquet":
             with _open_parquet(file, stored) as parquet:
                 return fields_in(parquet.schema_arrow, names)
+        if file.format == "arrow":
+            return arrow_fields(stored, file.size, names)
         lines = Lines(stored, file.compression)
         if file.format == "jsonl":
             return dict.fromkeys(jsonl_columns(lines, names, raw.CHUNK_ROWS, raw.MAX_ROW_BYTES))
