@@ -1,4 +1,4 @@
-"""zstd with windows of up to 2 GiB, as `zstd --long=31` writes: Arrow, whose limit is 128 MiB, has no way to say more.
+"""zstd with windows of up to 2 GiB, as the largest dumps have: Arrow, whose limit is 128 MiB, has no way to ask for more.
 
 A frame asks for a window in its header. Where one asks for more than Arrow gives, the file is read anew by the machine's own
 libzstd, which gives 2 GiB and takes as much memory as the window, as far as the content fills it.
