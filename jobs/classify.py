@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Classify a corpus: easy texts exit the network early, every row lands once in Parquet.
 
-Reads Parquet, JSONL, CSV, TSV or text lines (.gz .zst .bz2 .xz too), streams them through a pool of actors on Ray, and writes
-part-*.parquet with label, score, exit layer and uncertainty, _rejects/ with what could not be used and why, and at the end
-_manifest.json. The same command again goes on where a stopped run ended, and does nothing when all is done.
+Reads Parquet, Arrow, JSONL, CSV, TSV or text lines (.gz .zst .bz2 .xz too), streams them through a pool of actors on Ray, and
+writes part-*.parquet with label, score, exit layer and uncertainty, _rejects/ with what could not be used and why, and at the
+end _manifest.json. The same command again goes on where a stopped run ended, and does nothing when all is done.
 
   python jobs/classify.py --model my-model --input corpus/ --output out/ --speed 0.3
   python jobs/classify.py --model my-model --input 'logs/*.jsonl.gz' --output out/ --text-column message --keep user

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Label a corpus with a teacher: the logits of any classifier for every row, at full depth. No labels are read.
 
-The same chain as classify.py: Parquet, JSONL, CSV, TSV or text lines in; part-*.parquet with id, logits, label, uncertainty and
-the text itself out; _rejects/, _manifest.json, and resume.
+The same chain as classify.py: Parquet, Arrow, JSONL, CSV, TSV or text lines in; part-*.parquet with id, logits, label,
+uncertainty and the text itself out; _rejects/, _manifest.json, and resume.
 
   python jobs/label.py --model my-teacher --input unlabelled/ --output soft-labels/
   python jobs/label.py --model my-teacher --input corpus/ --output soft-labels/ --no-text --id-column url

@@ -30,7 +30,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="folder for parts, rejects and manifest, local or s3://; made if absent",
     )
     parser.add_argument("--id-column", metavar="NAME", help="column that names a row (default: <file>:<row>)")
-    parser.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="columns to carry into the output")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="NAME[=AS]",
+        help="columns to carry into the output; lang=tongue writes lang as tongue, doc.lang is written as lang, and folders "
+        "lang=de/ are a column lang",
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPE_NAMES,

@@ -31,7 +31,9 @@ def fraction(text: str) -> float:
 
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where texts stand in a file."""
-    parser.add_argument("--text-column", default="text", metavar="NAME", help="column of the text")
+    parser.add_argument(
+        "--text-column", default="text", metavar="NAME", help="column of the text; doc.text is a field of a struct"
+    )
     parser.add_argument("--pair-column", metavar="NAME", help="column of the second text, for pairs")
     parser.add_argument(
         "--max-tokens", type=positive, metavar="N", help="tokens kept of a row (default: what the model can take)"

@@ -15,11 +15,13 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus.decoders import int96, raw
 from pipeline.corpus.decoders.delimited import delimited_rows, read_header
+from pipeline.corpus.decoders.fields import Path, fields_in, paths_of
+from pipeline.corpus.decoders.ipc.rows import arrow_fields, arrow_rows
 from pipeline.corpus.decoders.jsonl import jsonl_columns, jsonl_rows
 from pipeline.corpus.decoders.lines import Lines
 from pipeline.corpus.decoders.parquet import parquet_rows
 from pipeline.corpus.decoders.plain import plain_type
-from pipeline.corpus.decoders.raw import DAMAGE, FileFormatError, RawRows, Section, check_header
+from pipeline.corpus.decoders.raw import DAMAGE, FileFormatError, RawRows, Section
 from pipeline.corpus.decoders.text import TEXT_COLUMN, text_rows
 from pipeline.corpus.listing import InputFile
 from pipeline.errors import StorageError
@@ -42,7 +44,9 @@ def iter_sections(
         if file.format == "parquet":
             yield from _parquet_sections(file, stored, columns, wanted)
         else:
-            yield Section(0, None, 0.0, True, _checked(file, _line_rows(file, stored, columns)))
+            arrow = file.format == "arrow"
+            rows = arrow_rows(stored, file.size, columns) if arrow else _line_rows(file, stored, columns)
+            yield Section(0, None, 0.0, True, _checked(file, rows))
 
 
 def section_starts(file: InputFile) -> list[int]:
@@ -71,16 +75,26 @@ def section_groups(metadata: pq.FileMetaData) -> list[range]:
 
 def file_columns(file: InputFile) -> dict[str, pa.DataType | None]:
     """Return the columns of a file and their types (None: any JSON value); raise FileFormatError if it cannot be read."""
+    return {path[0]: kind for path, kind in file_fields(file, []).items()}
+
+
+def file_fields(file: InputFile, names: list[str]) -> dict[Path, pa.DataType | None]:
+    """Return the columns of a file with their types, and the fields of structs that these names lead into.
+
+    The type of what may be any JSON value is None. Raises FileFormatError if the file cannot be read.
+    """
     if file.format == "text" and file.problem is None:
-        return {TEXT_COLUMN: pa.string()}
+        return {(TEXT_COLUMN,): pa.string()}
     with _reading(file), _open_listed(file) as stored:
         if file.format == "parquet":
             with _open_parquet(file, stored) as parquet:
-                return dict(zip(parquet.schema_arrow.names, parquet.schema_arrow.types, strict=True))
+                return fields_in(parquet.schema_arrow, names)
+        if file.format == "arrow":
+            return arrow_fields(stored, file.size, names)
         lines = Lines(stored, file.compression)
         if file.format == "jsonl":
-            return dict.fromkeys(jsonl_columns(lines, raw.CHUNK_ROWS, raw.MAX_ROW_BYTES))
-        return dict.fromkeys(read_header(lines, tabs=file.format == "tsv"), pa.string())
+            return dict.fromkeys(jsonl_columns(lines, names, raw.CHUNK_ROWS, raw.MAX_ROW_BYTES))
+        return {(name,): pa.string() for name in read_header(lines, tabs=file.format == "tsv")}
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -151,7 +165,7 @@ def _open_parquet(file: InputFile, stored: BinaryIO) -> pq.ParquetFile:
 
 def _parquet_sections(file: InputFile, stored: BinaryIO, columns: list[str], wanted: range | None) -> Iterator[Section]:
     with _open_parquet(file, stored) as parquet:
-        check_header(parquet.schema_arrow.names, columns)
+        paths_of(parquet.schema_arrow, columns)
         metadata, sections, start = parquet.metadata, section_groups(parquet.metadata), 0
         for number, groups in enumerate(sections):
             end = start + sum(metadata.row_group(group).num_rows for group in groups)

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+from pipeline.corpus.folders.hive import Partitions, partitions_of
+from pipeline.corpus.folders.saved import leave_out_unlisted
 from pipeline.errors import InputError, RefusedError, printable
 from pipeline.storage.base import Entry, absolute, is_remote, translate_errors
 from pipeline.storage.globs import Glob
@@ -19,6 +21,8 @@ from pipeline.storage.tree import LeftOut, Tree, tree_of_entries, tree_on_disk
 
 FORMATS = {
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
@@ -42,9 +46,11 @@ class InputFile:
     version: str
     """Time of modification in ns since the epoch, or ETag."""
     format: str
-    """One of "parquet", "jsonl", "csv", "tsv" and "text"."""
+    """One of "parquet", "arrow", "jsonl", "csv", "tsv" and "text"."""
     compression: str | None
     """One of "gzip", "zstd", "bzip2" and "xz"; None for a file that is not compressed."""
+    partitions: Partitions = ()
+    """Columns that the folders it lies in give to all its rows, below the input: `folders.hive`."""
     problem: str | None = None
     """Why it cannot be read whatever its content; None if nothing is known against it."""
 
@@ -89,6 +95,7 @@ def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
         if may_be_empty and (is_remote(location) or Glob.of(location)):  # S3 has no empty folders
             return Corpus([])
         raise InputError("input", f"{pattern}: no such file, folder or match")
+    leave_out_unlisted(root, tree)
     corpus = _corpus_of(tree)
     if corpus.files:
         tree.refuse_layouts(root)
@@ -168,7 +175,7 @@ def _corpus_of(tree: Tree) -> Corpus:
 
 
 def _remark(why: LeftOut, names: list[str]) -> str:
-    what, are = ("file" if why is LeftOut.OTHER_KIND else "name"), "is"
+    what, are = ("file" if why in (LeftOut.OTHER_KIND, LeftOut.UNLISTED) else "name"), "is"
     if len(names) > 1:
         what, are = f"{what}s", "are"
     return f"{len(names):,} {what} {why} {are} left alone, such as {printable(_escaped(names[0]))}"
@@ -193,7 +200,7 @@ def _format_of(name: str) -> tuple[str, str | None] | None:
     stem, extension = os.path.splitext(name.lower())
     compression = COMPRESSIONS.get(extension)
     kind = FORMATS.get(os.path.splitext(stem)[1] if compression else extension)
-    return None if kind is None or (kind == "parquet" and compression) else (kind, compression)
+    return None if kind is None or (compression and kind in ("arrow", "parquet")) else (kind, compression)
 
 
 def _input_file(entry: Entry, name: str) -> InputFile | None:
@@ -210,6 +217,7 @@ def _input_file(entry: Entry, name: str) -> InputFile | None:
         version=entry.version,
         format=kind,
         compression=compression,
+        partitions=partitions_of(_escaped(name)),
         problem=None if path == entry.path else "its name is no UTF-8; rename it",
     )
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, pairwise
 from math import ceil
+from typing import Any
 
 from pipeline.corpus.decoders.raw import FileFormatError
 from pipeline.corpus.formats import section_starts
@@ -131,10 +132,15 @@ def decode_task(task: str) -> list[LeftPiece]:
     """Decode what `encode_task` returned."""
     return [
         LeftPiece(
-            file=InputFile(**piece["file"]),
+            file=_decoded(piece["file"]),
             sections=range(*piece["sections"]) if piece["sections"] else None,
             first=piece["first"],
             done=frozenset(piece["done"]),
         )
         for piece in json.loads(task)
     ]
+
+
+def _decoded(file: dict[str, Any]) -> InputFile:
+    """Return a file as it was before JSON made lists of its partitions."""
+    return InputFile(**(file | {"partitions": tuple((name, value) for name, value in file["partitions"])}))

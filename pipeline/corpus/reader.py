@@ -71,7 +71,7 @@ def read_shards(
     there on, for the cause that stands there. `shard_rows`, for samples, takes the place of SHARD_ROWS. Damage of the file
     becomes rejects and `read_error`. Raises StorageError if it cannot be reached or has changed since it was listed.
     """
-    opened = iter_sections(file, columns.names, sections, fetched)
+    opened = iter_sections(file, columns.names_in(file), sections, fetched)
     while True:
         try:
             section = next(opened, None)
@@ -215,8 +215,10 @@ def check_rows(file: InputFile, columns: Columns, raw: RawRows, schema: pa.Schem
     if columns.pair is not None:
         arrays[PAIR], pair_problems = _check_texts(raw.columns[columns.pair], columns.pair)
         problems = [first or second for first, second in zip(problems, pair_problems, strict=True)]
-    for kept in columns.keep:
-        arrays[KEPT + kept.name] = _kept(raw.columns[kept.name], kept, problems)
+    partitions = dict(file.partitions)
+    for kept, source in columns.kept:
+        values = pa.array([partitions[source]] * count, pa.string()) if source in partitions else raw.columns[source]
+        arrays[KEPT + kept.name] = _kept(values, kept, source, problems)
     arrays[TEXT] = texts
     default_ids = [f"{file.name}:{row}" for row in range(raw.start, raw.start + count)]
     given = raw.columns[columns.id] if columns.id is not None else None
@@ -259,7 +261,7 @@ def check_text(value: object, column: str) -> tuple[str | None, Reject | None]:
     return value, None
 
 
-def _kept(values: pa.Array | list[object], kept: pa.Field, problems: list[Reject | None]) -> pa.Array:
+def _kept(values: pa.Array | list[object], kept: pa.Field, source: str, problems: list[Reject | None]) -> pa.Array:
     """Convert a kept column to its type; a value that would not come back as it went in makes its row a reject."""
     if not isinstance(values, pa.Array):
         for row, value in enumerate(values):
@@ -269,7 +271,7 @@ def _kept(values: pa.Array | list[object], kept: pa.Field, problems: list[Reject
         values = [None if isinstance(value, Reject) else value for value in values]
     array, misfits = fit(values, kept.type)
     for row in misfits:
-        problems[row] = problems[row] or Reject(Reason.BAD_KEPT_VALUE, f"column '{kept.name}': not {kept.type}")
+        problems[row] = problems[row] or Reject(Reason.BAD_KEPT_VALUE, f"column '{source}': not {kept.type}")
     return array
 
 

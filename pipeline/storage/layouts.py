@@ -39,6 +39,15 @@ def layout_of(names: Collection[str], inside: Callable[[str], Collection[str]]) 
     return _table(there, inside) or _unfinished(there) or _saved(there)
 
 
+def is_saved(names: Collection[str]) -> bool:
+    """Return whether a folder is what `save_to_disk` of datasets wrote, whose state.json says which files count."""
+    return "state.json" in names and _has_arrow(names)
+
+
+def _has_arrow(names: Collection[str]) -> bool:
+    return any(name.endswith(".arrow") for name in names)
+
+
 def _table(names: set[str], inside: Callable[[str], Collection[str]]) -> str | None:
     kind = next((kind for kind, signs in TABLES if signs <= names), None)
     if "metadata" in names and any(map(ICEBERG_METADATA.fullmatch, inside("metadata"))):
@@ -62,9 +71,10 @@ def _unfinished(names: set[str]) -> str | None:
 
 
 def _saved(names: set[str]) -> str | None:
-    has_arrow = any(name.endswith(".arrow") for name in names)
-    if "dataset_dict.json" in names or (has_arrow and {"state.json", "dataset_info.json"} & names):
-        return "is what datasets' save_to_disk wrote, in Arrow files, which are not read; write it by to_parquet"
+    if "dataset_dict.json" in names:
+        return "is what datasets' save_to_disk wrote of several splits; name the folder of one of them"
+    if "dataset_info.json" in names and "state.json" not in names and _has_arrow(names):
+        return "is a cache of datasets, or lacks the state.json of its save_to_disk, which says which files count"
     if not any(map(OUR_PART.fullmatch, names)):
         return None
     if OUR_MANIFEST in names:

@@ -10,7 +10,7 @@ import errno
 import heapq
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -18,7 +18,7 @@ from functools import partial
 from pipeline.errors import InputError, printable
 from pipeline.storage.base import Entry, translate_errors
 from pipeline.storage.globs import Glob, is_hidden
-from pipeline.storage.layouts import OUR_RESULTS, layout_of
+from pipeline.storage.layouts import OUR_RESULTS, is_saved, layout_of
 
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR}
 
@@ -37,6 +37,7 @@ class LeftOut(StrEnum):
     TWICE = "of what has another name already"
     NO_FILE = "of pipes, sockets or devices"
     OTHER_KIND = "of other kinds"
+    UNLISTED = "that state.json does not name"
 
 
 @dataclass(slots=True)
@@ -53,6 +54,8 @@ class Tree:
     """Whether the glob matches folders, of which nothing is read."""
     linked_folders: list[str] = field(default_factory=list)
     """Real paths of the folders that links lead to."""
+    names_in: dict[str, set[str]] = field(default_factory=dict)
+    """Names in the folders whose state.json says which files count, by the folders' names."""
     layouts: dict[str, str] = field(default_factory=dict)
     """Folders that are not to be read by their listing, by name, and what is to be said of them."""
 
@@ -60,10 +63,13 @@ class Tree:
         """Note a name that is not read."""
         self.left_out.setdefault(why, []).append(name)
 
-    def note_layout(self, folder: str, layout: str | None) -> None:
-        """Note what `layouts.layout_of` says of a folder."""
+    def note_layout(self, folder: str, names: set[str], inside: Callable[[str], Collection[str]]) -> None:
+        """Note what `layouts` says of a folder by the names in it, and by those in its folders."""
+        layout = layout_of(names, inside)
         if layout is not None:
             self.layouts[folder] = layout
+        elif is_saved(names):
+            self.names_in[folder] = names
 
     def refuse_layouts(self, root: str) -> None:
         """Raise InputError if a file lies in a folder that is not to be read by its listing."""
@@ -107,7 +113,7 @@ def tree_of_entries(folder: str, entries: Iterable[Entry], glob: Glob | None) ->
     for name in hidden:
         tree.leave_out(LeftOut.HIDDEN, name)
     for name, there in names.items():
-        tree.note_layout(name, layout_of(there, partial(_names_below, names, name)))
+        tree.note_layout(name, there, partial(_names_below, names, name))
     return tree
 
 
@@ -169,8 +175,7 @@ class _Walk:
                     continue
                 with os.scandir(path) as found:
                     entries = sorted(found, key=lambda entry: entry.name)
-                layout = layout_of({entry.name for entry in entries}, partial(_names_in, path))
-                self.tree.note_layout(name, layout)
+                self.tree.note_layout(name, {entry.name for entry in entries}, partial(_names_in, path))
                 folders = [folder for entry in entries for folder in self._take(entry, name, by_link=by_link)]
                 waiting += reversed(folders)
 

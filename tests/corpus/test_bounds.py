@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.decoders import parquet
+from pipeline.corpus.decoders import batches, parquet
 from pipeline.corpus.decoders.lines import Lines, content_of
 from pipeline.corpus.decoders.pages import read_pages
 from pipeline.corpus.decoders.raw import RawRows
@@ -148,7 +148,7 @@ def test_batches_of_parquet_are_bounded_whatever_the_encoding(
         pa.table({"text": texts}), path, row_group_size=group, data_page_size=page, write_batch_size=3, **how
     )
     taken: list[pa.RecordBatch] = []
-    chunks_of = parquet._chunks
+    chunks_of = batches.chunks_of
 
     def watched(batch: pa.RecordBatch, *rest: Any) -> Iterator[RawRows]:
         taken.append(batch)
@@ -157,7 +157,7 @@ def test_batches_of_parquet_are_bounded_whatever_the_encoding(
     (file,) = list_inputs(str(path)).files
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parquet, "BATCH_BYTES", 5000)
-        patch.setattr(parquet, "_chunks", watched)
+        patch.setattr(parquet, "chunks_of", watched)
         for section in iter_sections(file, ["text"]):
             assert sum(map(len, section.chunks)) == len(sizes)
     assert [text for batch in taken for text in batch["text"].to_pylist()] == texts
@@ -208,14 +208,14 @@ def test_memory_that_is_not_there_costs_the_file_and_not_the_run(
 ) -> None:
     pq.write_table(pa.table({"text": ["a"] * 3000}), tmp_path / "a.parquet", row_group_size=1000)
     (file,) = list_inputs(str(tmp_path)).files
-    read = parquet._chunks
+    read = batches.chunks_of
 
     def fail(batch: pa.RecordBatch, columns: list[str], start: int, *rest: Any) -> Iterator[RawRows]:
         if start == 1000:
             raise pa.ArrowMemoryError("malloc of size 9223372036854775744 failed")
         return read(batch, columns, start, *rest)
 
-    monkeypatch.setattr(parquet, "_chunks", fail)
+    monkeypatch.setattr(parquet, "chunks_of", fail)
     monkeypatch.setattr("pipeline.corpus.formats.SECTION_ROWS", 1000)
     shards = list(read_shards(file, Columns(text="text")))
     assert [(shard.start, len(shard), shard.read_error) for shard in shards] == [
@@ -244,16 +244,20 @@ print(rows, peak() - before, shard.read_error)
 
 
 @pytest.mark.parametrize(
-    "name", ["line.txt.gz", "quote.csv.zst", "array.jsonl.gz", "dictionary.parquet", "group.parquet"]
+    "name", ["line.txt.gz", "quote.csv.zst", "array.jsonl.gz", "dictionary.parquet", "group.parquet", "batch.arrow"]
 )
 def test_memory_does_not_follow_the_file(name: str, tmp_path: Path) -> None:
     """Each of these took from 0.4 to 1.5 GB, more the longer it was; docs/results/odd-inputs has worse ones, measured."""
     path = tmp_path / name
     if name == "dictionary.parquet":
         pq.write_table(pa.table({"text": ["a" * 300_000] * 1024}), path, compression="zstd")
-    elif name == "group.parquet":
+    elif name in ("group.parquet", "batch.arrow"):
         texts = pa.array([f"{number}" * 100 for number in range(600_000)])
-        pq.write_table(pa.table({"text": texts}), path, row_group_size=600_000, use_dictionary=False)
+        if name == "group.parquet":
+            pq.write_table(pa.table({"text": texts}), path, row_group_size=600_000, use_dictionary=False)
+        else:
+            with pa.ipc.new_file(str(path), pa.schema([("text", pa.string())])) as writer:
+                writer.write_table(pa.table({"text": texts}))
     else:
         start = {"line.txt.gz": b"", "quote.csv.zst": b'text,n\n"', "array.jsonl.gz": b"["}[name]
         with pa.output_stream(path, compression="zstd" if name.endswith("zst") else "gzip") as out:
@@ -262,7 +266,12 @@ def test_memory_does_not_follow_the_file(name: str, tmp_path: Path) -> None:
                 out.write((b"a" * 1023 + b"\n") * 1024 if name == "quote.csv.zst" else b"a" * MIB)
     done = subprocess.run([sys.executable, "-c", PEAK_OF, str(path)], capture_output=True, text=True, check=True)
     rows, peak, _ = done.stdout.split(" ", 2)
-    assert int(rows) == {"dictionary.parquet": 1024, "group.parquet": 600_000, "array.jsonl.gz": 0}.get(name, 1)
+    assert int(rows) == {
+        "dictionary.parquet": 1024,
+        "group.parquet": 600_000,
+        "batch.arrow": 600_000,
+        "array.jsonl.gz": 0,
+    }.get(name, 1)
     assert float(peak) < 8 * SHARD_BYTES / MIB
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.decoders import compressed
-from pipeline.corpus.decoders.compressed import open_compressed
+from pipeline.corpus.decoders.compression import compressed
+from pipeline.corpus.decoders.compression.compressed import open_compressed
 from pipeline.corpus.decoders.raw import DAMAGE
 from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.reader import read_shards

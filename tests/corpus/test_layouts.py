@@ -24,8 +24,8 @@ LAYOUTS = {
     "what a stream of Spark wrote": ["part-0.parquet", "_spark_metadata/0"],
     "being written by a job": ["part-0.parquet", "_temporary/0/x.parquet"],
     "being written by a job, of Databricks": ["part-0.parquet", "_started_12", "_started_11", "_committed_11"],
-    "what datasets' save_to_disk wrote": ["data-00000-of-00001.arrow", "state.json", "dataset_info.json"],
-    "what datasets' save_to_disk wrote, of splits": ["dataset_dict.json", "train/data-0.arrow", "train/state.json"],
+    "a cache of datasets": ["data-00000-of-00001.arrow", "dataset_info.json"],
+    "what datasets' save_to_disk wrote": ["dataset_dict.json", "train/data-0.arrow", "train/dataset_info.json"],
     "holds results of offramp": ["part-0123456789abcdef.parquet", "_manifest.json"],
     "holds a run of offramp that has not ended": ["part-0123456789abcdef.parquet", "_receipts/g1/run.json"],
 }

@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import re
-import struct
 from pathlib import Path
 
 import pyarrow as pa
@@ -206,16 +205,6 @@ def test_one_json_object_over_lines_is_said_to_be_one(tmp_path: Path) -> None:
 def test_lines_that_are_no_objects_are_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('"a"\n"b"\n')
     with pytest.raises(UserError, match="its lines are no JSON objects: the line holds str, not an object"):
-        resolve_columns(list_inputs(str(tmp_path)).files, Columns(text="text"))
-
-
-def test_a_zstd_window_that_is_too_large_is_said_to_be(tmp_path: Path) -> None:
-    """Of dumps that were compressed by --long=31: a frame with a window of 2 GiB, and one raw block."""
-    data = b'{"text": "good"}\n'
-    frame = struct.pack("<IBB", 0xFD2FB528, 0, (31 - 10) << 3) + ((len(data) << 3) | 1).to_bytes(3, "little") + data
-    cause = "its zstd window is larger than 128 MiB; compress it again with a smaller one"
-    assert read(tmp_path / "a.jsonl.zst", frame) == ([], cause)
-    with pytest.raises(UserError, match=cause):
         resolve_columns(list_inputs(str(tmp_path)).files, Columns(text="text"))
 
 

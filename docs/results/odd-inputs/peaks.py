@@ -102,6 +102,28 @@ def one_value(path: Path) -> None:
     table(path, pa.array(["a" * (500 * MIB), "good"]), use_dictionary=False)
 
 
+def arrow_batch(compression: str | None) -> Callable[[Path], None]:
+    """Return what writes a file of one batch."""
+
+    def write(path: Path) -> None:
+        texts = pa.table({"text": ["b" * 1000 + str(n) for n in range(1_500_000)]})
+        with pa.ipc.new_file(
+            str(path), texts.schema, options=pa.ipc.IpcWriteOptions(compression=compression)
+        ) as writer:
+            writer.write_table(texts)
+
+    return write
+
+
+def long_window(path: Path) -> None:
+    """Write a frame as `zstd --long=31` begins it, of blocks that are stored as they are (RFC 8878)."""
+    block, blocks = (b"a" * 999 + b"\n") * 128, 20_312
+    with path.open("wb") as out:
+        out.write(b"\x28\xb5\x2f\xfd\x00" + bytes([(31 - 10) << 3]))
+        for number in range(blocks):
+            out.write((len(block) << 3 | (number == blocks - 1)).to_bytes(3, "little") + block)
+
+
 def books(path: Path) -> None:
     book = "the room was clean and the food was cold " * 73_000
     with pq.ParquetWriter(path, pa.schema([("text", pa.large_string())])) as writer:
@@ -130,6 +152,9 @@ FILES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "a row group of 1.5 GB": ("a.parquet", row_group),
     "a value of 500 MiB": ("a.parquet", one_value),
     "750 texts of 3 MB, dictionaries of 750 MB": ("a.parquet", books),
+    "an Arrow batch of 1.5 GB": ("a.arrow", arrow_batch(None)),
+    "the same, compressed": ("a.arrow", arrow_batch("zstd")),
+    "2.6 GB of lines, a zstd window of 2 GiB": ("a.txt.zst", long_window),
 }
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.corpus.decoders.fields import Path, column_at
 from pipeline.corpus.decoders.raw import FileFormatError
 
 UNIT = "us"
@@ -22,12 +23,13 @@ UNIT = "us"
 def int96_columns(parquet: pq.ParquetFile, columns: list[str]) -> list[str]:
     """Return those of these columns that hold such times; raise FileFormatError if they do so in lists or structs."""
     found: list[str] = []
-    for number in range(len(parquet.schema)):
-        column = parquet.schema.column(number)
+    leaf_columns = [parquet.schema.column(number) for number in range(len(parquet.schema))]
+    single = {column.path for column in leaf_columns}
+    for column in leaf_columns:
         if column.physical_type == "INT96":
             found += [name for name in columns if column.path == name]
             above = [name for name in columns if column.path.startswith(f"{name}.")]  # or a name with a dot in it
-            nested = next((name for name in above if pa.types.is_nested(parquet.schema_arrow.field(name).type)), None)
+            nested = next((name for name in above if name not in single), None)
             if nested is not None:
                 raise FileFormatError(
                     f"column '{nested}' holds times of 96 bits in a list or a struct, which are not read"
@@ -36,16 +38,18 @@ def int96_columns(parquet: pq.ParquetFile, columns: list[str]) -> list[str]:
 
 
 def has_digits_below(
-    stored: BinaryIO, names: list[str], groups: list[int], rows: int
+    stored: BinaryIO, paths: Mapping[str, Path], groups: list[int], rows: int
 ) -> Iterator[Mapping[str, npt.NDArray[np.bool_]]]:
     """Yield for each batch, by column, which times have digits below microseconds: [B]."""
     opened = (
         pq.ParquetFile(stored, buffer_size=1 << 20, pre_buffer=False, coerce_int96_timestamp_unit=unit)
         for unit in ("ns", UNIT)
     )
-    batches = (file.iter_batches(rows, row_groups=groups, columns=names, use_threads=False) for file in opened)
+    batches = (file.iter_batches(rows, row_groups=groups, columns=[*paths], use_threads=False) for file in opened)
     for nanoseconds, microseconds in zip(*batches, strict=True):
-        yield {name: _differ(nanoseconds.column(name), microseconds.column(name)) for name in names}
+        yield {
+            name: _differ(column_at(nanoseconds, path), column_at(microseconds, path)) for name, path in paths.items()
+        }
 
 
 def _differ(nanoseconds: pa.Array, microseconds: pa.Array) -> npt.NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import NoReturn
 
+from pipeline.corpus.decoders.fields import MISSING, Path, fields_towards, value_at
 from pipeline.corpus.decoders.lines import Line, Lines
 from pipeline.corpus.decoders.raw import FileFormatError
 from pipeline.errors import one_line
@@ -26,16 +27,20 @@ def jsonl_rows(lines: Lines, columns: list[str]) -> Iterator[tuple[list[object],
         if isinstance(value, Reject):
             yield [value] * len(columns), _bytes_of(line)
         else:
-            yield [value[name] if name in value else _missing(name) for name in columns], _bytes_of(line)
+            found = (value_at(value, name) for name in columns)
+            values = [_missing(name) if each is MISSING else each for name, each in zip(columns, found, strict=True)]
+            yield values, _bytes_of(line)
 
 
-def jsonl_columns(lines: Lines, rows: int, size: int) -> list[str]:
-    """Return the names in the first rows, up to this many rows and bytes, in the order in which they occur.
+def jsonl_columns(lines: Lines, names: list[str], rows: int, size: int) -> list[Path]:
+    """Return the columns of the first rows, up to this many rows and bytes, in the order in which they occur.
+
+    Where one of `names` may mean a field of an object, the fields of that object are among them.
 
     Raises FileFormatError if not one of these lines is a JSON object.
     """
     _refuse_document(lines)
-    names: dict[str, None] = {}
+    found: dict[Path, object] = {}
     objects = 0
     problem: Reject | None = None
     for number, (line, value) in enumerate(_parsed(lines), 1):
@@ -43,13 +48,17 @@ def jsonl_columns(lines: Lines, rows: int, size: int) -> list[str]:
             problem = problem or value
         else:
             objects += 1
-            names |= dict.fromkeys(value)
+            found |= fields_towards(value, names, _object)
         size -= _bytes_of(line)
         if number == rows or size < 0:
             break
     if problem is not None and not objects:
         raise FileFormatError(f"its lines are no JSON objects: {problem.detail}")
-    return list(names)
+    return list(found)
+
+
+def _object(value: object) -> dict[str, object] | None:
+    return value if isinstance(value, dict) else None
 
 
 def _parsed(lines: Lines) -> Iterator[tuple[Line, dict[str, object] | Reject]]:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.corpus.decoders import raw
-from pipeline.corpus.decoders.compressed import check_compressed, memory_error_of, open_compressed
+from pipeline.corpus.decoders.compression.compressed import check_compressed, memory_error_of, open_compressed
 from pipeline.corpus.decoders.raw import DAMAGE, FileFormatError, too_long
 from pipeline.rejects import Reason, Reject
 

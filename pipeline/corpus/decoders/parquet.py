@@ -11,17 +11,15 @@ from itertools import islice, repeat
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.corpus.decoders import raw
+from pipeline.corpus.decoders.batches import chunks_of
+from pipeline.corpus.decoders.fields import Path, column_at, paths_of
 from pipeline.corpus.decoders.int96 import has_digits_below, int96_columns
 from pipeline.corpus.decoders.pages import Page, read_pages
-from pipeline.corpus.decoders.plain import plain
-from pipeline.corpus.decoders.raw import FileFormatError, RawRows, too_long
-from pipeline.corpus.decoders.sizes import row_bytes
-from pipeline.rejects import Reason, Reject
+from pipeline.corpus.decoders.raw import FileFormatError, RawRows
 
 BATCH_BYTES = 64 << 20
 """Most bytes of a batch, but for a single row that is longer, and for rows of lists of very different lengths."""
@@ -37,25 +35,29 @@ PREFIXES = "DELTA_BYTE_ARRAY"
 """The encoding that stores of a value only what the one before it does not begin with."""
 
 
-CUT = Reject(Reason.BAD_KEPT_VALUE, "the time has digits below microseconds")
-
-
 def parquet_rows(
     parquet: pq.ParquetFile, stored: BinaryIO, groups: range, columns: list[str], start: int
 ) -> Iterator[RawRows]:
     """Yield the rows of neighbouring row groups, which begin with row `start` of the file; raise what the decoder raises."""
+    paths = dict(zip(columns, paths_of(parquet.schema_arrow, columns), strict=True))
     metadata, times = parquet.metadata, int96_columns(parquet, columns)
     # Arrow cannot put together dictionaries inside of lists or structs, and batches with dictionaries end with a row group.
-    by_group = bool(times) or any(map(_has_inner_dictionary, map(parquet.schema_arrow.field, columns)))
+    fields = [parquet.schema_arrow.field(path[0]) for path in paths.values()]
+    by_group = bool(times) or any(map(_has_inner_dictionary, fields))
     for run, rows in _runs(parquet, stored, groups, columns, by_group=by_group):
         end = start + sum(metadata.row_group(group).num_rows for group in run)
         batches = parquet.iter_batches(rows, row_groups=[*run], columns=columns, use_threads=False)
-        cuts = has_digits_below(stored, times, [*run], rows) if times else repeat({})
+        cuts = has_digits_below(stored, {name: paths[name] for name in times}, [*run], rows) if times else repeat({})
         for batch, cut in zip(batches, cuts, strict=False):
-            yield from _chunks(batch, columns, start, metadata.num_rows, cut)
+            yield from chunks_of(_flat(batch, paths), columns, start, lambda end: end / max(metadata.num_rows, 1), cut)
             start += len(batch)
         if start != end:
             raise FileFormatError(f"row {start} is missing, of {end} rows up to the end of its row group")
+
+
+def _flat(batch: pa.RecordBatch, paths: Mapping[str, Path]) -> pa.RecordBatch:
+    """Return the columns and fields of a batch that are asked for, each as a column of the name that it is asked for by."""
+    return pa.RecordBatch.from_arrays([column_at(batch, path) for path in paths.values()], names=[*paths])
 
 
 def _has_inner_dictionary(field: pa.Field) -> bool:
@@ -162,42 +164,3 @@ class _Column:
         # At worst the first value is the last one of its page.
         last = np.searchsorted(ends, ends - 1 + values).clip(max=len(ends) - 1)
         return int((totals[last + 1] - totals[:-1]).max())
-
-
-def _chunks(
-    batch: pa.RecordBatch, columns: list[str], start: int, total: int, cut: Mapping[str, npt.NDArray[np.bool_]]
-) -> Iterator[RawRows]:
-    """Cut a batch into chunks of CHUNK_BYTES.
-
-    A row that is too long is a chunk of its own, and a reject; so is one with a time that is `cut`, by column.
-    """
-    sizes = np.sum([row_bytes(batch.column(name)) for name in columns], 0)
-    totals = np.append(0, np.cumsum(sizes))
-    are_long = sizes > raw.MAX_ROW_BYTES
-    are_alone = np.any([are_long, *cut.values()], 0)
-    lone_rows = np.append(np.flatnonzero(are_alone), len(batch))
-    first = 0
-    while first < len(batch):
-        fit = int(np.searchsorted(totals, totals[first] + raw.CHUNK_BYTES, "right")) - 1
-        end = min(max(fit, first + 1), int(lone_rows[np.searchsorted(lone_rows, first + 1)]))
-        if are_alone[first]:
-            end = first + 1
-        if are_long[first]:
-            values: Mapping[str, pa.Array | list[object]] = {
-                name: [too_long("the row", int(sizes[first]))] for name in columns
-            }
-        else:
-            rows = batch.slice(first, end - first)
-            arrays = {name: _as_bytes(plain(rows.column(name))) for name in columns}
-            if are_long.any():  # copies, so that the long row is not kept in memory with its neighbours
-                arrays = {name: array.take(pa.array(range(len(rows)))) for name, array in arrays.items()}
-            values = arrays | {name: [CUT] for name, are_cut in cut.items() if are_cut[first]}
-        yield RawRows(start + first, values, (start + end) / max(total, 1))
-        first = end
-
-
-def _as_bytes(array: pa.Array) -> pa.Array:
-    """View strings as bytes: Arrow does not validate UTF-8 when it reads a file, and raises only when a value is converted."""
-    if pa.types.is_string(array.type):
-        return array.view(pa.binary())
-    return array.view(pa.large_binary()) if pa.types.is_large_string(array.type) else array

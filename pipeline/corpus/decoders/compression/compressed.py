@@ -1,7 +1,7 @@
 """Compressed files as streams, of which no more than some pieces are in memory, whatever they hold.
 
-gzip and zstd are Arrow's. bzip2 and xz are the standard library's decompressors: its file classes have no bound on what an xz
-file may ask for.
+gzip is Arrow's, and so is zstd but for large windows. bzip2 and xz are the standard library's decompressors: its file classes
+have no bound on what an xz file may ask for.
 """
 
 import re
@@ -13,6 +13,7 @@ from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 
+from pipeline.corpus.decoders.compression.zstd import TOO_LARGE, ZstdStream
 from pipeline.corpus.decoders.raw import FileFormatError
 
 XZ_BYTES = 257 << 20
@@ -42,6 +43,8 @@ def open_compressed(stored: BinaryIO, compression: str) -> Readable:
         return Decompressed(stored, BZ2Decompressor)
     if compression == "xz":
         return Decompressed(stored, partial(LZMADecompressor, FORMAT_XZ, memlimit=XZ_BYTES))
+    if compression == "zstd":
+        return ZstdStream(stored)
     return pa.CompressedInputStream(stored, compression)  # type: ignore[no-any-return]
 
 
@@ -57,8 +60,8 @@ def check_compressed(stored: BinaryIO, compression: str) -> None:
 
 def memory_error_of(error: BaseException) -> FileFormatError | None:
     """Return an error that tells what to do about a file that asks for more memory than it may; None for other errors."""
-    if "requires too much memory" in str(error):  # which zstd says of windows alone
-        return FileFormatError("its zstd window is larger than 128 MiB; compress it again with a smaller one")
+    if TOO_LARGE in str(error):
+        return FileFormatError("its zstd window is larger than 2 GiB; compress it again with a smaller one")
     if "Memory usage limit" in str(error):  # of liblzma
         limit = f"{XZ_BYTES / 1e6:,.0f} MB"
         return FileFormatError(f"it asks for more memory than {limit}; compress it again with a smaller dictionary")

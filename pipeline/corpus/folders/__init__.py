@@ -1,0 +1,1 @@
+"""What the folders of other tools say of the files in them: partitions by Hive's naming, and lists of files that count."""
