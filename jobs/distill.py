@@ -10,9 +10,13 @@ do, and more of it helps. The text streams through, in one pass or more, and is 
 The backbone is frozen, so the full-depth predictions stay what they were. With --train-backbone a copy of the whole model is
 trained on the soft labels: lower layers become useful earlier, and the last exit changes a little.
 
+With --layers the output is a student instead: a plain model of some of the teacher's layers, trained as a whole. It may have
+exits too, by distilling once more with the student as --model; evaluate.py --compare draws them side by side.
+
 A killed run goes on with the same command.
 
   python jobs/distill.py --model my-teacher --input unlabelled/ --output my-model --head attention
+  python jobs/distill.py --model my-teacher --input unlabelled/ --output my-student --layers 3
   python jobs/distill.py --model my-teacher --labels soft-labels/ --output my-model --train-backbone joint --epochs 2
 """
 
@@ -56,9 +60,15 @@ def build_parser() -> JobParser:
         "--dev", metavar="PATH", help="text to score epochs by (default: held out at the stream's start)"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="directory to write the early-exit model to")
-    parser.add_argument("--head", choices=HEAD_KINDS, default="pooled", help="kind of the exit heads")
+    parser.add_argument("--head", choices=HEAD_KINDS, help="kind of the exit heads (default: pooled)")
     parser.add_argument(
         "--train-backbone", choices=STRATEGIES, metavar="HOW", help="joint or alternating (default: frozen)"
+    )
+    parser.add_argument(
+        "--layers",
+        type=options.layers,
+        metavar="K|A,B,...",
+        help="make a student without exits: 3 is the first three layers, and 1,3,5 are those",
     )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="soften teacher and exits alike")
     parser.add_argument("--label-column", metavar="NAME", help="column of true labels to mix in where a row has one")

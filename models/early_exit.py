@@ -7,7 +7,9 @@
 How a model directory is laid out, read and written is in models.checkpoint.
 """
 
+import copy
 import os
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
@@ -18,6 +20,7 @@ from models import checkpoint
 from models.backbone import Backbone, PackedTokens
 from models.directory.config import ExitsBlock, config_document, read_config
 from models.directory.digest import document_hash
+from models.errors import UnsupportedModelError
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from models.exits.kinds import HEAD_KINDS
@@ -101,6 +104,33 @@ class EarlyExitModel(nn.Module):
             self.exits[str(layer)] = self._new_head(kind)
         if self.shape.layers > 1:
             self.lte = nn.Linear(self.head(1).width, 1)
+
+    def with_layers(self, layers: Sequence[int]) -> Self:
+        """Return a plain model of some layers, 1-based and ascending, with a copy of their weights and of the last head.
+
+        A student to be: untrained, so that its predictions are worth little. Raises ValueError for layers that the model lacks,
+        and UnsupportedModelError if the first one is left out of a family in which it is not like the others.
+        """
+        if not layers or list(layers) != sorted({*layers}) or layers[0] < 1 or layers[-1] > self.shape.layers:
+            raise ValueError(f"layers must ascend within 1 to {self.shape.layers}, not {', '.join(map(str, layers))}")
+        if layers[0] != 1 and (self.shape.pre_norm or self.shape.convolution is not None):
+            raise UnsupportedModelError("its first layer is not like the others, and cannot be left out")
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = len(layers)
+        if hasattr(config, "layer_types"):
+            config.layer_types = [config.layer_types[layer - 1] for layer in layers]
+        student = type(self)(config, last_head=self.last_head)
+        names = {f"backbone.layers.{layer - 1}.": f"backbone.layers.{at}." for at, layer in enumerate(layers)}
+        names[f"exits.{self.shape.layers}."] = f"exits.{len(layers)}."
+        state = {}
+        for name, tensor in self.state_dict().items():
+            old = next((old for old in names if name.startswith(old)), None)
+            if old is not None:
+                state[names[old] + name.removeprefix(old)] = tensor
+            elif not name.startswith(("backbone.layers.", "exits.", "lte.")):
+                state[name] = tensor
+        student.load_state_dict(state)
+        return student.eval()
 
     def head(self, layer: int) -> Head:
         """Return the exit head after a layer, 1 to L."""

@@ -14,6 +14,14 @@ def positive(text: str) -> int:
     return number
 
 
+def layers(text: str) -> list[int]:
+    """Parse layers for argparse: "3" is the first three, and "1,3,5" those."""
+    numbers = [positive(number) for number in text.split(",")]
+    if numbers != sorted({*numbers}):
+        raise argparse.ArgumentTypeError(f"{text} does not ascend")
+    return [*range(1, numbers[0] + 1)] if len(numbers) == 1 else numbers
+
+
 def local_path(text: str) -> str:
     """Parse a path for argparse, as a shell does: from a config file, or behind an equals sign, `~` comes as it is."""
     if not text:

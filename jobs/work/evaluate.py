@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.reports import card
 from pipeline.reports import evaluation_report as report
-from pipeline.reports.plots import figures
+from pipeline.reports.plots import figures, lines_of
 from pipeline.training.progress import TRAINING_LOG
 
 Curves = Mapping[str, Sequence[OperatingPoint]]
@@ -48,6 +48,9 @@ def run(args: argparse.Namespace) -> None:
     if curves:
         points = report.points_to_report(evaluation, name, curves[name], args.speeds or [])
         tables += [report.savings_table(curves, evaluation.metric), report.point_table(points, evaluation.metric)]
+        if compared:
+            lines = {name: curves[name]} | lines_of(evaluation, compared, name)
+            tables.append(report.comparison_table(Path(args.model).name, lines, evaluation.metric))
         if not args.no_timing:
             criteria = [point.criterion for point in points]
             timings = time_criteria(args.model, criteria, examples.rows, args.dtype, device)

@@ -93,6 +93,11 @@ class Evaluation:
             worthwhile_exits=worthwhile_exits(recorded.layers, would_exit_EB),
         )
 
+    def beside(self, other: "Evaluation", points: Sequence[OperatingPoint]) -> list[OperatingPoint]:
+        """Return points of this model with their FLOPs over those of another one's full depth, to be drawn beside it."""
+        ratio = float(other.flops.full_depth(other.lengths).sum() / self.flops.full_depth(self.lengths).sum())
+        return [replace(point, flops_speedup=ratio * point.flops_speedup) for point in points]
+
     def full_depth(self) -> OperatingPoint:
         """Return the point at which every row runs through all layers."""
         return self.at(Criterion())

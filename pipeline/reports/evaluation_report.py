@@ -56,6 +56,25 @@ def savings_table(curves: Mapping[str, Sequence[OperatingPoint]], metric: str) -
     return Table("What can be saved", head, rows, note)
 
 
+def comparison_table(name: str, lines: Mapping[str, Sequence[OperatingPoint]], metric: str) -> Table:
+    """Return what each compared model costs at its full depth, beside the first one as good, and as cheap."""
+    first, *others = lines
+    rows = []
+    for other in others:
+        full = lines[other][0]
+        as_good = [point.flops_speedup for point in lines[first] if point.quality >= full.quality]
+        as_cheap = [point.quality for point in lines[first] if point.flops_speedup >= full.flops_speedup]
+        cheaper = max(as_good, default=0.0)
+        wins = name if cheaper > full.flops_speedup else other
+        cells = [f"{full.quality:.4f}", f"{full.flops_speedup:.2f}x", f"{cheaper:.2f}x" if cheaper else "never so good"]
+        rows.append([other, *cells, f"{max(as_cheap):.4f}" if as_cheap else "never so cheap", wins])
+    head = ["model, at full depth", metric, "fewer FLOPs", f"{name}, as good", f"{name}, as cheap", "cheaper"]
+    note = (
+        f"FLOPs of all are over those of {name} at full depth; its exits are at the best threshold for these very rows."
+    )
+    return Table("Beside other models", head, rows, note)
+
+
 def timing_table(points: Sequence[OperatingPoint], timings: Sequence[Timing], rows: int) -> Table:
     """Return measured speed-ups beside those in FLOPs; the first point is full depth."""
     cells = []

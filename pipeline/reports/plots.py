@@ -77,8 +77,11 @@ def figures(
         ),
     ]
     if compared:
-        lines = {name: curves[criterion]} | dict(_line_of(*pair, criterion) for pair in compared.items())
-        caption = f"Models side by side, all by {criterion}; a single dot is a model without early exit."
+        lines = {name: curves[criterion]} | lines_of(evaluation, compared, criterion)
+        caption = (
+            f"Models side by side, all by {criterion}; a single dot is a model without early exit. FLOPs of all are "
+        )
+        caption += f"over those of {name} at full depth."
         pictures.append(Picture("models", "Models compared", trade_off(lines, metric), caption))
     if criterion != "patience":
         pictures += _uncertainty_pictures(evaluation, criterion)
@@ -88,11 +91,19 @@ def figures(
     return pictures
 
 
-def _line_of(name: str, other: Evaluation, criterion: str) -> tuple[str, Sequence[OperatingPoint]]:
-    """Return label and points of a compared model: its curve, or full depth alone if it cannot use the criterion."""
-    if criterion in other.criteria():
-        return name, other.curve(criterion)
-    return f"{name}, no early exit", [other.full_depth()]
+def lines_of(
+    evaluation: Evaluation, compared: Mapping[str, Evaluation], criterion: str
+) -> dict[str, list[OperatingPoint]]:
+    """Return the points of compared models by their labels in figures, FLOPs over those of the first one at full depth.
+
+    They are a model's curve, or full depth alone if it cannot use the criterion.
+    """
+    lines = {}
+    for name, other in compared.items():
+        exits = criterion in other.criteria()
+        points = other.curve(criterion) if exits else [other.full_depth()]
+        lines[name if exits else f"{name}, no early exit"] = other.beside(evaluation, points)
+    return lines
 
 
 def _uncertainty_pictures(evaluation: Evaluation, criterion: str) -> list[Picture]:

@@ -47,6 +47,8 @@ class DistillSpec:
     """Digest of the model's weights; a worker that finds others raises StorageError. None trusts what is there."""
     train_backbone: str | None = None
     """None freezes the backbone; 'joint' or 'alternating' trains a copy of it along."""
+    layers: tuple[int, ...] = ()
+    """Layers of the teacher that make a student without exits, which is trained as a whole; none trains exits."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
@@ -61,7 +63,8 @@ def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> No
     # Once, so that teacher and student are of one version.
     found = local_model(spec.model) if spec.weights is None else checked_model(spec.model, spec.weights)
     spec = replace(spec, model=found)
-    model = EarlyExitModel.from_pretrained(spec.model).to(device)
+    model = EarlyExitModel.from_pretrained(spec.model)
+    model = (model.with_layers(spec.layers) if spec.layers else model).to(device)
     recipe = _recipe(spec, model, device)
     dev, leave_out = (spec.dev, frozenset[str]()) if spec.dev is not None else held_out(spec.stream)
     standardize_heads(model, dev.rows, group)
@@ -77,7 +80,7 @@ def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> No
         folder=spec.output / FOLDER,
         log_file=spec.output / TRAINING_LOG,
         group=group,
-        branches_only=True,
+        branches_only=not spec.layers,
         log=log,
     )
     if group.is_rank_zero:
@@ -86,17 +89,20 @@ def distill(spec: DistillSpec, group: ProcessGroup, device: str, log: Log) -> No
 
 
 def _recipe(spec: DistillSpec, model: EarlyExitModel, device: str) -> Recipe:
-    """Add new exits to the model, and choose how they are trained."""
+    """Add new exits to the model, unless it is a student without any, and choose how they are trained."""
     objective = Objective(soft=True, temperature=spec.temperature, label_weight=spec.label_weight, task=model.task)
     known = LOGITS in spec.stream.columns.keep.names
-    needs_teacher = spec.train_backbone is not None and not known  # a frozen backbone is its own teacher
+    frozen = spec.train_backbone is None and not spec.layers
+    needs_teacher = not frozen and not known  # a frozen backbone is its own teacher
     teacher = EarlyExitModel.from_pretrained(spec.model).to(device) if needs_teacher else None
-    model.add_exits(spec.head)
-    model.to(device)
-    if spec.train_backbone is None:
+    if not spec.layers:
+        model.add_exits(spec.head)
+        model.to(device)
+    if frozen:
         return FrozenHeads(model, objective, teacher_known=known)
     weights = [layer / model.shape.layers for layer in model.exit_layers]
-    return WholeModel(model, objective, strategy=spec.train_backbone, weights=weights, teacher=teacher)
+    strategy = spec.train_backbone or "joint"
+    return WholeModel(model, objective, strategy=strategy, weights=weights, teacher=teacher)
 
 
 def _log_result(model: EarlyExitModel, dev: Chunk, state: TrainState, log: Log) -> None:

@@ -128,6 +128,7 @@ def test_the_report_stands_alone_and_the_chosen_point_becomes_the_models_own(
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "r" / "report.html").read_text()
     assert "What can be saved" in done.stdout
+    assert "Beside other models" in done.stdout
     assert "What can be saved" in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     figures = {file.stem for file in (tmp_path / "r").glob("*.png")}

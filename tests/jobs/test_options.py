@@ -22,8 +22,8 @@ OPTIONS = {
     """,
     "distill": """
         batch-rows checkpoint-seconds config dev epochs head head-learning-rate input label-column label-separator label-share
-        labels learning-rate limit max-tokens model output pair-column seed temperature text-column train-backbone wait-for
-        workers
+        labels layers learning-rate limit max-tokens model output pair-column seed temperature text-column train-backbone
+        wait-for workers
     """,
     "finetune": """
         backbone batch-rows checkpoint-seconds class-names config dev early-stopping epochs exit-weights head

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,23 @@ def test_labels_of_a_teacher_train_exits_that_classify(model_directory: Path, co
     early = rows[rows.exit_layer < 4]
     assert len(early) > 0
     assert (early.uncertainty <= 0.7).all()
+
+    student = tmp_path / "student"
+    options[options.index(str(model))] = str(student)
+    distilled = run_job_here("distill.py", *options, "--layers", "1,3")
+    assert distilled.returncode == 0, distilled.stderr
+    assert "a student of layers 1, 3 of 4" in distilled.stdout
+    assert EarlyExitModel.from_pretrained(student).exit_layers == (2,)
+    (agreement,) = re.findall(r"agreement with the teacher by exit: 2: ([0-9.]+)", distilled.stdout)
+    assert float(agreement) > 0.8
+    for more, why in (
+        (["--head", "pooled"], "--head is about exits"),
+        (["--layers", "9"], "has 4 layers, and no layer 9"),
+        (["--layers", "2,1"], "2,1 does not ascend"),
+    ):
+        wrong = run_job_here("distill.py", *options, "--layers", "1,3", *more)
+        assert (wrong.returncode, wrong.stderr.count("error")) == (2, 1)
+        assert why in wrong.stderr
 
     unfinished = tmp_path / "unfinished"
     (unfinished / "_receipts" / "g1").mkdir(parents=True)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.evaluation.evaluation import Evaluation
 from pipeline.evaluation.metrics import CLASSIFICATION
 from pipeline.evaluation.recorded import AllExits
 from pipeline.reports import palette, plots
+from pipeline.reports.evaluation_report import comparison_table
 from tests.support.jobs import REPOSITORY
 from tests.support.samples import SHAPE, made_up
 
@@ -69,6 +71,23 @@ def test_all_figures_are_drawn_and_leave_matplotlibs_settings_alone(tmp_path: Pa
         assert not axes.spines["top"].get_visible()
         assert axes.get_xlabel()
     assert dict(matplotlib.rcParams) == before
+
+
+def test_models_of_other_sizes_are_drawn_over_the_flops_of_the_first() -> None:
+    own, small = evaluation(0), evaluation(1)
+    small.targets, small.lengths = own.targets, own.lengths
+    small.flops = FlopCounter(replace(SHAPE, layers=2), {2: "pooled"})
+    small.recorded = AllExits(layers=(2,), logits=own.recorded.logits[2:3], lte=None)
+    ((name, (point,)),) = plots.lines_of(own, {"small": small}, "entropy").items()
+    assert name == "small, no early exit"
+    ratio = own.flops.full_depth(own.lengths).sum() / small.flops.full_depth(own.lengths).sum()
+    assert point.flops_speedup == pytest.approx(ratio)
+    assert ratio > 1.9
+    lines = {"own": own.curve("entropy"), "small": [point]}
+    (row,) = comparison_table("own", lines, "accuracy").rows
+    as_good = max(p.flops_speedup for p in lines["own"] if p.quality >= point.quality)
+    assert row[:4] == ["small", f"{point.quality:.4f}", f"{ratio:.2f}x", f"{as_good:.2f}x"]
+    assert row[-1] == ("own" if as_good > ratio else "small")
 
 
 def test_lines_take_their_colors_from_the_palette() -> None:
