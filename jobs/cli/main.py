@@ -14,6 +14,7 @@ JOBS = {
     "finetune": "fine-tune an encoder on labelled text, into a classifier or into an early-exit model",
     "calibrate": "measure what early exits save and change, so that you can ask for a speed-up or a limit",
     "evaluate": "report quality against cost on labelled text: tables, figures, one HTML page",
+    "push": "publish a model on the Hugging Face Hub: weights, config, tokenizer, card and calibration",
     "benchmark": "measure the engine against what you would run instead",
     "serve": "serve a model over HTTP",
     "demo": "show the whole path on a made-up corpus, offline, in some minutes",

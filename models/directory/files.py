@@ -24,6 +24,21 @@ INDEX = ".index.json"
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that stands for another one in git-lfs."""
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "bpe.codes",
+    "spm.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""Names under which transformers saves the tokenizers of the families that offramp runs."""
+
 Name = str | os.PathLike[str]
 """A directory or a hub id."""
 
@@ -78,6 +93,14 @@ def weight_files(name: Name) -> list[Path]:
         return _parts(name, file) if file.endswith(INDEX) else [found]
     looked_for = ", ".join(WEIGHT_FILES) if named is None else f"{named}, which config.json names"
     raise FileNotFoundError(f"{name}: no weights there; looked for {looked_for}")
+
+
+def model_files(directory: Name) -> list[str]:
+    """List the files of a directory that are the model: its config, its weights and its tokenizer; raise as `weight_files`."""
+    weights = weight_files(directory)
+    lists = [path.name for path in Path(directory).glob(f"*{INDEX}")] if len(weights) > 1 else []
+    tokenizer = [name for name in TOKENIZER_FILES if (Path(directory) / name).is_file()]
+    return [CONFIG_FILE, *(os.path.relpath(path, directory) for path in weights), *lists, *tokenizer]
 
 
 def _named_weights(name: Name) -> str | None:

@@ -38,6 +38,7 @@ OPTIONS = {
         card choose compare config criterion data dtype label-column label-separator label-threshold max-tokens metric model
         no-timing output pair-column speeds text-column
     """,
+    "push": "config model public repo",
     "benchmark": """
         config dtype exit-every head input max-tokens mean-exit mean-tokens model output pair-column peers repetitions rows
         rows-per-call seed shape sigma speed text-column threads token-budget
