@@ -28,9 +28,12 @@ from pipeline.storage.locate import storage_of
 
 FLUSH_SECONDS = 1.0
 SEGMENT_RECEIPTS = 4000
-"""Receipts of a full segment: what is rewritten every second stays below some 200 KB, and a million shards are 250 segments."""
+"""Receipts of a full segment: what is rewritten every second stays below some 350 KB, or 1.5 MB with 256 classes.
+
+A million shards are 250 segments.
+"""
 BATCH_ROWS = 1 << 14
-"""Receipts in memory at once when many are read: some 10 MB."""
+"""Receipts in memory at once when many are read: some 10 MB, and 35 MB more with 256 classes."""
 READERS = 16
 """Segments read at once: a request to S3 is mostly waiting."""
 OLDER_LACK = ("span", "part_row", "rejects_row", "waits", "windows", "label_counts", "score_histogram")
