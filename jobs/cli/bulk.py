@@ -21,7 +21,10 @@ Request = TypeVar("Request")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run over a corpus."""
     parser.add_argument(
-        "--input", required=True, metavar="PATH", help="corpus: file, folder (recursive) or quoted glob; local or s3://"
+        "--input",
+        required=True,
+        metavar="PATH",
+        help="corpus: file, folder (recursive), quoted glob, Delta table or saved data set; local or s3://",
     )
     parser.add_argument(
         "--output",

@@ -209,6 +209,7 @@ def prepared(request: BulkRequest, *, to_run: bool = True) -> Iterator[PreparedR
         if table and to_run:
             table.catch_up(overwrite=request.overwrite)
         left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
+        ledger.check_rewritten(corpus, left)
         for line in ledger.remarks:
             request.log(line)
         if left_out := ledger.left_out(corpus.files):

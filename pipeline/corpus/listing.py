@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+from pipeline.corpus.folders.delta import live_files
 from pipeline.corpus.folders.hive import Partitions, partitions_of
 from pipeline.corpus.folders.saved import leave_out_unlisted
 from pipeline.errors import InputError, RefusedError, printable
 from pipeline.storage.base import Entry, absolute, is_remote, translate_errors
 from pipeline.storage.globs import Glob
-from pipeline.storage.layouts import layout_of
+from pipeline.storage.layouts import DELTA, layout_of
 from pipeline.storage.locate import storage_of
 from pipeline.storage.tree import LeftOut, Tree, tree_of_entries, tree_on_disk
 
@@ -67,6 +68,8 @@ class Corpus:
     files: list[InputFile]
     remarks: list[str] = field(default_factory=list)
     """What is left alone, in a line for each reason."""
+    table: str | None = None
+    """Folder of the Delta table whose files these are; None for others."""
 
     @property
     def size(self) -> int:
@@ -89,6 +92,8 @@ def list_inputs(pattern: str, *, may_be_empty: bool = False) -> Corpus:
             raise InputError("input", f"{printable(location)}: unknown extension; known are {_extensions()}")
         return Corpus([file])
     root, tree = _tree(location)
+    if tree is not None and tree.is_folder and tree.layouts.get("") == DELTA:
+        return _delta_corpus(root, tree, may_be_empty=may_be_empty)
     if tree is not None and tree.matched_folders and not tree.files:
         raise InputError("input", f"{location}: matches folders and no file; write {location}/* for the files in them")
     if tree is None or not (tree.files or tree.left_out or tree.is_folder):
@@ -174,6 +179,24 @@ def _corpus_of(tree: Tree) -> Corpus:
     return Corpus(files, [_remark(why, names) for why, names in left_out.items()])
 
 
+def _delta_corpus(folder: str, tree: Tree, *, may_be_empty: bool) -> Corpus:
+    """Return the files of the newest version of a Delta table; raise InputError if one is missing, or if there are none."""
+    version, live = live_files(folder)
+    if not live and not may_be_empty:
+        raise InputError(
+            "input", f"{printable(folder)}: no file to read: the Delta table is empty at version {version}"
+        )
+    folder = folder if is_remote(folder) else os.path.realpath(folder)
+    files = []
+    for file in sorted(live, key=lambda file: file.name):
+        path = f"{folder}/{file.name}"
+        entry = tree.files.get(file.name) or storage_of(path).stat(path)
+        if entry is None:
+            raise InputError("input", f"{printable(path)}: is not there, though the Delta table names it")
+        files.append(_described(entry, file.name, "parquet", None, file.partitions))
+    return Corpus(files, [f"Delta table at version {version}: {len(files):,} files"], folder)
+
+
 def _remark(why: LeftOut, names: list[str]) -> str:
     what, are = ("file" if why in (LeftOut.OTHER_KIND, LeftOut.UNLISTED) else "name"), "is"
     if len(names) > 1:
@@ -208,7 +231,10 @@ def _input_file(entry: Entry, name: str) -> InputFile | None:
     known = _format_of(name)
     if known is None:
         return None
-    kind, compression = known
+    return _described(entry, name, *known, partitions_of(_escaped(name)))
+
+
+def _described(entry: Entry, name: str, kind: str, compression: str | None, partitions: Partitions) -> InputFile:
     path = _escaped(entry.path)
     return InputFile(
         path=path,
@@ -217,7 +243,7 @@ def _input_file(entry: Entry, name: str) -> InputFile | None:
         version=entry.version,
         format=kind,
         compression=compression,
-        partitions=partitions_of(_escaped(name)),
+        partitions=partitions,
         problem=None if path == entry.path else "its name is no UTF-8; rename it",
     )
 

@@ -13,13 +13,14 @@ whoever publishes last adds what the other one has published. Memory is O(shards
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
 
-from pipeline.corpus.listing import InputFile
+from pipeline.corpus.folders.delta import check_rewritten
+from pipeline.corpus.listing import Corpus, InputFile
 from pipeline.errors import InputError, StorageError, UserError
 from pipeline.nights import Night
 from pipeline.output.generations import (
@@ -152,6 +153,15 @@ class Ledger:
         if problem:
             self._open(self._generations.next_one())
         return self._index.unfinished(files)
+
+    def check_rewritten(self, corpus: Corpus, left: Mapping[str, Collection[int]]) -> None:
+        """Raise InputError if rows of a table that have results stand in files with work left as well.
+
+        `left` is what `unfinished` returned. Files that are gone from a table may have been rewritten as others.
+        """
+        done = self._index.files
+        if corpus.table is not None and len(done) > sum(file.path in done for file in corpus.files):
+            check_rewritten(corpus.table, [path for path, starts in left.items() if not starts], done)
 
     def left_out(self, files: Iterable[InputFile]) -> str:
         """Say which files only the results have that are to be overwritten; empty if none are, or their list is damaged."""

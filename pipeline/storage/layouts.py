@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Collection
 
 TABLES = [
-    ("a Delta Lake table", {"_delta_log"}),
     ("an Apache Hudi table", {".hoodie"}),
     ("an Apache Hudi table", {".hoodie_partition_metadata"}),
     ("an Apache Paimon table", {"snapshot", "manifest", "schema"}),
@@ -22,6 +21,7 @@ OUR_PART = re.compile(r"part-[0-9a-f]{16}(\.g\d+)?\.parquet")
 OUR_MANIFEST = "_manifest.json"
 OUR_TABLE = "_delta_log"
 """Log of a table over our parts, which names those that our manifest names too."""
+DELTA = "is a Delta Lake table, whose log says which files count; name the folder of the table, as a whole"
 OUR_RESULTS = (
     "holds results of offramp, whose manifest says which parts count; classify, label and distill take it as a whole"
 )
@@ -49,6 +49,8 @@ def _has_arrow(names: Collection[str]) -> bool:
 
 
 def _table(names: set[str], inside: Callable[[str], Collection[str]]) -> str | None:
+    if "_delta_log" in names:
+        return DELTA
     kind = next((kind for kind, signs in TABLES if signs <= names), None)
     if "metadata" in names and any(map(ICEBERG_METADATA.fullmatch, inside("metadata"))):
         kind = "an Apache Iceberg table"

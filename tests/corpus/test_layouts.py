@@ -37,7 +37,9 @@ def test_a_folder_whose_own_rules_say_what_counts_is_refused_by_name(kind: str, 
     fill(f"{place}/in/{above}t", *LAYOUTS[kind])
     fill(f"{place}/in", "plain.jsonl")
     said = re.sub(r"(,| of Hadoop).*", "", kind)
-    patterns = ["", "/**", f"/{above}t/**", f"/{above}t"]
+    patterns = ["", "/**", f"/{above}t/**"]
+    if "Delta" not in kind:  # which is read as a whole
+        patterns.append(f"/{above}t")
     if any(name.endswith(".parquet") and "/" not in name for name in LAYOUTS[kind]):
         patterns += [f"/{above}*/*.parquet", f"/{above}t/*.parquet"]
     for pattern in patterns:
