@@ -3,12 +3,14 @@
 They are what tests and pages over all nights need, and no more: a year of them takes some 100 kB.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 MOST_NIGHTS = 1000
 """Nights that a manifest keeps; beyond these, the two oldest are added up to one."""
+MOST_ROWS = 1 << 62
 MOST_CLASSES = 12
 """Classes of which a night keeps the rows: the most frequent ones."""
 
@@ -46,6 +48,7 @@ class Night:
         """Take what totals, as a manifest has them, count more than earlier ones; nothing is below 0."""
         names = {"rows": "rows_out"} | {n: n for n in ("audited", "differing", "flops", "flops_full_depth")}
         more = {name: max(totals.get(key, 0) - earlier.get(key, 0), 0) for name, key in names.items()}
+        more["differing"] = min(more["differing"], more["audited"])  # shards that were made again drew other rows
         often = sorted(classes.items(), key=lambda item: -item[1])[:MOST_CLASSES]
         return cls(published=published, drift=dict(drift), classes={name: rows for name, rows in often if rows}, **more)
 
@@ -60,12 +63,18 @@ class Night:
         if not isinstance(values, dict) or not {field.name for field in fields(cls)} <= values.keys():
             raise ValueError("no night")
         night = cls(**{field.name: values[field.name] for field in fields(cls)})
-        numbers = [night.rows, night.audited, night.differing, night.flops, night.flops_full_depth]
-        numbers += [*night.drift.values(), *night.classes.values()]
-        counted = all(type(number) in (int, float) for number in numbers) and min(numbers[:5]) >= 0
-        if not counted or not isinstance(night.published, str) or night.differing > night.audited:
-            raise ValueError("no night")
+        night.check()
         return night
+
+    def check(self) -> None:
+        """Raise ValueError for counts that are none: whoever may write to the folder may have written any of them."""
+        counts = [self.rows, self.audited, self.differing, *self.classes.values()]
+        amounts = [self.flops, self.flops_full_depth, *self.drift.values()]
+        counted = all(type(count) is int and 0 <= count < MOST_ROWS for count in counts)
+        measured = all(type(amount) in (int, float) and 0 <= amount < math.inf for amount in amounts)
+        dated = isinstance(self.published, str) and len(self.published) <= len("2026-11-27T02:13:20Z")
+        if not (counted and measured and dated) or self.differing > self.audited:
+            raise ValueError("no night")
 
 
 def with_tonight(nights: Sequence[Night], tonight: Night) -> list[Night]:

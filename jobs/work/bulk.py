@@ -15,9 +15,8 @@ from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.bulk.forecast import Forecast, forecast_of
 from pipeline.bulk.progress import duration
 from pipeline.bulk.run import FAILURES, BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk
-from pipeline.calibration.verdict import AuditResult, summary
+from pipeline.calibration.verdict import AuditResult, over_all_nights, summary
 from pipeline.errors import InputError
-from pipeline.output.manifest import read_manifest
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER
 from pipeline.reports.examples import examples
 from pipeline.reports.run_report import REPORT, RunSummary, run_page
@@ -133,7 +132,6 @@ def print_forecast(forecast: Forecast, price_per_hour: float | None) -> None:
 def write_report(outcome: Outcome, *, with_examples: bool) -> None:
     """Write the report page beside the manifest."""
     files, folder = outcome.corpus.files, outcome.output.folder
-    manifest = read_manifest(folder)
     page = run_page(
         RunSummary(
             folder=folder,
@@ -146,7 +144,6 @@ def write_report(outcome: Outcome, *, with_examples: bool) -> None:
             timeline=outcome.timeline,
             audit=outcome.audit_result,
             predictions=outcome.predictions,
-            nights=manifest.nights if manifest else (),
             examples=examples(files, outcome.columns, outcome.output) if with_examples else None,
         )
     )
@@ -155,7 +152,8 @@ def write_report(outcome: Outcome, *, with_examples: bool) -> None:
 
 def withheld(result: AuditResult) -> str:
     """Say why nothing was published."""
-    why = f"{result.differing:,} of {result.rows:,} audited rows differ from full depth"
+    tonight = f"{result.differing:,} of {result.rows:,} audited rows differ from full depth"
+    why = over_all_nights(result) if result.verdict == "broken" else tonight
     drift = f", and drift in {', '.join(result.alarms)}" if result.alarms else ""
     return f"not published: {why}{drift}. Calibrate on such rows, or run the same command without --audit-fail"
 

@@ -72,6 +72,20 @@ class Sums:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _BegunFile:
+    """What this run has done of a file."""
+
+    input_bytes: float = 0.0
+    rows: int = 0
+    end: int | None = None
+    """Number of its rows, once its last shard is done, be that before others or not."""
+
+    def plus(self, receipt: Receipt) -> "_BegunFile":
+        end = receipt.start + receipt.span if receipt.last else self.end
+        return _BegunFile(self.input_bytes + receipt.input_bytes, self.rows + receipt.span, end)
+
+
 class Progress:
     """Shows how far a run is, `before` being what earlier runs have done of the same folder."""
 
@@ -81,16 +95,16 @@ class Progress:
         self.live = self.stream.isatty()
         self.started = self.shown = time.monotonic()
         self._waits, self._elapsed, self._last = dict.fromkeys(STAGES, 0.0), 0.0, self.started
-        self._unfinished: dict[str, float] = {}
-        """Files of which some shards are done and the last one is not, with the bytes that those stand for."""
+        self._begun: dict[str, _BegunFile] = {}
+        """Files of which some shards are done and others are not."""
 
     def update(self, fresh: Totals, bundle: Totals, receipts: Sequence[Receipt] = ()) -> None:
         """Take note of a finished bundle, and show the totals of this run, if it is time to."""
         now = time.monotonic()
         for receipt in receipts:
-            read = self._unfinished.pop(receipt.file, 0.0) + receipt.input_bytes
-            if not receipt.last:
-                self._unfinished[receipt.file] = read
+            begun = self._begun.pop(receipt.file, _BegunFile()).plus(receipt)
+            if begun.rows != begun.end:
+                self._begun[receipt.file] = begun
         self._elapsed, self._last = RECENT * self._elapsed + now - self._last, now
         for stage in STAGES:
             self._waits[stage] = RECENT * self._waits[stage] + bundle.waits.get(stage, 0.0)
@@ -108,7 +122,7 @@ class Progress:
         """Write rows, rate, time left, mean exit layer and rejects on one line."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         done = self.before.plus(Sums.of(fresh))
-        uncertain = sum(min(read, PIECE_BYTES) for read in self._unfinished.values())
+        uncertain = sum(min(begun.input_bytes, PIECE_BYTES) for begun in self._begun.values() if begun.end is None)
         read = done.input_bytes - uncertain
         fraction = min(read / self.total_bytes, 1.0) if self.total_bytes else 1.0
         known = fresh.input_bytes > 0 and uncertain <= MAX_UNCERTAIN * fresh.input_bytes

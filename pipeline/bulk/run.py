@@ -302,8 +302,7 @@ def _classify(request: BulkRequest, run: PreparedRun) -> Outcome:
     started = time.monotonic()
     corpus, ledger, spec, files = run.corpus, run.ledger, run.spec, run.files
     secret = ledger.begin(output_schema(spec.results, spec.columns.keep))
-    if spec.audit is not None:
-        run = replace(run, spec=replace(spec, audit=replace(spec.audit, secret=secret)))
+    run = replace(run, spec=spec.with_secret(secret))
     log = RunLog(ledger, bytes_left=sum(file.size for file in files))
     if files:
         _stream(request, run, log)

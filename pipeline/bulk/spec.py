@@ -1,7 +1,8 @@
 """All that the stages of a bulk run need, as plain values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Self
 
 from pipeline.calibration.audit import AuditSpec
 from pipeline.corpus.columns import Columns
@@ -33,3 +34,7 @@ class ClassifySpec:
     """What actors count of their own predictions; None if they do not."""
     bundle_rows: int | None = None
     """Rows of a bundle, about; None is `bundle.BUNDLE_ROWS` of the device."""
+
+    def with_secret(self, secret: str) -> Self:
+        """Return it with the secret of a run, by which its audit, if it has one, draws rows."""
+        return self if self.audit is None else replace(self, audit=replace(self.audit, secret=secret))

@@ -50,8 +50,8 @@ def _log_mixture(count: npt.ArrayLike, rows: npt.ArrayLike, limit: float, side: 
     shape, same = _shape(limit), np.asarray(rows, np.float64) - count
     with np.errstate(divide="ignore"):  # no evidence at all is the logarithm of 0
         mass: Floats = np.log(side(count + 1, same + shape, limit))
-    at_limit = count * np.log(limit) + same * np.log1p(-limit)
-    return mass + np.log(shape) + betaln(count + 1, same + shape) - at_limit
+        at_limit = count * np.log(limit) + same * np.log1p(-limit)
+        return mass + np.log(shape) + betaln(count + 1, same + shape) - at_limit
 
 
 def upper_bound_ever(count: int, rows: int, confidence: float) -> float:

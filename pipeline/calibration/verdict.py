@@ -47,8 +47,8 @@ class AuditResult:
     """Audited rows."""
     differing: int
     """Audited rows whose prediction at full depth is another one."""
-    earlier: Sequence[Night] = ()
-    """The nights before, of the same results."""
+    all_nights: Sequence[Night] = ()
+    """The nights of these results, tonight last; shards that were made again are in one of them alone."""
     limit: float | None
     confidence: float
     signals: list[Signal]
@@ -79,9 +79,8 @@ class AuditResult:
 
     @property
     def nights(self) -> list[tuple[int, int]]:
-        """Differing and audited rows of every night that had an audit, tonight last."""
-        audited = [(night.differing, night.audited) for night in self.earlier if night.audited]
-        return [*audited, (self.differing, self.rows)] if self.rows else audited
+        """Differing and audited rows of every night that had an audit."""
+        return [(night.differing, night.audited) for night in self.all_nights if night.audited]
 
     @property
     def pooled(self) -> tuple[int, int]:
@@ -111,9 +110,10 @@ class AuditResult:
     @property
     def broken_since(self) -> str:
         """When the night was published from which on the evidence against the limit is largest; empty if it is tonight."""
-        audited = [night for night in self.earlier if night.audited]
-        since = log_evidence_of_change(self.nights, self.limit)[1] if self.limit is not None and self.nights else 0
-        return audited[since].published if since < len(audited) else ""
+        if self.limit is None or not self.nights:
+            return ""
+        audited = [night for night in self.all_nights if night.audited]
+        return audited[log_evidence_of_change(self.nights, self.limit)[1]].published
 
     @property
     def rows_to_tell(self) -> int | None:
@@ -184,14 +184,14 @@ class AuditResult:
         }
 
 
-def judge(totals: Totals, guarantee: Guarantee, earlier: Sequence[Night] = ()) -> AuditResult:
-    """Judge what was counted by what is guaranteed; `earlier` are the nights before, of the same results."""
+def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night]) -> AuditResult:
+    """Judge what was counted by what is guaranteed; `nights` are those of the same results, tonight last."""
     seconds = totals.seconds.get("classify", 0.0)
     early, full = totals.early_seconds, totals.full_seconds
     return AuditResult(
         rows=totals.audited,
         differing=totals.differing,
-        earlier=earlier,
+        all_nights=nights,
         limit=guarantee.limit,
         confidence=guarantee.confidence,
         signals=drift_signals(totals, guarantee),
@@ -220,7 +220,7 @@ def drift_signals(totals: Totals, guarantee: Guarantee) -> list[Signal]:
 
 def summary(result: AuditResult) -> list[str]:
     """Return the lines on audit, drift and cost that end the log of a run."""
-    audit = _audit_lines(result) if result.rows else []
+    audit = _audit_lines(result) if result.rows else _night_lines(result)
     drift = [_drift_line(result.signals)] if result.signals else []
     return [*audit, *drift, _cost_line(result)]
 
@@ -231,9 +231,13 @@ def _audit_lines(result: AuditResult) -> list[str]:
     return [
         f"audit        {result.differing:,} of {result.rows:,} rows differ from full depth ({result.disagreement:.3%}), "
         f"at most {result.at_most:.3%} with {result.confidence:.0%} confidence",
-        *([] if result.limit is None else [f"all nights   {over_all_nights(result)}"]),
+        *_night_lines(result),
         f"audit cost   {result.audit_seconds:,.1f} device-seconds, {extra:.1%} of the FLOPs on top",
     ]
+
+
+def _night_lines(result: AuditResult) -> list[str]:
+    return [] if result.verdict == "none" else [f"all nights   {over_all_nights(result)}"]
 
 
 def over_all_nights(result: AuditResult) -> str:

@@ -101,7 +101,8 @@ def shut_down() -> None:
     if threading.current_thread() is threading.main_thread():
         # Ray's C++ core has left it to the system: a second one would end this process now, and orphan Ray's.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
-    _end_own_ray(own)
+    if has_own_ray():
+        _end_own_ray(own)
     _ours.clear()
 
 

@@ -36,7 +36,7 @@ RUN_FILE = "run.json"
 NOTE_PATH = re.compile(rf"g([1-9][0-9]{{0,8}})/({RUN_FILE}|[0-9a-f]{{12}}-[0-9]{{6,9}}\.parquet)")
 """Path, in the folder of receipts, of a note of ours; what else is there is not touched."""
 MAX_SECRET = 64
-"""Longest secret of a run, in characters: what keys of BLAKE2 may have in bytes."""
+"""Longest secret of a run, in bytes: as long as keys of BLAKE2 may be."""
 MAX_GENERATION = 999_999_999
 """Generation with as many digits as names of parts may have."""
 
@@ -65,7 +65,7 @@ class PendingRun:
         if not isinstance(values["overwrites"], bool):
             raise ValueError("overwrites is neither true nor false")
         schema, secret = decode_schema(values["schema"]), values.get("secret", "")  # there was none once
-        if not isinstance(secret, str) or len(secret) > MAX_SECRET:
+        if not isinstance(secret, str) or len(secret.encode()) > MAX_SECRET:
             raise ValueError("secret is no text, or a long one")
         return cls(parse_fingerprint(values["fingerprint"]), schema, values["overwrites"], secret)
 

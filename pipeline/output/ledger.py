@@ -14,6 +14,7 @@ whoever publishes last adds what the other one has published. Memory is O(shards
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Self
 
@@ -182,8 +183,11 @@ class Ledger:
         return int(self._own_manifest.facts["shards"]["rows"]) == len(self._index)
 
     def nights(self) -> list[Night]:
-        """Return what each publishing of these results added, the oldest first."""
-        return self._own_manifest.nights if self._own_manifest else []
+        """Return what each publishing of these results added, the oldest first, and what the next one would add, as of now."""
+        own, totals = self._own_manifest, asdict(self.totals())
+        earlier = own.facts["totals"] if own else {}
+        tonight = Night.between(totals, earlier, published="", drift={}, classes={})
+        return [*(own.nights if own else []), tonight]
 
     def compare(self, bins: PredictionBins) -> Comparison:
         """Compare what is predicted with what the manifest says that is to be replaced."""

@@ -173,6 +173,7 @@ def _check(facts: dict[str, Any]) -> None:
         if key in facts:
             Predicted.from_json(facts[key])
     totals = facts["totals"]
+    Night.between(totals, {}, published="", drift={}, classes={}).check()
     for night in facts.get(NIGHTS, []):
         Night.from_json(night)
     for counts in (totals.get("label_counts", []), totals.get("score_histogram", []), [totals.get("rows_out", 0)]):

@@ -100,9 +100,12 @@ def predicted(totals: Totals, bins: PredictionBins, replaced: Manifest | None = 
     New is what there is more: shards whose parts were lost and made again are no news.
     """
     earlier = replaced.facts["totals"] if replaced else {}
+    # Shards of before predictions were counted have no score, and are in no fraction.
+    rows = max(totals.rows_out - earlier.get("rows_out", 0), 0)
+    counted = sum(totals.score_histogram) if replaced is None and bins.scores else rows
     return Predicted.of(
         bins,
-        rows=max(totals.rows_out - earlier.get("rows_out", 0), 0),
+        rows=min(rows, counted),
         classes=_more(totals.label_counts, earlier.get("label_counts", [])),
         scores=_more(totals.score_histogram, earlier.get("score_histogram", [])),
     )

@@ -1,6 +1,7 @@
 """All nights of an output folder on the page of its newest run: disagreement and its bounds, savings, drift, classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from pipeline.calibration.sequential import lower_bound_ever, upper_bound_ever
@@ -12,14 +13,18 @@ FEWEST_NIGHTS = 2
 SHOWN_NIGHTS = 366
 """Nights on a chart, the newest: a year."""
 SHOWN_CLASSES = 6
+CLASSES_NOTE = "Percent of each night's rows. Of a night the most frequent classes are kept, and others count as 0."
 TALLEST = 4
 """Bounds are drawn up to so many times the limit, or the largest disagreement: those of the first nights are far above."""
 
 
-def over_nights(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
-    """Chart the nights, tonight last; nothing is charted of a single night, or where no night has it."""
-    if len(nights) < FEWEST_NIGHTS:
+def over_nights(audit: AuditResult, classes: Mapping[str, int]) -> list[Lines]:
+    """Chart the nights, tonight last, whose rows by class are given; nothing of a single night, or that no night has."""
+    if len(audit.all_nights) < FEWEST_NIGHTS:
         return []
+    *earlier, tonight = audit.all_nights
+    psi = {signal.name: signal.psi for signal in audit.signals}
+    nights = [*earlier, replace(tonight, published="tonight", drift=psi, classes=dict(classes))]
     return [*_disagreement(nights, audit), *_savings(nights), *_drift(nights), *_classes(nights)]
 
 
@@ -36,7 +41,7 @@ def _disagreement(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
         return []
     differing = list(accumulate(night.differing for night in audited))
     rows = list(accumulate(night.audited for night in audited))
-    counts = list(zip(differing, rows, strict=True))
+    counts = list(zip(differing, rows, strict=True))[-SHOWN_NIGHTS:]
     fractions = [count / number for count, number in counts]
     top = TALLEST * max(audit.limit or 0.0, *fractions) or 1.0
     bounds = {"at most": upper_bound_ever, "at least": lower_bound_ever}
@@ -45,10 +50,10 @@ def _disagreement(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
         name: [100 * min(bound(*each, audit.confidence), top) for each in counts] for name, bound in bounds.items()
     }
     if audit.limit is not None:
-        values["limit"] = [100 * audit.limit] * len(audited)
+        values["limit"] = [100 * audit.limit] * len(counts)
     note = (
-        f"Percent of the audited rows of all nights so far, {rows[-1]:,} in the end. With {audit.confidence:.0%} confidence "
-        "the true fraction is between the bounds on every night."
+        f"Percent of the audited rows of all nights so far, {rows[-1]:,} in the end. Each bound holds on every night, with "
+        f"{audit.confidence:.0%} confidence, if the true rate is the same on all of them."
     )
     return [_chart("Disagreement with full depth, over the nights", audited, values, "percent", note)]
 
@@ -79,8 +84,4 @@ def _classes(nights: Sequence[Night]) -> list[Lines]:
     most = {name: max(fraction(night, name) for night in counted) for night in counted for name in night.classes}
     names = sorted(most, key=lambda name: -most[name])[:SHOWN_CLASSES]
     values = {name: [100 * fraction(night, name) for night in counted] for name in names}
-    return [
-        _chart(
-            "Classes over the nights", counted, values, "percent", "Percent of each night's rows, by predicted class."
-        )
-    ]
+    return [_chart("Classes over the nights", counted, values, "percent", CLASSES_NOTE)]

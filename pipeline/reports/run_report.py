@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pipeline.bulk.progress import ROWS, Timeline, duration
 from pipeline.calibration.verdict import AuditResult, over_all_nights
 from pipeline.histograms import length_bounds
-from pipeline.nights import Night
 from pipeline.output.totals import Totals
 from pipeline.predicted import Comparison
 from pipeline.reports.nights import over_nights
@@ -49,8 +48,6 @@ class RunSummary:
     """The audit of the rows that no earlier manifest covers."""
     predictions: Comparison = field(default_factory=Comparison)
     """What is predicted, beside what the manifest before says."""
-    nights: Sequence[Night] = ()
-    """What this manifest and those before it added, the oldest first."""
     examples: Table | None = None
     """Rows with their texts, which are shown on request only."""
 
@@ -79,7 +76,7 @@ def sections_of(run: RunSummary) -> list[Section | None]:
         *predictions(run.predictions),
         cost(run.totals),
         audit(run.audit),
-        *over_nights(run.nights, run.audit),
+        *over_nights(run.audit, run.predictions.new.classes),
         drift(run.audit),
         device_time(run.audit),
         uncertainty(run.totals),
@@ -168,14 +165,14 @@ def cost(totals: Totals) -> Section:
 
 def audit(result: AuditResult) -> Section | None:
     """Compare predictions at the exits with those at full depth, on the audited rows."""
-    if not result.rows:
+    if not result.rows and result.verdict == "none":
         return None
     pairs = [
         ("audited", f"{result.rows:,} rows went to full depth as well"),
         ("differ", f"{result.differing:,} ({result.disagreement:.3%})"),
         ("true fraction", f"at most {result.at_most:.3%}, with {result.confidence:.0%} confidence"),
     ]
-    if result.limit is not None:
+    if result.verdict != "none":
         pairs.append(("all nights", over_all_nights(result)))
     return Facts("Audit", pairs, "Of the rows that no earlier manifest covers, unless all nights are named.")
 

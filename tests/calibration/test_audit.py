@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from pipeline.calibration import verdict
 from pipeline.calibration.audit import AuditSpec, audit, draw_rows
 from pipeline.calibration.drift import reference_of
 from pipeline.calibration.guarantees import lower_bound, upper_bound
-from pipeline.calibration.verdict import AuditResult, Guarantee, judge, summary
+from pipeline.calibration.verdict import AuditResult, Guarantee, summary
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
@@ -112,6 +114,11 @@ def blank_receipt(shard: str) -> Receipt:
     return Receipt(shard=shard, file="f", size=1, version="m", start=0, span=0, last=True)
 
 
+def judge(totals: Totals, guarantee: Guarantee, earlier: Sequence[Night] = ()) -> AuditResult:
+    """Judge totals as those of a night after some others."""
+    return verdict.judge(totals, guarantee, [*earlier, Night(audited=totals.audited, differing=totals.differing)])
+
+
 def totals_with(audited: int, differing: int) -> Totals:
     totals = Totals()
     for shard in ("a", "b"):
@@ -167,7 +174,9 @@ def test_all_nights_together_tell_what_one_cannot() -> None:
     kept = judge(totals_with(100, 0), guarantee, good)
     assert (kept.verdict, kept.failed) == ("kept", False)
     assert kept.at_most > 0.01 >= kept.ever_at_most  # one night of 100 rows could never tell
-    assert judge(Totals(), guarantee, good).verdict == "kept"  # a night without an audit
+    without = judge(Totals(), guarantee, good)  # a night without an audit
+    assert without.verdict == "kept"
+    assert summary(without)[0].startswith("all nights   0 of 2,000 audited rows in 20 nights")
 
 
 def test_an_open_verdict_says_how_many_more_rows_would_tell() -> None:

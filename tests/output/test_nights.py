@@ -38,11 +38,28 @@ def test_every_publishing_is_a_night_and_overwriting_begins_anew(tmp_path: Path)
     assert manifest.nights[1].drift == {"length": 0.25}
     assert manifest.nights[1].published == manifest.facts["published"]
     with Ledger(folder, FINGERPRINT) as ledger:
-        assert ledger.nights() == manifest.nights
+        assert ledger.nights() == [*manifest.nights, Night()]
     publish(folder, corpus, 0, 30, overwrite=True)
     manifest = read_manifest(folder)
     assert manifest is not None
     assert [night.audited for night in manifest.nights] == [30]
+
+
+def test_a_part_that_is_lost_and_made_again_is_no_night_of_its_own(tmp_path: Path) -> None:
+    """Its shards are audited by another secret, so that more of fewer rows may differ than before."""
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    publish(folder, corpus, 0, 20)
+    for part in Path(folder).glob("part-*"):
+        part.unlink()
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        finish(ledger, replace(receipt(corpus, 0, 0, 30, last=True), audited=18, differing=2, flops=5.0))
+        nights = ledger.nights()
+        ledger.publish(1.0, {})
+    assert [(night.audited, night.differing) for night in nights] == [(20, 1), (0, 0)]
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert [(night.audited, night.differing) for night in manifest.nights] == [(20, 1), (0, 0)]
 
 
 def test_a_manifest_of_before_is_one_night_and_what_is_no_night_is_damage(tmp_path: Path) -> None:
@@ -59,10 +76,16 @@ def test_a_manifest_of_before_is_one_night_and_what_is_no_night_is_damage(tmp_pa
     manifest = read_manifest(folder)
     assert manifest is not None
     assert [night.audited for night in manifest.nights] == [10, 20]
-    wrongs: list[Any] = [{}, 7, nights[0] | {"audited": -1}, nights[0] | {"differing": 11}, nights[0] | {"flops": "5"}]
+    changes: list[dict[str, Any]] = [{"audited": -1}, {"differing": 11}, {"flops": "5"}, {"flops": 1e999}]
+    changes += [{"audited": 10**30}, {"rows": 1.5}, {"published": "x" * 99}]
+    wrongs: list[Any] = [{}, 7, *(nights[0] | change for change in changes)]
     for wrong in wrongs:
         path.write_text(json.dumps(facts | {"nights": [wrong]}))
         with pytest.raises(DamagedNoteError, match="no night"):
+            read_manifest(folder)
+    for totals in ({"audited": "x"}, {"audited": None}, {"flops": float("nan")}, {"differing": 10**400}):
+        path.write_text(json.dumps(facts | {"totals": facts["totals"] | totals}))
+        with pytest.raises(DamagedNoteError):
             read_manifest(folder)
 
 

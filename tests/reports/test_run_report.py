@@ -13,13 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.bulk.progress import Timeline
-from pipeline.calibration.drift import Signal
-from pipeline.calibration.verdict import AuditResult
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import InputFile, list_inputs
 from pipeline.histograms import (
     LENGTH_EDGES,
-    UNCERTAINTY_BINS,
     VALUE_EDGES,
     bin_counts,
     counts_by_group,
@@ -28,115 +25,18 @@ from pipeline.histograms import (
     length_histogram,
     uncertainty_bins,
 )
-from pipeline.nights import Night
 from pipeline.output.parts import Output, parquet_bytes
-from pipeline.output.receipts import Receipt, receipts_table
+from pipeline.output.receipts import receipts_table
 from pipeline.output.totals import Totals
 from pipeline.predicted import Comparison, Predicted, PredictionBins
 from pipeline.reports.examples import examples
-from pipeline.reports.nights import over_nights
 from pipeline.reports.page import Bars, Facts, Figure, Lines, Section, Table, render
 from pipeline.reports.predictions import MAX_BARS, predictions
-from pipeline.reports.run_report import RunSummary, run_page, sections_of
+from pipeline.reports.run_report import run_page, sections_of
+from tests.support.reports import HOSTILE, compared, example_run, receipt
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(1)>' + "x" * 200
 VOID = {"meta", "link", "br", "img"}
-
-
-def receipt(number: int) -> Receipt:
-    random = np.random.default_rng(number)
-    lengths, doubt = random.integers(3, 300, 1000), random.random(1000).astype(np.float32)
-    return Receipt(
-        shard=f"{number:016x}",
-        file=f"/corpus/{number}.parquet",
-        size=1_000_000,
-        version="m",
-        start=0,
-        span=1010,
-        last=True,
-        input_bytes=1e6,
-        read_error="Unexpected end of <file>" if number == 3 else None,
-        rows_in=1010,
-        rows_out=1000,
-        rejected={"null_text": 7, "invalid_utf8": 3},
-        truncated=12,
-        tokens=int(lengths.sum()),
-        exits=[400, 300, 0, 200, 60, 40],
-        uncertainty_histogram=np.bincount(uncertainty_bins(doubt), minlength=UNCERTAINTY_BINS).tolist(),
-        length_histogram=length_histogram(lengths),
-        layer_tokens=300_000,
-        padding_tokens=3_000,
-        flops=2e12,
-        flops_full_depth=5e12,
-        seconds={"read": 0.2, "tokenize": 0.5, "classify": 2.0 + number / 10, "write": 0.1},
-        cpu_seconds={"read": 0.1, "tokenize": 0.9, "classify": 4.0, "write": 0.1},
-        peak_mb={"read": 200, "tokenize": 300, "classify": 900, "write": 150},
-    )
-
-
-AUDIT = AuditResult(
-    rows=2000, differing=12, limit=0.01, confidence=0.95, signals=[Signal(name="length", psi=0.31, watch=0.1, alarm=0.25)],
-    flops=1e12, flops_full_depth=3e12, audit_flops=4e10, device_seconds=3600.0, audit_seconds=120.0,
-    full_depth_seconds=9000.0, price_per_hour=2.0,
-)  # fmt: skip
-
-
-def compared(classes: int = 60) -> Comparison:
-    """Compare two nights of a model whose class 3 has become frequent, and has a hostile name."""
-    labels = [f"class {number}" if number != 3 else HOSTILE for number in range(classes)]
-    bins = PredictionBins.of(["label", "score"], labels)
-
-    def night(rows: int, frequent: int) -> Predicted:
-        counts = [rows // classes] * classes
-        counts[3] += frequent
-        return Predicted.of(bins, rows=rows + frequent, classes=counts, scores=[0] * 12 + [rows, *[0] * 6, frequent])
-
-    before, now = night(6000, 0), night(6000, 2000)
-    return Comparison(
-        bins=bins, all=night(12_000, 2000), new=now, all_before=before, new_before=before, since="2026-11-26T02:13:20Z"
-    )
-
-
-def many_nights(nights: int = 30) -> list[Night]:
-    """Make nights of which the last third is of other rows: more differ, fewer FLOPs are saved, and a class is frequent."""
-    made = []
-    for number in range(nights):
-        late = number >= 2 * nights // 3
-        night = Night(
-            published=f"2026-{10 + number // 30}-{number % 30 + 1:02}T02:13:20Z",
-            rows=10_000 + number,
-            audited=200,
-            differing=(6 if late else 1) + number % 2,
-            flops=4e12 if late else 2e12,
-            flops_full_depth=8e12,
-            drift={"length": 0.3 if late else 0.02, "exits": 0.2 if late else 0.01},
-            classes={HOSTILE: 4000 if late else 500, "good": 5000, "bad": 800},
-        )
-        made.append(night)
-    return made
-
-
-def example_run(shards: int = 24) -> RunSummary:
-    totals, timeline = Totals(), Timeline()
-    for number in range(shards):
-        one = receipt(number)
-        totals = totals.plus(one)
-        timeline.add(Totals().plus(one), 2.0 + number * 1.5 + number % 3)
-    return RunSummary(
-        folder="/data/out",
-        fingerprint={"model": "/models/reviews 5e9d01f6a1b2c3d4", "criterion": "entropy 0.3", "dtype": "auto"},
-        files=shards,
-        input_bytes=24_000_000,
-        seconds=41.5,
-        totals=totals,
-        fresh=totals,
-        timeline=timeline,
-        audit=AUDIT,
-        predictions=compared(),
-        nights=many_nights(),
-        examples=Table("Examples", ["exit", "text"], [["1", "a <b>bold</b> claim, and much more text than that"]]),
-    )
 
 
 class Reader(HTMLParser):
@@ -188,7 +88,7 @@ def test_the_page_shows_all_counts_and_loads_nothing() -> None:
         assert shown in text, shown
     for shown in (
         "12 (0.600%)",
-        "the limit of 1.000% is open",
+        "the limit of 1.000% is broken",
         "length 0.310 0.100 0.250 alarm",
         "2.933 in money, at 2 an hour",
     ):
@@ -212,34 +112,6 @@ def test_the_page_compares_classes_and_scores_with_the_night_before_largest_move
     text = "".join(read(run_page(example_run())).text)
     assert HOSTILE[:50] in text
     assert HOSTILE[:20] not in run_page(example_run())
-
-
-def test_the_page_shows_all_nights() -> None:
-    charts = {chart.title: chart for chart in over_nights(many_nights(), AUDIT)}
-    assert [*charts] == [
-        "Disagreement with full depth, over the nights",
-        "Savings over the nights",
-        "Drift over the nights",
-        "Classes over the nights",
-    ]
-    disagreement = charts["Disagreement with full depth, over the nights"]
-    assert (disagreement.first, disagreement.last) == ("2026-10-01", "2026-10-30")
-    lines = disagreement.values
-    assert all(
-        low <= mean <= high
-        for low, mean, high in zip(lines["at least"], lines["differ"], lines["at most"], strict=True)
-    )
-    assert lines["differ"][-1] == pytest.approx(100 * (20 + 60 + 15) / 6000)
-    assert lines["limit"] == [1.0] * 30
-    assert charts["Savings over the nights"].values["fewer FLOPs"] == [4.0] * 20 + [2.0] * 10
-    assert charts["Classes over the nights"].values[HOSTILE][0] == pytest.approx(5)
-    assert over_nights(many_nights(1), AUDIT) == over_nights([], AUDIT) == []
-    assert [len(chart.values["fewer FLOPs"]) for chart in over_nights(many_nights(400), AUDIT)[1:2]] == [366]
-    plain = [Night(published=night.published, rows=5, flops=1.0, flops_full_depth=2.0) for night in many_nights()]
-    assert [chart.title for chart in over_nights(plain, AUDIT)] == ["Savings over the nights"]
-    page = run_page(example_run())
-    assert "Classes over the nights" in page
-    assert HOSTILE[:20] not in page
 
 
 def test_a_first_night_compares_with_nothing_and_values_take_few_bars() -> None:

@@ -38,6 +38,7 @@ from pipeline.engine.loaded import LoadedModel
 from pipeline.engine.texts.engine import TextEngine
 from pipeline.engine.texts.rows import TextRows
 from pipeline.histograms import length_histogram
+from pipeline.nights import Night
 from pipeline.output.totals import Totals
 from pipeline.rows import TokenRows
 
@@ -153,7 +154,7 @@ def drift(args: argparse.Namespace) -> None:
             length_histogram=length_histogram(tokens.rows.lengths),
             **audit(engine, full_depth, spec, {name: len(night)}, rows, predictions).get(name, {}),
         )
-        found = judge(totals, guarantee)
+        found = judge(totals, guarantee, [Night(audited=totals.audited, differing=totals.differing)])
         told = {signal.name: signal.psi for signal in found.signals}
         cells = [
             name,
