@@ -83,7 +83,7 @@ def test_a_manifest_of_before_is_one_night_and_what_is_no_night_is_damage(tmp_pa
         path.write_text(json.dumps(facts | {"nights": [wrong]}))
         with pytest.raises(DamagedNoteError, match="no night"):
             read_manifest(folder)
-    for totals in ({"audited": "x"}, {"audited": None}, {"flops": float("nan")}, {"differing": 10**400}):
+    for totals in ({"audited": "x"}, {"audited": None}, {"rows_out": 1.5}):
         path.write_text(json.dumps(facts | {"totals": facts["totals"] | totals}))
         with pytest.raises(DamagedNoteError):
             read_manifest(folder)
