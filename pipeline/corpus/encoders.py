@@ -60,7 +60,7 @@ class HuggingFaceEncoder:
     def encode(self, texts: Sequence[str]) -> Ragged:
         """Return the token ids of B texts, without special tokens and without truncation."""
         ids, lengths = array("i"), array("q")
-        for part in _parts(texts):
+        for part in parts_of(texts):
             for encoding in self._tokenizer.encode_batch_fast(part, add_special_tokens=False):
                 tokens = encoding.ids
                 ids.fromlist(tokens)
@@ -68,7 +68,7 @@ class HuggingFaceEncoder:
         return Ragged(ids=np.array(ids, np.int32), lengths=np.array(lengths, np.int64))
 
 
-def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+def parts_of(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     """Cut texts into runs of at most ENCODINGS, and of ENCODED_CHARACTERS; a longer text is by itself."""
     start = characters = 0
     for end, text in enumerate(texts):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.directory.digest import document_hash
-from pipeline.corpus.encoders import NanotokenEncoder, encoder_of, plain_tokenizer
+from pipeline.corpus.encoders import NanotokenEncoder, encoder_of, parts_of, plain_tokenizer
 from pipeline.corpus.ragged import Ragged, repeated, side_by_side
 from pipeline.errors import InputError
 from pipeline.rows import IntArray, TokenRows, offsets_of
@@ -130,6 +130,15 @@ class Tokenized:
     windows: IntArray | None = None
     """Rows of each text, as [B], where long ones have several; None where each has one."""
 
+    @classmethod
+    def join(cls, parts: list["Tokenized"]) -> "Tokenized":
+        """Put texts one after the other that are all in windows."""
+        return cls(
+            rows=TokenRows.join([part.rows for part in parts]),
+            truncated=np.concatenate([part.truncated for part in parts]),
+            windows=np.concatenate([part.windows for part in parts if part.windows is not None]),
+        )
+
 
 class Tokenizer:
     """Tokenizes texts or pairs exactly as transformers does with truncation to `max_tokens` and no padding.
@@ -155,12 +164,12 @@ class Tokenizer:
 
     def __call__(self, texts: list[str], pairs: list[str] | None = None) -> Tokenized:
         """Tokenize texts, or pairs of texts whose second ones are `pairs`; raise InputError for windows of pairs."""
-        long_texts = self.spec.long_texts
-        if pairs is not None:
-            check_windows(long_texts)
+        if self.spec.long_texts is not None:
+            check_windows(pairs)
+            return self._windows(texts, self.spec.long_texts)
         firsts, first_whole = self._encode(texts)
         if pairs is None:
-            return self._assemble_singles(firsts) if long_texts is None else self._assemble_windows(firsts, long_texts)
+            return self._assemble_singles(firsts)
         seconds, second_whole = self._encode(pairs)
         rows = self._lacking_lengths(firsts, seconds, first_whole & second_whole)
         if len(rows):
@@ -187,6 +196,12 @@ class Tokenizer:
         kept = texts.cut(np.minimum(texts.lengths, self.room), left=self.spec.cut_left)
         rows = side_by_side([before, kept, after])
         return _tokenized(rows, segments=rows.lengths, truncated=texts.lengths > self.room)
+
+    def _windows(self, texts: list[str], long_texts: LongTexts) -> Tokenized:
+        """Tokenize texts some at a time, since all tokens of long ones are kept."""
+        prefixes = texts if self.spec.cut_left else self._shorten(texts)
+        parts = list(parts_of(prefixes)) or [[]]
+        return Tokenized.join([self._assemble_windows(self._encoder.encode(part), long_texts) for part in parts])
 
     def _assemble_windows(self, texts: Ragged, long_texts: LongTexts) -> Tokenized:
         """Cut texts into windows, each with its special tokens; the first is what truncation would keep."""
@@ -256,9 +271,9 @@ class Tokenizer:
         )
 
 
-def check_windows(long_texts: LongTexts | None) -> None:
-    """Raise InputError for pairs whose texts are to be cut into windows: which of the two would be, is not settled."""
-    if long_texts is not None:
+def check_windows(pairs: object) -> None:
+    """Raise InputError if there are second texts: which of the two would be cut into windows, is not settled."""
+    if pairs is not None:
         raise InputError("long_texts", "windows are made of single texts, and these are pairs; truncate them")
 
 

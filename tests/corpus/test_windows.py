@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.encoders import ENCODED_CHARACTERS, ENCODINGS, _parts
+from pipeline.corpus.encoders import ENCODED_CHARACTERS, ENCODINGS, parts_of
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.errors import InputError
 from pipeline.windows import LongTexts
@@ -126,7 +126,7 @@ def test_pairs_are_refused_and_windows_change_no_digest_of_the_tokenizer() -> No
 @given(st.lists(st.sampled_from([0, 1, 7, ENCODED_CHARACTERS // 2, ENCODED_CHARACTERS + 1]), max_size=12))
 def test_texts_are_encoded_some_at_a_time_in_order(sizes: list[int]) -> None:
     texts = ["x" * size for size in sizes]
-    parts = list(_parts(texts))
+    parts = list(parts_of(texts))
     assert [text for part in parts for text in part] == texts
     assert all(len(part) == 1 or sum(map(len, part)) <= ENCODED_CHARACTERS for part in parts)
-    assert [len(part) for part in _parts(["a"] * (2 * ENCODINGS + 1))] == [ENCODINGS, ENCODINGS, 1]
+    assert [len(part) for part in parts_of(["a"] * (2 * ENCODINGS + 1))] == [ENCODINGS, ENCODINGS, 1]
