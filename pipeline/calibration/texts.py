@@ -25,7 +25,7 @@ class Published(NamedTuple):
     """What a run would publish of the texts."""
 
     predictions: Predictions
-    """One for each text, as [B]."""
+    """Predictions of the B texts."""
     computed: Bools
     """Which windows it would compute, as [W]."""
 
