@@ -19,6 +19,8 @@ from pipeline.errors import InputError, UserError
 
 UNFIT_FOR_NAMES = frozenset(' ,;{}()=.`"\n\t')
 """Characters that Spark refuses in the name of a column, or that it and DuckDB want quoted."""
+MOST_LOOKED_AT = 64
+"""Files of a table that are looked into for one that has all columns: each takes a request or two to S3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,13 +181,26 @@ def _check_columns(
 def _first_readable(
     files: Sequence[InputFile], names: list[str]
 ) -> tuple[InputFile, Mapping[Path, pa.DataType | None]]:
-    """Return the first file that has columns, or the last one, with its columns; raise UserError if none can be read."""
+    """Return the first file that has columns, or the last one, with its columns; of a table the first that has all of these.
+
+    Raises UserError if none can be read.
+    """
+    first, looked_at = None, 0
     for file in files:
         try:
             fields = file_fields(file, names)
         except FileFormatError as error:
             problem = f"{file.path}: {error}"
             continue
-        if fields or file is files[-1]:
-            return file, fields
+        complete = all(find_field(fields, name) or name in dict(file.partitions) for name in names)
+        if complete or not file.may_lack_columns:
+            if fields or file is files[-1]:
+                return file, fields
+        elif first is None:
+            first = file, fields
+        looked_at += 1
+        if first is not None and looked_at == MOST_LOOKED_AT:
+            break
+    if first is not None:
+        return first
     raise UserError(f"no input file can be read; the last one: {problem}" if len(files) > 1 else problem)

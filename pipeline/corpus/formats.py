@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.corpus.decoders import int96, raw
 from pipeline.corpus.decoders.delimited import delimited_rows, read_header
-from pipeline.corpus.decoders.fields import Path, fields_in, paths_of
+from pipeline.corpus.decoders.fields import Path, fields_in, find_field, paths_of
 from pipeline.corpus.decoders.ipc.rows import arrow_fields, arrow_rows
 from pipeline.corpus.decoders.jsonl import jsonl_columns, jsonl_rows
 from pipeline.corpus.decoders.lines import Lines
@@ -165,14 +165,33 @@ def _open_parquet(file: InputFile, stored: BinaryIO) -> pq.ParquetFile:
 
 def _parquet_sections(file: InputFile, stored: BinaryIO, columns: list[str], wanted: range | None) -> Iterator[Section]:
     with _open_parquet(file, stored) as parquet:
-        paths_of(parquet.schema_arrow, columns)
+        fields = fields_in(parquet.schema_arrow, columns)
+        absent = [name for name in columns if file.may_lack_columns and find_field(fields, name) is None]
+        present = [name for name in columns if name not in absent]
+        paths_of(parquet.schema_arrow, present)
         metadata, sections, start = parquet.metadata, section_groups(parquet.metadata), 0
         for number, groups in enumerate(sections):
             end = start + sum(metadata.row_group(group).num_rows for group in groups)
             if wanted is None or number in wanted:
-                chunks = _checked(file, parquet_rows(parquet, stored, groups, columns, start))
+                rows = parquet_rows(parquet, stored, groups, present, start)
+                rows = rows if present else _no_columns(start, end, metadata.num_rows)
+                chunks = _checked(file, _with_nulls(rows, absent))
                 yield Section(start, end, start / max(metadata.num_rows, 1), number == len(sections) - 1, chunks)
             start = end
+
+
+def _no_columns(start: int, end: int, total: int) -> Iterator[RawRows]:
+    """Yield rows of a file that has none of the columns."""
+    for first in range(start, end, raw.CHUNK_ROWS):
+        after = min(first + raw.CHUNK_ROWS, end)
+        yield RawRows(first, {"": pa.nulls(after - first)}, after / total)
+
+
+def _with_nulls(chunks: Iterator[RawRows], names: list[str]) -> Iterator[RawRows]:
+    """Add columns that are null in all rows."""
+    for rows in chunks:
+        nulls = {name: pa.nulls(len(rows)) for name in names}
+        yield RawRows(rows.start, {**rows.columns, **nulls}, rows.position)
 
 
 def _line_rows(file: InputFile, stored: BinaryIO, columns: list[str]) -> Iterator[RawRows]:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pipeline.corpus.folders.delta import live_files
@@ -52,6 +52,8 @@ class InputFile:
     """One of "gzip", "zstd", "bzip2" and "xz"; None for a file that is not compressed."""
     partitions: Partitions = ()
     """Columns that the folders it lies in give to all its rows, below the input: `folders.hive`."""
+    may_lack_columns: bool = False
+    """Whether a column that it has not is null in all its rows: it is a file of a table, which may have got columns later."""
     problem: str | None = None
     """Why it cannot be read whatever its content; None if nothing is known against it."""
 
@@ -193,7 +195,8 @@ def _delta_corpus(folder: str, tree: Tree, *, may_be_empty: bool) -> Corpus:
         entry = tree.files.get(file.name) or storage_of(path).stat(path)
         if entry is None:
             raise InputError("input", f"{printable(path)}: is not there, though the Delta table names it")
-        files.append(_described(entry, file.name, "parquet", None, file.partitions))
+        described = _described(entry, file.name, "parquet", None, file.partitions)
+        files.append(replace(described, may_lack_columns=True))
     return Corpus(files, [f"Delta table at version {version}: {len(files):,} files"], folder)
 
 

@@ -174,3 +174,24 @@ def test_features_that_are_not_used_do_no_harm(tmp_path: Path) -> None:
     write(f"{tmp_path}/t", [("a", "de")])
     edit(tmp_path / "t", 0, protocol=protocol("deletionVectors", "timestampNtz", "columnMapping"))
     assert rows_of(f"{tmp_path}/t") == [("a", "de")]
+
+
+def test_a_column_that_came_later_is_null_before(tmp_path: Path) -> None:
+    folder = f"{tmp_path}/t"
+    write_deltalake(folder, pa.table({"text": ["a", "b"]}))
+    more = pa.table({"text": ["c"], "doc": [{"lang": "de"}], "title": ["C"]})
+    write_deltalake(folder, more, mode="append", schema_mode="merge")
+    write_deltalake(folder, pa.table({"text": ["d"]}), mode="append", schema_mode="merge")
+    files = list_inputs(folder).files
+    columns = resolve_columns(files, Columns(id="title"), keep=["doc.lang"])
+    rows = [row for file in files for shard in read_shards(file, columns) for row in shard.rows.to_pylist()]
+    expected = DeltaTable(folder).to_pyarrow_table().to_pylist()
+    langs = [(row["text"], row["doc"] and row["doc"]["lang"]) for row in expected]
+    assert sorted((row["text"], row["keep.lang"]) for row in rows) == sorted(langs)
+    assert [row["id"] for row in rows if row["text"] == "c"] == ["C"]
+    columns = resolve_columns(files, Columns(text="title"))
+    shards = [shard for file in files for shard in read_shards(file, columns)]
+    assert sorted(reason for shard in shards for reason in shard.rejects["reason"].to_pylist()) == ["null_text"] * 3
+    assert not any(shard.read_error for shard in shards)
+    with pytest.raises(InputError, match=r"keep x: .* has no such column; it has text"):
+        resolve_columns(files, Columns(), keep=["x"])
