@@ -32,6 +32,8 @@ from pipeline.storage.locate import storage_of
 
 LOG_NAME = re.compile(r"(read|start|tokenize|classify)-[0-9a-z-]+\.json")
 """Name of a log, by what is bounded or by stage; what others keep in the folder is left alone."""
+TEMPORARY_NAME = re.compile(rf"\.{LOG_NAME.pattern}\.[0-9a-f]{{8}}\.tmp")
+"""Name of a log that is being written, on a disk; a worker that is killed leaves it."""
 MAX_DEATHS = 64
 """Deaths of workers at one bundle in one stage; a poison row among 16,384 costs 17, so this is enough for three of them."""
 MAX_STARTS = 4
@@ -250,7 +252,8 @@ def bounded(output: str | None, key: str, most: int, when: str) -> Iterator[None
 def clear_attempts(output: str) -> None:
     """Remove all attempt logs of an output folder, when all shards are done or no worker is left."""
     storage, folder = storage_of(output), f"{output}/{ATTEMPTS_FOLDER}"
-    storage.delete([f"{folder}/{name}" for name in storage.names(folder) if LOG_NAME.fullmatch(name)])
+    ours = (LOG_NAME.fullmatch(name) or TEMPORARY_NAME.fullmatch(name) for name in storage.names(folder))
+    storage.delete([f"{folder}/{match[0]}" for match in ours if match])
 
 
 def _read(path: str) -> Any:

@@ -305,8 +305,10 @@ def test_work_that_kills_every_process_is_not_begun_for_ever(tmp_path: Path) -> 
 def test_attempt_logs_go_when_all_is_done(tmp_path: Path) -> None:
     Shard(tmp_path, 4, {1}).one_process()
     assert json.loads((tmp_path / "_attempts" / "classify-shard.json").read_text())["at"] == [0, 4]
+    (tmp_path / "_attempts" / ".tokenize-2923b9734274c4e0.json.89876e02.tmp").touch()  # of a worker that was killed
+    (tmp_path / "_attempts" / ".mine.tmp").touch()
     clear_attempts(str(tmp_path))
-    assert not list((tmp_path / "_attempts").iterdir())
+    assert [path.name for path in (tmp_path / "_attempts").iterdir()] == [".mine.tmp"]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
