@@ -3,11 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from models.early_exit import EarlyExitModel
+from pipeline.corpus.columns import Columns, source_of
+from pipeline.corpus.listing import InputFile
 from pipeline.engine.config import EngineConfig
 from pipeline.identity import ModelIdentity
+from pipeline.output.generations import Generations
 from pipeline.output.manifest import Fingerprint
 from pipeline.version import code_version
 from pipeline.windows import LongTexts
+
+FOLDERS = "folders"
 
 
 def fingerprint_of(
@@ -38,3 +43,19 @@ def fingerprint_of(
             "offramp": code_version(),
         }
     )
+
+
+def kept_of_folders(
+    files: Sequence[InputFile], columns: Columns, keep: Sequence[str], folder: str, *, overwrite: bool
+) -> Fingerprint:
+    """Name the kept columns that the input's folders give: a file's own column of that name may have other values.
+
+    Where they give none nothing is named, as in runs before they could. For an input without files, which an incremental run
+    may have, it is what the results in `folder` say that such a run goes on with.
+    """
+    if not files:
+        before = Generations.read(folder).goes_on_from(overwrite=overwrite)
+        return {name: value for name, value in before.items() if name == FOLDERS}
+    sources = {source_of(each) for each in keep}
+    given = {name for file in files if file.partitions for name in columns.given(file) if name in sources}
+    return {FOLDERS: " ".join(sorted(given))} if given else {}

@@ -21,7 +21,7 @@ from models.directory.config import plain_config
 from models.early_exit import EarlyExitModel
 from models.precision import DTYPES, check_precision, precision_on
 from pipeline.bulk.attempts import clear_attempts
-from pipeline.bulk.fingerprint import fingerprint_of
+from pipeline.bulk.fingerprint import fingerprint_of, kept_of_folders
 from pipeline.bulk.progress import Timeline
 from pipeline.bulk.run_log import RunLog
 from pipeline.bulk.spec import ClassifySpec
@@ -112,8 +112,7 @@ class BulkRequest:
 
     def fingerprint(self, precision: str) -> Fingerprint:
         """Name everything that decides the predictions."""
-        model = self.model
-        columns = {"text": self.text_column, "pair": self.pair_column, "id_column": self.id_column}
+        model, columns = self.model, {"text": self.text_column, "pair": self.pair_column, "id_column": self.id_column}
         return fingerprint_of(
             model.meta,
             model.identity,
@@ -200,12 +199,14 @@ def prepared(request: BulkRequest, *, to_run: bool = True) -> Iterator[PreparedR
     request.log(f"{len(corpus.files):,} files, {corpus.size / 1e6:,.1f} MB -> {folder}")
     table = table_of(folder, request.table, request.log)
     precision = settled_precision(request, folder)
+    names = Columns(text=request.text_column, pair=request.pair_column, id=request.id_column)
+    given = kept_of_folders(corpus.files, names, request.keep, folder, overwrite=request.overwrite)
 
     def follow() -> None:
         if found := table or table_of(folder, None, request.log):  # another driver may have made one meanwhile
             found.follow()
 
-    with Ledger(folder, request.fingerprint(precision), overwrite=request.overwrite, follow=follow) as ledger:
+    with Ledger(folder, request.fingerprint(precision) | given, overwrite=request.overwrite, follow=follow) as ledger:
         if table and to_run:
             table.catch_up(overwrite=request.overwrite)
         left = ledger.unfinished(corpus.files, keep_gone=request.incremental)
@@ -219,7 +220,7 @@ def prepared(request: BulkRequest, *, to_run: bool = True) -> Iterator[PreparedR
                 ledger.finish()
             yield None
             return
-        spec = _spec_of(request, corpus, ledger, precision)
+        spec = _spec_of(request, corpus, names, ledger, precision)
         if table:
             table.check(output_schema(spec.results, spec.columns.keep))
         check_weights(request.model.directory, request.model.meta)  # here a fault is reported once, not by every actor
@@ -255,9 +256,8 @@ def settled_precision(request: BulkRequest, folder: str) -> str:
     return ask_node(plan, precision_on, asked, torch.device(plan.device))
 
 
-def _spec_of(request: BulkRequest, corpus: Corpus, ledger: Ledger, precision: str) -> ClassifySpec:
+def _spec_of(request: BulkRequest, corpus: Corpus, names: Columns, ledger: Ledger, precision: str) -> ClassifySpec:
     """Collect what the stages need; raise UserError for columns that are missing or of another type."""
-    names = Columns(text=request.text_column, pair=request.pair_column, id=request.id_column)
     columns = resolve_columns(corpus.files, names, keep=request.keep, results=request.results, recorded=ledger.schema)
     return ClassifySpec(
         columns=columns,

@@ -50,9 +50,13 @@ class Columns:
         sources = self.sources or self.keep.names
         return list(dict.fromkeys(name for name in (self.text, self.pair, self.id, *sources) if name))
 
+    def given(self, file: InputFile) -> dict[str, str | None]:
+        """Return what a file's folders give to all its rows; texts and ids are never among it."""
+        return {name: value for name, value in file.partitions if name not in (self.text, self.pair, self.id)}
+
     def names_in(self, file: InputFile) -> list[str]:
         """Return the columns to read of a file: all but those that travel and that its folders give."""
-        given = {name for name, _ in file.partitions} - {self.text, self.pair, self.id}
+        given = self.given(file)
         return [name for name in self.names if name not in given]
 
 
@@ -72,12 +76,13 @@ def resolve_columns(
     all files have the same folders' columns of these. Later files may differ otherwise; their rows become rejects. No file is
     opened where `recorded`, the schema of parts that are written already, has the types.
     """
-    kept = [_parsed(each) for each in dict.fromkeys(keep)]
+    there = recorded.names if recorded is not None else ()  # before names could be chosen, a=b was the name of a column
+    kept = [(each, each) if each in there else _parsed(each) for each in dict.fromkeys(keep)]
     sources = list(dict.fromkeys([*(source for source, _ in kept), *filter(None, [columns.label])]))
-    given = _given_by_folders(files, sources)
+    given = _given_by_folders(files, [name for name in sources if name not in (columns.text, columns.pair, columns.id)])
     if recorded is not None:
         types = {name: recorded.field(name).type for name in recorded.names}
-        travelling = [(source, name or _recorded_name(source, types)) for source, name in kept]
+        travelling = [(source, name or _recorded_name(source, types, kept)) for source, name in kept]
         travelling += [(columns.label, columns.label)] if columns.label else []
         return _with_kept(columns, [(source, name, types[name]) for source, name in travelling])
     file, fields = _first_readable(files, [*columns.names, *sources])
@@ -117,10 +122,11 @@ def _parsed(keep: str) -> tuple[str, str | None]:
     return source, name
 
 
-def _recorded_name(source: str, types: Mapping[str, pa.DataType]) -> str:
-    """Return the name under which parts have a column: its own, or that of a field."""
+def _recorded_name(source: str, types: Mapping[str, pa.DataType], kept: list[tuple[str, str | None]]) -> str:
+    """Return the name under which parts have a column: its own, or that of a field, and rather one that no other column has."""
     names = [source, *(rest for _, rest in reversed([*splits(source)]) if rest is not None)]
-    return next(name for name in names if name in types)
+    others = {name or other for other, name in kept if name or other != source}
+    return min((name for name in names if name in types), key=lambda name: name in others)
 
 
 def _check_names(travelling: list[tuple[str, str]], results: Collection[str]) -> None:

@@ -215,14 +215,14 @@ def check_rows(file: InputFile, columns: Columns, raw: RawRows, schema: pa.Schem
     if columns.pair is not None:
         arrays[PAIR], pair_problems = _check_texts(raw.columns[columns.pair], columns.pair)
         problems = [first or second for first, second in zip(problems, pair_problems, strict=True)]
-    partitions = dict(file.partitions)
+    given = columns.given(file)
     for kept, source in columns.kept:
-        values = pa.array([partitions[source]] * count, pa.string()) if source in partitions else raw.columns[source]
+        values = pa.array([given[source]] * count, pa.string()) if source in given else raw.columns[source]
         arrays[KEPT + kept.name] = _kept(values, kept, source, problems)
     arrays[TEXT] = texts
     default_ids = [f"{file.name}:{row}" for row in range(raw.start, raw.start + count)]
-    given = raw.columns[columns.id] if columns.id is not None else None
-    arrays[ID] = default_ids if given is None else _ids(given, default_ids, str(columns.id), problems)
+    ids = raw.columns[columns.id] if columns.id is not None else None
+    arrays[ID] = default_ids if ids is None else _ids(ids, default_ids, str(columns.id), problems)
     arrays[REASON] = [problem and problem.reason for problem in problems]
     arrays[DETAIL] = [problem and problem.detail for problem in problems]
     return pa.table([pa.array(arrays[f.name], f.type) for f in schema], schema=schema)

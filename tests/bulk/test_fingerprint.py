@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from models.families.shape import ONLY_IN_TRAINING, Shape
 from pipeline.benchmark.synthetic import CLASSES
-from pipeline.bulk.fingerprint import fingerprint_of
+from pipeline.bulk.fingerprint import fingerprint_of, kept_of_folders
 from pipeline.corpus.columns import Columns, resolve_columns
+from pipeline.corpus.listing import list_inputs
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.errors import StorageError, UserError
 from pipeline.identity import ModelIdentity
+from pipeline.output.ledger import Ledger
 from pipeline.output.manifest import Fingerprint, difference
 from pipeline.storage.model_cache import checked_model
+from tests.support.ledger import FINGERPRINT, SCHEMA
 from tests.support.models import random_classifier
 
 TOKENIZER = TokenizerSpec(tokenizer_json="{}", max_tokens=64, segments=True)
@@ -217,3 +221,23 @@ def test_a_machine_with_other_weights_refuses(model_directory: Path, tmp_path: P
         file.write(b"x")
     with pytest.raises(StorageError, match=f"{tmp_path}: other weights on .+ than the run began with"):
         checked_model(str(tmp_path), weights, precision=same)
+
+
+def test_results_whose_kept_column_was_the_files_own_take_none_of_folders(tmp_path: Path) -> None:
+    """Versions before took a file's own column of that name, whatever its folder: the two would be mixed."""
+    (tmp_path / "in" / "lang=de" / "text=x").mkdir(parents=True)
+    (tmp_path / "in" / "lang=de" / "text=x" / "a.jsonl").write_text('{"text": "a", "lang": "de-AT"}')
+    files, folder = list_inputs(f"{tmp_path}/in").files, f"{tmp_path}/out"
+    (tmp_path / "out").mkdir()
+    named = partial(kept_of_folders, columns=Columns(), folder=folder, overwrite=False)
+    for keep in ([], ["text"], ["n"]):
+        assert named(files, keep=keep) == named([], keep=keep) == {}
+    given = named(files, keep=["lang=tongue", "text"])
+    assert given == {"folders": "lang"}
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+    with pytest.raises(UserError, match="folders was not set, is lang"), Ledger(folder, FINGERPRINT | given):
+        pass
+    with Ledger(folder, FINGERPRINT | given, overwrite=True) as ledger:
+        ledger.begin(SCHEMA)
+    assert named([], keep=["lang=tongue"], overwrite=True) == given

@@ -198,6 +198,23 @@ def test_types_that_are_recorded_are_found_under_the_name_that_was_written(recor
     assert [source for _, source in columns.kept] == ["doc.lang", "x"]
 
 
+@pytest.mark.parametrize(
+    "keep", [["a.b.c", "b.c"], ["b.c", "a.b.c"], ["a.b.c", "b.c=x"], ["c", "a.b.c=y", "b.c"], ["a.b.c"]]
+)
+def test_a_folder_is_gone_on_with_under_the_names_that_were_written(keep: list[str], tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["t"], "a": [{"b": {"c": 1}}], "b.c": ["x"], "c": [0.5]}), tmp_path / "a.parquet")
+    files = list_inputs(str(tmp_path)).files
+    columns = resolve_columns(files, Columns(), keep=keep)
+    assert resolve_columns(files, Columns(), keep=keep, recorded=columns.keep) == columns
+
+
+def test_a_name_with_a_sign_of_equality_stays_one_where_it_is_recorded() -> None:
+    columns = resolve_columns(
+        [], Columns(), keep=["a=b", "c=d"], recorded=pa.schema({"a=b": pa.int64(), "d": pa.string()})
+    )
+    assert [source for _, source in columns.kept] == ["a=b", "c"]
+
+
 def test_every_way_to_read_a_name_is_tried_once() -> None:
     for parts in product(["a", ""], repeat=3):
         name = ".".join(parts)

@@ -60,6 +60,14 @@ def exactly(array: pa.Array) -> str:
     return array.to_string(window=100)
 
 
+@pytest.mark.parametrize("kind", [pa.binary(0), pa.list_(pa.binary(0))])
+def test_bytes_of_a_fixed_length_of_none_are_refused_by_name(kind: pa.DataType, tmp_path: Path) -> None:
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), pa.schema({"text": pa.string(), "k": kind})):
+        pass
+    with pytest.raises(InputError, match=r"keep k: .*which Parquet cannot hold"):
+        resolve_columns(list_inputs(str(tmp_path)).files, Columns(), keep=["k"])
+
+
 @pytest.mark.parametrize("case", UNWRITABLE)
 def test_types_that_no_parquet_file_has_are_unpacked_or_refused_too(case: str) -> None:
     array, misfits = fit(plain(UNWRITABLE[case]), plain_type(UNWRITABLE[case].type))

@@ -117,3 +117,12 @@ def test_a_label_may_be_a_folder(tmp_path: Path) -> None:
     columns = resolve_columns(files, Columns(label="label"))
     rows = [row for file in files for shard in read_shards(file, columns) for row in shard.rows.to_pylist()]
     assert [(row["text"], row["keep.label"]) for row in rows] == [("dull", "neg"), ("fine", "pos")]
+
+
+def test_texts_and_ids_are_those_of_rows_also_where_they_are_kept(tmp_path: Path) -> None:
+    fill(str(tmp_path), {"in/text=foo/id=bar/lang=de/a.jsonl": '{"text": "x", "id": 7, "lang": "en"}\n'})
+    files = list_inputs(f"{tmp_path}/in").files
+    columns = resolve_columns(files, Columns(id="id"), keep=["text", "id", "lang"])
+    ((row,),) = [shard.rows.to_pylist() for file in files for shard in read_shards(file, columns)]
+    assert (row["text"], row["id"]) == ("x", "7")
+    assert (row["keep.text"], row["keep.id"], row["keep.lang"]) == ("x", "7", "de")

@@ -91,6 +91,24 @@ def test_what_cannot_be_followed_is_refused_by_name(state: dict[str, Any], why: 
             list_inputs(f"{tmp_path}/{pattern}")
 
 
+def test_a_state_json_beside_what_is_read_refuses_nothing(place: str) -> None:
+    """It may be anybody's, and stand in folders of which nothing is asked for."""
+    storage = storage_of(place)
+    for folder in ("in", "in/sub", "in/_cache", "in/jsonl"):
+        storage.make_folder(f"{place}/{folder}")
+        storage.write(f"{place}/{folder}/state.json", b'{"last_run": 7}')
+        storage.write(f"{place}/{folder}/_of_others.arrow", b"")
+        storage.write(f"{place}/{folder}/a.jsonl", b'{"text": "1"}')
+    save(f"{place}/in/saved", [["2"]])
+    for pattern, found in {
+        "/*.jsonl": ["1"],
+        "/**/*.jsonl": ["1"] * 3,
+        "": ["1"] * 3 + ["2"],
+        "/*/data*": ["2"],
+    }.items():
+        assert sorted(texts(f"{place}/in{pattern}")) == found
+
+
 def test_a_folder_without_its_state_is_refused(tmp_path: Path) -> None:
     save(f"{tmp_path}/a", [["1"]])
     (tmp_path / "a" / "state.json").write_text("{")

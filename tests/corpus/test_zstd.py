@@ -77,6 +77,16 @@ def test_rows_before_a_cut_or_damage_are_read_and_the_rest_is_told(tmp_path: Pat
         assert error
 
 
+@needs_libzstd
+def test_a_file_that_is_emptied_meanwhile_comes_to_an_end() -> None:
+    stored = io.BytesIO(packed(b"x" * 100, 0) + frame(b"y" * 100, 31))
+    stream = open_compressed(stored, "zstd")
+    assert stream.read(10) == b"x" * 10
+    stored.truncate(0)
+    with pytest.raises(EOFError, match="ends in the middle"):
+        [*iter(partial(stream.read, 200), b"")]
+
+
 def test_a_window_beyond_all_limits_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt.zst"
     path.write_bytes(packed(b"first\n", 0) + frame(b"second\n", 32))

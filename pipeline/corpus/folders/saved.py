@@ -7,6 +7,7 @@ A set that was shuffled or filtered by an older version has its order in a file 
 """
 
 import json
+from collections import defaultdict
 
 from pipeline.errors import InputError, printable
 from pipeline.storage.locate import storage_of
@@ -20,9 +21,14 @@ def leave_out_unlisted(root: str, tree: Tree) -> None:
 
     Raises InputError where that cannot be known, where a file is missing, and where rows have an order of their own.
     """
+    files = defaultdict(list)
+    for name in tree.files:
+        files[name.rpartition("/")[0]].append(name)
     for folder, there in tree.names_in.items():
+        inside = files[folder]
+        if not any(name.endswith(".arrow") for name in inside):  # nothing of a saved set is asked for
+            continue
         listed = _data_files(join(root, folder))
-        inside = [name for name in tree.files if name.rpartition("/")[0] == folder]
         if missing := sorted(listed - there):
             where = printable(join(root, folder))
             raise InputError("input", f"{where}: {printable(missing[0])} is missing, which its {STATE} names")

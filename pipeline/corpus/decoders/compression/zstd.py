@@ -54,7 +54,10 @@ class ZstdStream:
         stream = LongZstd(self._stored)
         left = self._given
         while left:
-            left -= len(stream.read(min(left, STORED_BYTES)))
+            piece = stream.read(min(left, STORED_BYTES))
+            if not piece:  # the file was cut meanwhile
+                raise EOFError("the compressed data ends in the middle")
+            left -= len(piece)
         return stream
 
 

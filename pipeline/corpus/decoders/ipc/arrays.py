@@ -3,6 +3,7 @@
 Nothing of a file is believed: offsets, indices and lengths are checked before memory is read by them.
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.corpus.decoders.fields import Path
 from pipeline.corpus.decoders.ipc.body import Body
-from pipeline.corpus.decoders.ipc.layouts import Column
+from pipeline.corpus.decoders.ipc.layouts import Column, is_view
 from pipeline.corpus.decoders.raw import FileFormatError
 from pipeline.rows import IntArray, offsets_of, spans
 
@@ -80,7 +81,7 @@ class ArrayReader:
             first, last = _extent(starts, sizes)
             once = self.most_bytes(column.children[0], (), first, last)
             return 16 * count + once * -(-int(sizes.sum()) // max(last - first, 1))
-        if column.node.has_views() and not column.children:
+        if is_view(column.node.kind):
             return 16 * count + int(self._views(column, start, count)[:, 0].astype(np.int64).sum())
         if pa.types.is_run_end_encoded(kind):
             runs = self._run_numbers(column, start, end)
@@ -88,11 +89,11 @@ class ArrayReader:
                 self.most_bytes(column.children[1], (), int(runs[0]), int(runs[-1]) + 1) if count else 0
             )
         inside = sum(self.most_bytes(child, (), start, end) for child in column.children)
-        return inside + (0 if column.children or pa.types.is_null(kind) else count * 16)
+        return inside + (0 if column.children else count * 16)
 
     def _valid(self, column: Column, start: int, end: int) -> pa.Buffer | None:
         """Return which rows are no nulls, as bits; None if all are."""
-        return self._bits(column.buffers[0], start, end) if column.buffers[0][1] else None
+        return self._bits(column.buffers[0], start, end) if self.body.size(column.buffers[0]) else None
 
     def _bits(self, buffer: tuple[int, int], start: int, end: int) -> pa.Buffer:
         stored = np.frombuffer(self.body.read(buffer, start // 8, -(-end // 8) - start // 8), np.uint8)
@@ -134,7 +135,7 @@ class ArrayReader:
         return pa.Array.from_buffers(column.node.made, count, [valid, moved, data])
 
     def _offset(self, column: Column, row: int) -> int:
-        if column.buffers[1][1] == 0:  # of an array without rows
+        if self.body.size(column.buffers[1]) == 0:  # of an array without rows
             return 0
         return int(self.body.numbers(column.buffers[1], row, 1, _offset_type(column.node.kind))[0])
 
@@ -164,14 +165,17 @@ class ArrayReader:
         """Return views of strings or bytes as what they show."""
         views = self._views(column, start, count)
         raw = views.tobytes()
-        values = []
-        for row, (size, _, number, position) in enumerate(views.tolist()):
+        values, listed = [b""] * count, views.tolist()
+        for row in np.lexsort(
+            (views[:, 3], views[:, 2])
+        ).tolist():  # as they lie, so that none is fetched several times
+            size, _, number, position = listed[row]
             if size <= INLINE_BYTES:
-                values.append(raw[16 * row + 4 : 16 * row + 4 + size])
+                values[row] = raw[16 * row + 4 : 16 * row + 4 + size]
             elif not 0 <= number < len(column.buffers) - 2:
                 raise FileFormatError("a value lies in no buffer")
             else:
-                values.append(self.body.read(column.buffers[2 + number], position, size).to_pybytes())
+                values[row] = self.body.read(column.buffers[2 + number], position, size).to_pybytes()
         offsets = pa.py_buffer(offsets_of(views[:, 0].astype(np.int64)).tobytes())
         return pa.Array.from_buffers(column.node.made, count, [valid, offsets, pa.py_buffer(b"".join(values))])
 
@@ -194,11 +198,17 @@ class ArrayReader:
 
     def _run_numbers(self, column: Column, start: int, end: int) -> IntArray:
         """Return the number of the run that each row is in."""
-        ends = self.array(column.children[0], 0, column.children[0].length).to_numpy()
+        all_ends = column.children[0]
+        first = bisect_right(
+            range(all_ends.length), start, key=lambda run: int(self.array(all_ends, run, run + 1).to_numpy()[0])
+        )
+        ends = self.array(
+            all_ends, first, min(first + end - start, all_ends.length)
+        ).to_numpy()  # of a row each, or more
         runs = np.searchsorted(ends, np.arange(start, end), "right")
         if (np.diff(ends) <= 0).any() or (len(runs) and runs[-1] >= len(ends)):
             raise FileFormatError("runs of a column do not cover its rows")
-        return runs
+        return runs + first
 
 
 def _checked(column: Column, start: int, end: int) -> tuple[pa.DataType, int]:

@@ -16,6 +16,8 @@ MAX_UNPACKED_BYTES = 1 << 31
 """Most bytes of the compressed buffers of a batch that are read, unpacked: as many as of Parquet's pages."""
 CODECS = ("lz4", "zstd")
 """Compressions by their number in the metadata; lz4 by frames, as Arrow names it."""
+OF_0_17 = b"ARROW:experimental_compression"
+"""What the metadata of a batch has whose compression came before the format had any."""
 AS_IT_IS = -1
 """The length that stands before a buffer which would have become longer."""
 
@@ -28,6 +30,8 @@ class Body:
 
     def __init__(self, stored: BinaryIO, message: Message, batch: Table) -> None:
         """Read from a file's message; `batch` is what its metadata says of the batch."""
+        if OF_0_17 in message.head:
+            raise FileFormatError("it is compressed as only Arrow 0.17 did; write it anew")
         self._stored, self._start = stored, message.body
         compression = batch.table(3)
         self._codec = None if compression is None else self._codec_of(compression.number(0, "b"))

@@ -26,15 +26,6 @@ class Node:
     dictionary: int | None = None
     """The id of its dictionary; its child is then what that holds."""
 
-    def ids(self) -> set[int]:
-        """Return the ids of all dictionaries in it."""
-        mine = set() if self.dictionary is None else {self.dictionary}
-        return mine.union(*(child.ids() for child in self.children))
-
-    def has_views(self) -> bool:
-        """Return whether one stored value may be that of many rows: in views."""
-        return _is_view(self.kind) or any(child.has_views() for child in self.children)
-
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -89,12 +80,13 @@ def _made(kind: pa.DataType, children: list[Node]) -> pa.DataType:
         return pa.list_(inner[0])
     if pa.types.is_run_end_encoded(kind):
         return pa.dictionary(pa.int32(), children[1].made)
-    if _is_view(kind):
+    if is_view(kind):
         return pa.large_string() if kind == pa.string_view() else pa.large_binary()
     return kind
 
 
-def _is_view(kind: pa.DataType) -> bool:
+def is_view(kind: pa.DataType) -> bool:
+    """Return whether values of a type are views, so that one stored value may be that of many rows."""
     return bool(kind == pa.string_view() or kind == pa.binary_view())
 
 
@@ -120,7 +112,7 @@ def _column(
     variadic: Iterator[tuple[int, ...]],
 ) -> Column:
     length = next(lengths)[0]
-    count = _count(node.kind, message.version) + (next(variadic)[0] if _is_view(node.kind) else 0)
+    count = _count(node.kind, message.version) + (next(variadic)[0] if is_view(node.kind) else 0)
     mine: list[tuple[int, int]] = []
     for _ in range(count):
         start, size = next(buffers)

@@ -1,7 +1,7 @@
 """The messages of an Arrow file or stream: where batches and dictionaries lie, by their metadata, of which a few kB are read.
 
     stream   schema  dictionary*  batch*  end          in the order in which they come; the end may be missing
-    file     "ARROW1" schema ... footer "ARROW1"       the footer says where dictionaries and batches are
+    file     "ARROW1" schema ... footer "ARROW1"       the footer has the schema too, and says where the rest is
 
 Fields are numbered as in Arrow's Message.fbs, Schema.fbs and File.fbs.
 """
@@ -22,6 +22,8 @@ SCHEMA, DICTIONARY, BATCH = 1, 2, 3
 """Types of messages."""
 MAX_METADATA_BYTES = 64 << 20
 """Bytes of the metadata of a message: some hundred for each column, so that half a million columns fit."""
+END_BYTES = 8
+"""Bytes that stand for a stream's end; four in versions before 0.15."""
 VERSION_5 = 4
 """The value of the field `version` for metadata of version 5, since which unions have no validity."""
 
@@ -71,8 +73,8 @@ class Layout:
     """Its columns as the metadata has them, which alone tells the ids of dictionaries."""
     blocks: tuple[int, ...] | None
     """Where dictionaries and then batches begin, by the footer; None for a stream."""
-    first: int
-    """Where the message after the schema begins."""
+    first: int = 0
+    """Where the message after the schema of a stream begins."""
 
 
 def read_layout(stored: BinaryIO, size: int) -> Layout:
@@ -82,16 +84,7 @@ def read_layout(stored: BinaryIO, size: int) -> Layout:
         raise FileFormatError("it is empty: not even a schema")
     if start.startswith(FEATHER_1):
         raise FileFormatError("it is Feather of version 1; write it as version 2")
-    is_file = start.startswith(MAGIC)
-    message = _message(stored, 8 if is_file else 0, size)
-    if message is None or message.kind != SCHEMA:
-        raise FileFormatError("it is no Arrow file or stream, as its name says")
-    if message.header.number(0, "h"):
-        raise FileFormatError("its numbers are big-endian, which are not read")
-    head = message.head
-    schema = pa.ipc.read_schema(pa.py_buffer(CONTINUED.to_bytes(4, "little") + len(head).to_bytes(4, "little") + head))
-    blocks = _blocks(stored, size) if is_file else None
-    return Layout(schema, message.header.tables(1), blocks, message.body + message.size)
+    return _layout_of_file(stored, size) if start.startswith(MAGIC) else _layout_of_stream(stored, size)
 
 
 def read_messages(stored: BinaryIO, layout: Layout, size: int) -> Iterator[Message]:
@@ -107,18 +100,42 @@ def read_messages(stored: BinaryIO, layout: Layout, size: int) -> Iterator[Messa
     while (message := _message(stored, position, size)) is not None:
         yield message
         position = message.body + message.size
+    if size - position > END_BYTES:
+        raise FileFormatError(f"its stream ends at byte {position:,}, and more follows: several streams, put together")
 
 
-def _blocks(stored: BinaryIO, size: int) -> tuple[int, ...]:
-    """Return where dictionaries and batches begin, by the footer of a file."""
-    end = _read(stored, max(size - 10, 0), 10)
+def _layout_of_stream(stored: BinaryIO, size: int) -> Layout:
+    message = _message(stored, 0, size)
+    if message is None or message.kind != SCHEMA:
+        raise FileFormatError("it is no Arrow file or stream, as its name says")
+    _check_order(message.header)
+    head = message.head
+    schema = pa.ipc.read_schema(pa.py_buffer(CONTINUED.to_bytes(4, "little") + len(head).to_bytes(4, "little") + head))
+    return Layout(schema, message.header.tables(1), None, message.body + message.size)
+
+
+def _layout_of_file(stored: BinaryIO, size: int) -> Layout:
+    """Read schema and blocks of the footer: the schema at a file's begin is in another form where Polars wrote it."""
+    end = _read(stored, max(size - 10, 0), min(size, 10))
     if end[4:] != MAGIC:
         raise FileFormatError("it has no footer: it was cut off, or has not been written to its end")
     (length,) = unpack("<i", end, 0)
     if not 0 < length <= min(MAX_METADATA_BYTES, size - 10):
         raise FileFormatError("its footer is damaged")
-    footer = Table.root(_read(stored, size - 10 - length, length))
-    return tuple(block[0] for field in (2, 3) for block in footer.structs(field, "qi4xq"))
+    data = _read(stored, size - 10 - length, length)
+    footer = Table.root(data)
+    fields = footer.table(1)
+    if fields is None:
+        raise FileFormatError("its footer is damaged")
+    _check_order(fields)
+    schema = pa.ipc.open_file(pa.py_buffer(MAGIC + bytes(2) + data + end)).schema
+    blocks = tuple(block[0] for field in (2, 3) for block in footer.structs(field, "qi4xq"))
+    return Layout(schema, fields.tables(1), blocks)
+
+
+def _check_order(schema: Table) -> None:
+    if schema.number(0, "h"):
+        raise FileFormatError("its numbers are big-endian, which are not read")
 
 
 def _message(stored: BinaryIO, position: int, size: int) -> Message | None:

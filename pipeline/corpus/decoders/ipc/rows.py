@@ -22,6 +22,8 @@ from pipeline.corpus.decoders.raw import FileFormatError, RawRows, too_long
 
 STRETCH_BYTES = 64 << 20
 """Most bytes of the rows of a batch that are read at once, as many as of a batch of Parquet, but for a single row."""
+STRETCH_ROWS = 1 << 17
+"""Most rows of a batch that are read at once: what tells their bytes, such as views, is read before them."""
 
 
 def arrow_fields(stored: BinaryIO, size: int, names: list[str]) -> dict[Path, pa.DataType | None]:
@@ -75,12 +77,11 @@ class _Batches:
         if node is None:
             return
         reader, (column,), rows = self._open(message, [node], message.header.table(1))
-        if reader.most_bytes(column, (), 0, rows) > MAX_UNPACKED_BYTES:
+        before = self._dictionaries.get(number) if message.header.number(2, "B") else None
+        if reader.most_bytes(column, (), 0, rows) + (0 if before is None else before.nbytes) > MAX_UNPACKED_BYTES:
             raise FileFormatError(f"a dictionary has more than {MAX_UNPACKED_BYTES:,} bytes")
         values = reader.array(column, 0, rows)
-        if message.header.number(2, "B") and number in self._dictionaries:
-            values = pa.concat_arrays([self._dictionaries[number], values])
-        self._dictionaries[number] = values
+        self._dictionaries[number] = values if before is None else pa.concat_arrays([before, values])
 
     def stretches(self, message: Message, paths: Mapping[str, Path]) -> Iterator[tuple[pa.RecordBatch | int, float]]:
         """Yield the rows of a batch, and what fraction of it is read by then; the bytes of a row alone that is too long."""
@@ -89,11 +90,12 @@ class _Batches:
         reader.body.check_unpacked([buffer for column in wanted.values() for buffer in column.all_buffers()])
         start = 0
         while start < rows:
-            end, size = rows, _most_bytes(reader, wanted, paths, start, rows)
+            end = min(rows, start + STRETCH_ROWS)
+            size = _most_bytes(reader, wanted, paths, start, end)
             while size > STRETCH_BYTES and end > start + 1:
                 end = start + (end - start) // 2
                 size = _most_bytes(reader, wanted, paths, start, end)
-            if size > STRETCH_BYTES and size > raw.MAX_ROW_BYTES:
+            if size > max(STRETCH_BYTES, 16 * raw.MAX_ROW_BYTES):  # 16 are the most that are counted for a byte
                 yield size, end / rows
             else:
                 arrays = [reader.field(column, paths[name], start, end) for name, column in wanted.items()]
