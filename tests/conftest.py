@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from models.early_exit import EarlyExitModel
 from pipeline.benchmark.synthetic import reviews
-from tests.support.models import random_classifier, random_exits, save_tiny_model, wordpiece_tokenizer
+from tests.support.models import CONFIGS, random_classifier, random_exits, save_tiny_model, wordpiece_tokenizer
 from tests.support.s3_server import BUCKET, S3Server
 
 # Several tests run at a time on few cores, and threads that wait for each other would wait for the other tests as well.
@@ -24,6 +24,14 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cluster or config of the machine's reaches a test."""
     for name in ("OFFRAMP_CONFIG", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "AWS_ENDPOINT_URL", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _configs_stay_as_they_are() -> Iterator[None]:
+    """Fail the file of tests that changes what all share, and not whichever comes after it."""
+    before = {family: config.to_json_string() for family, config in CONFIGS.items()}
+    yield
+    assert {family: config.to_json_string() for family, config in CONFIGS.items()} == before
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 def random_classifier(family: str, seed: int = 0) -> PreTrainedModel:
     """Make a classifier by transformers alone, with weights large enough that logits differ between rows."""
     torch.manual_seed(seed)
-    return spread_weights(AutoModelForSequenceClassification.from_config(CONFIGS[family])).eval()
+    return spread_weights(AutoModelForSequenceClassification.from_config(copy.deepcopy(CONFIGS[family]))).eval()
 
 
 def spread_weights(model: Model) -> Model:
