@@ -85,6 +85,8 @@ def print_tables(work: Work) -> None:
     for name in work.sets:
         rows, layers = [], []
         for method, (model, criteria) in METHODS.items():
+            if not work.there(name, model):
+                continue
             test = work.evaluation(name, model, "test")
             layers.append([method, *(f"{quality:.3f}" for quality in test.by_layer().values())])
             for criterion in criteria:
@@ -104,9 +106,13 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--work", required=True, type=Path)
     parser.add_argument("--sets", nargs="+", choices=tuple(NAMES), default=list(NAMES))
+    parser.add_argument(
+        "--trained", action="store_true", help="print the tables of the models that are there, and train none"
+    )
     args = parser.parse_args()
-    prepare(args.data, args.work)
-    train(args.backbone, args.work, args.sets)
+    if not args.trained:
+        prepare(args.data, args.work)
+        train(args.backbone, args.work, args.sets)
     print_tables(Work(args.work, tuple(args.sets)))
 
 
