@@ -23,26 +23,28 @@ BISECTIONS = 60
 """Halvings of an interval in [0, 1], to the last digit of a double."""
 
 
-def log_evidence_above(count: npt.ArrayLike, rows: npt.ArrayLike, limit: float) -> Floats:
+def log_evidence_above(count: npt.ArrayLike, rows: npt.ArrayLike, limit: npt.ArrayLike) -> Floats:
     """Return the logarithm of the evidence that the true fraction is above `limit`, if `count` of `rows` differ: [...]."""
     from scipy.special import betaincc  # takes a third of a second to import
 
+    limit = np.asarray(limit, np.float64)
     return _log_mixture(count, rows, limit, betaincc) - _shape(limit) * np.log1p(-limit)
 
 
-def log_evidence_below(count: npt.ArrayLike, rows: npt.ArrayLike, limit: float) -> Floats:
+def log_evidence_below(count: npt.ArrayLike, rows: npt.ArrayLike, limit: npt.ArrayLike) -> Floats:
     """Return the logarithm of the evidence that the true fraction is below `limit`, if `count` of `rows` differ: [...]."""
     from scipy.special import betainc
 
+    limit = np.asarray(limit, np.float64)
     return _log_mixture(count, rows, limit, betainc) - np.log(-np.expm1(_shape(limit) * np.log1p(-limit)))
 
 
-def _shape(limit: float) -> float:
+def _shape(limit: Floats) -> Floats:
     """Return the second parameter of the prior, a Beta whose first is 1; for large limits it is uniform."""
-    return max(1 / limit - 1, 1.0)
+    return np.maximum(1 / limit - 1, 1.0)
 
 
-def _log_mixture(count: npt.ArrayLike, rows: npt.ArrayLike, limit: float, side: Callable[..., Floats]) -> Floats:
+def _log_mixture(count: npt.ArrayLike, rows: npt.ArrayLike, limit: Floats, side: Callable[..., Floats]) -> Floats:
     """Return log of the likelihood integrated over one side of the limit, with the prior's density, over that at the limit."""
     from scipy.special import betaln
 
@@ -54,27 +56,29 @@ def _log_mixture(count: npt.ArrayLike, rows: npt.ArrayLike, limit: float, side: 
         return mass + np.log(shape) + betaln(count + 1, same + shape) - at_limit
 
 
-def upper_bound_ever(count: int, rows: int, confidence: float) -> float:
-    """Return the upper end of a confidence sequence: the true fraction is below it at *every* look, with this probability."""
-    asked = -np.log1p(-confidence)
-    if count == rows:
-        return 1.0
-    return _bisect(count / max(rows, 1), 1.0, lambda limit: bool(log_evidence_below(count, rows, limit) < asked))
+def upper_bound_ever(count: npt.ArrayLike, rows: npt.ArrayLike, confidence: float) -> Floats:
+    """Return the upper end of a confidence sequence: with this probability it is above the truth at *every* look: [...]."""
+    count, rows = np.asarray(count, np.float64), np.asarray(rows, np.float64)
+    asked, seen = -np.log1p(-confidence), count / np.maximum(rows, 1)
+    found = _bisect(seen, np.ones_like(seen), lambda limit: log_evidence_below(count, rows, limit) < asked)
+    return np.where(count == rows, 1.0, found)
 
 
-def lower_bound_ever(count: int, rows: int, confidence: float) -> float:
-    """Return the lower end of a confidence sequence: the true fraction is above it at *every* look, with this probability."""
-    asked = -np.log1p(-confidence)
-    if not count:
-        return 0.0
-    return _bisect(0.0, count / rows, lambda limit: bool(log_evidence_above(count, rows, limit) >= asked))
+def lower_bound_ever(count: npt.ArrayLike, rows: npt.ArrayLike, confidence: float) -> Floats:
+    """Return the lower end of a confidence sequence: with this probability it is below the truth at *every* look: [...]."""
+    count, rows = np.asarray(count, np.float64), np.asarray(rows, np.float64)
+    asked, seen = -np.log1p(-confidence), count / np.maximum(rows, 1)
+    found = _bisect(np.zeros_like(seen), seen, lambda limit: log_evidence_above(count, rows, limit) >= asked)
+    return np.where(count == 0, 0.0, found)
 
 
-def _bisect(low: float, high: float, goes_up: Callable[[float], bool]) -> float:
-    """Return where in (low, high) a condition that holds below a point ends to hold."""
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if goes_up(middle) else (low, middle)
+def _bisect(low: Floats, high: Floats, goes_up: Callable[[Floats], npt.NDArray[np.bool_]]) -> Floats:
+    """Return where in (low, high) a condition that holds below a point ends to hold: [...]."""
+    with np.errstate(all="ignore"):  # of empty intervals, which the callers have values for
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            up = goes_up(middle)
+            low, high = np.where(up, middle, low), np.where(up, high, middle)
     return high
 
 

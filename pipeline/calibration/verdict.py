@@ -90,12 +90,12 @@ class AuditResult:
     @property
     def ever_at_most(self) -> float:
         """Upper bound of the true disagreement by all nights: with the confidence, it holds on every one of them."""
-        return upper_bound_ever(*self.pooled, self.confidence)
+        return float(upper_bound_ever(*self.pooled, self.confidence))
 
     @property
     def ever_at_least(self) -> float:
         """Lower bound of the true disagreement by all nights, likewise."""
-        return lower_bound_ever(*self.pooled, self.confidence)
+        return float(lower_bound_ever(*self.pooled, self.confidence))
 
     @property
     def verdict(self) -> str:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
+
+import numpy as np
 
 from pipeline.calibration.sequential import lower_bound_ever, upper_bound_ever
 from pipeline.calibration.verdict import AuditResult
@@ -39,21 +40,18 @@ def _disagreement(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
     audited = [night for night in nights if night.audited]
     if len(audited) < FEWEST_NIGHTS:
         return []
-    differing = list(accumulate(night.differing for night in audited))
-    rows = list(accumulate(night.audited for night in audited))
-    counts = list(zip(differing, rows, strict=True))[-SHOWN_NIGHTS:]
-    fractions = [count / number for count, number in counts]
-    top = TALLEST * max(audit.limit or 0.0, *fractions) or 1.0
-    bounds = {"at most": upper_bound_ever, "at least": lower_bound_ever}
-    values = {"differ": [100 * fraction for fraction in fractions]}
-    values |= {
-        name: [100 * min(bound(*each, audit.confidence), top) for each in counts] for name, bound in bounds.items()
-    }
+    counts = np.cumsum([(night.differing, night.audited) for night in audited], axis=0)[-SHOWN_NIGHTS:].T
+    differ = counts[0] / counts[1]
+    top = TALLEST * max(audit.limit or 0.0, differ.max()) or 1.0
+    lines = {"differ": differ}
+    for name, bound in (("at most", upper_bound_ever), ("at least", lower_bound_ever)):
+        lines[name] = np.minimum(bound(counts[0], counts[1], audit.confidence), top)
     if audit.limit is not None:
-        values["limit"] = [100 * audit.limit] * len(counts)
+        lines["limit"] = np.full(len(differ), audit.limit)
+    values = {name: (100 * line).tolist() for name, line in lines.items()}
     note = (
-        f"Percent of the audited rows of all nights so far, {rows[-1]:,} in the end. Each bound holds on every night, with "
-        f"{audit.confidence:.0%} confidence, if the true rate is the same on all of them."
+        f"Percent of the audited rows of all nights so far, {counts[1, -1]:,} in the end. Each bound holds on every night, "
+        f"with {audit.confidence:.0%} confidence, if the true rate is the same on all of them."
     )
     return [_chart("Disagreement with full depth, over the nights", audited, values, "percent", note)]
 
