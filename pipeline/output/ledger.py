@@ -34,6 +34,7 @@ from pipeline.output.generations import (
 from pipeline.output.manifest import (
     MANIFEST_VERSION,
     NEW_PREDICTIONS,
+    NIGHTS,
     PREDICTIONS,
     DamagedNoteError,
     Fingerprint,
@@ -46,7 +47,7 @@ from pipeline.output.publish import (
     clean_up,
     list_shards,
     manifest_facts,
-    nights_facts,
+    nights_of,
     predicted,
     predicted_facts,
     remove_leftovers,
@@ -184,10 +185,7 @@ class Ledger:
 
     def nights(self) -> list[Night]:
         """Return what each publishing of these results added, the oldest first, and what the next one would add, as of now."""
-        own, totals = self._own_manifest, asdict(self.totals())
-        earlier = own.facts["totals"] if own else {}
-        tonight = Night.between(totals, earlier, published="", drift={}, classes={})
-        return [*(own.nights if own else []), tonight]
+        return nights_of(self.totals(), self._own_manifest)
 
     def compare(self, bins: PredictionBins) -> Comparison:
         """Compare what is predicted with what the manifest says that is to be replaced."""
@@ -306,7 +304,8 @@ class Ledger:
             generation = self.output.generation
             checked = {**checked, **predicted_facts(shards.totals, bins, self._own_manifest)}
             published = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            checked |= nights_facts(shards.totals, checked, self._own_manifest, published)
+            nights = nights_of(shards.totals, self._own_manifest, published, checked)
+            checked[NIGHTS] = [asdict(night) for night in nights]
             facts = manifest_facts(
                 shards,
                 self.fingerprint,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from pipeline.output.generations import Generations, receipts_folder, run_file
 from pipeline.output.manifest import (
     MANIFEST_VERSION,
     NEW_PREDICTIONS,
-    NIGHTS,
     PART,
     PREDICTIONS,
     REJECTS_PART,
@@ -119,10 +119,10 @@ def predicted_facts(totals: Totals, bins: PredictionBins, replaced: Manifest | N
     return {PREDICTIONS: predicted(totals, bins).to_json(), NEW_PREDICTIONS: new.to_json()}
 
 
-def nights_facts(
-    totals: Totals, checked: Mapping[str, Any], replaced: Manifest | None, published: str
-) -> dict[str, list[dict[str, Any]]]:
-    """Return what a manifest tells of its nights: those of the manifest of this generation before it, and tonight."""
+def nights_of(
+    totals: Totals, replaced: Manifest | None, published: str = "", checked: Mapping[str, Any] = MappingProxyType({})
+) -> list[Night]:
+    """Return the nights of the manifest of this generation that is replaced, and tonight, of which `checked` may tell more."""
     tonight = Night.between(
         asdict(totals),
         replaced.facts["totals"] if replaced else {},
@@ -130,7 +130,7 @@ def nights_facts(
         drift={name: signal["psi"] for name, signal in checked.get("drift", {}).items()},
         classes=checked.get(NEW_PREDICTIONS, {}).get("classes", {}),
     )
-    return {NIGHTS: [asdict(night) for night in with_tonight(replaced.nights if replaced else [], tonight)]}
+    return with_tonight(replaced.nights if replaced else [], tonight)
 
 
 def _more(counts: Sequence[int], earlier: Sequence[int]) -> list[int]:
