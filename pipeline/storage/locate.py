@@ -18,6 +18,18 @@ def storage_of(location: str) -> Storage:
     return S3Storage()
 
 
+def object_store_options(location: str) -> dict[str, str]:
+    """Return how libraries in Rust are to reach a location as our own storage does; a disk takes no options.
+
+    Raises RefusedError if there are no credentials for S3.
+    """
+    if not is_remote(location):
+        return {}
+    from pipeline.storage import s3
+
+    return s3.object_store_options(location)
+
+
 def use_endpoint(url: str | None) -> None:
     """Send all S3 requests of this process, and of those that it starts, to another server than Amazon's."""
     if url:

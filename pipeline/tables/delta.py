@@ -29,7 +29,7 @@ from pipeline.output.parts import MANIFEST, PART_PATTERN
 from pipeline.output.receipt_log import batches
 from pipeline.storage.base import Entry, is_remote, translate_errors
 from pipeline.storage.local import flush_folder
-from pipeline.storage.locate import storage_of
+from pipeline.storage.locate import object_store_options, storage_of
 from pipeline.tables.delta_schema import delta_schema, needs_timestamps_without_zone
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class DeltaLog:
 
         try:
             with self._translate_errors():
-                table = DeltaTable(self.folder, storage_options=self._options())
+                table = DeltaTable(self.folder, storage_options=object_store_options(self.folder))
                 protocol, ours = table.protocol(), table.transaction_version(APPLICATION)
         except StorageError as error:
             instead = (
@@ -212,7 +212,7 @@ class DeltaLog:
                     self.folder,
                     schema,
                     adds,
-                    storage_options=self._options(),
+                    storage_options=object_store_options(self.folder),
                     commit_properties=_properties(manifest, 0),
                 )
             except DeltaError:
@@ -234,7 +234,7 @@ class DeltaLog:
             ours = table.transaction_version(APPLICATION)
             if ours == table.version():
                 return active
-            before = DeltaTable(self.folder, version=ours, storage_options=self._options())
+            before = DeltaTable(self.folder, version=ours, storage_options=object_store_options(self.folder))
         if lost := min(self._files(before).keys() - active.keys(), default=None):  # rows that were deleted on purpose
             raise self._refusal(f"{lost} was taken out")
         return active
@@ -298,14 +298,6 @@ class DeltaLog:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             flush_folder(os.path.dirname(path))
-
-    def _options(self) -> dict[str, str]:
-        """Return how deltalake is to reach the folder: as our own storage does."""
-        if not is_remote(self.folder):
-            return {}
-        from pipeline.storage.s3 import object_store_options
-
-        return object_store_options(self.folder)
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:

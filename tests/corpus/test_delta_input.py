@@ -17,17 +17,12 @@ from pipeline.corpus.folders.delta import check_rewritten
 from pipeline.corpus.listing import Corpus, list_inputs
 from pipeline.corpus.reader import read_shards
 from pipeline.errors import InputError
-from pipeline.storage.base import is_remote
-from pipeline.storage.s3 import object_store_options
-
-
-def options(folder: str) -> dict[str, str]:
-    return object_store_options(folder) if is_remote(folder) else {}
+from pipeline.storage.locate import object_store_options
 
 
 def write(folder: str, rows: list[tuple[str, str | None]], **how: Any) -> None:
     table = pa.table({"text": [text for text, _ in rows], "lang": pa.array([lang for _, lang in rows], pa.string())})
-    write_deltalake(folder, table, storage_options=options(folder), **how)
+    write_deltalake(folder, table, storage_options=object_store_options(folder), **how)
 
 
 def rows_of(folder: str) -> list[tuple[str, str | None]]:
@@ -98,7 +93,7 @@ def test_a_table_is_read_as_a_whole_wherever_it_lies(place: str) -> None:
     folder = f"{place}/t"
     write(folder, [("a", "de"), ("b", "fr")], partition_by=["lang"])
     write(folder, [("c", "fr")], mode="append")
-    DeltaTable(folder, storage_options=options(folder)).delete("lang = 'de'")
+    DeltaTable(folder, storage_options=object_store_options(folder)).delete("lang = 'de'")
     assert rows_of(folder) == [("b", "fr"), ("c", "fr")]
     assert list_inputs(folder).remarks == ["Delta table at version 2: 2 files"]
     for pattern in ("/t/**", "/t/*/*.parquet", "", "/t/lang=fr"):

@@ -10,18 +10,18 @@ from deltalake import DeltaTable
 
 from pipeline.output.results import published, shards
 from pipeline.storage.base import is_remote
-from pipeline.storage.s3 import object_store_options
+from pipeline.storage.locate import object_store_options
 
 
 def open_table(folder: str | Path) -> DeltaTable:
-    return DeltaTable(str(folder), storage_options=object_store_options(str(folder)) if is_remote(str(folder)) else {})
+    return DeltaTable(str(folder), storage_options=object_store_options(str(folder)))
 
 
 def read_by_all(folder: str | Path) -> pa.Table:
     """Read the rows of a table by deltalake, Polars and DuckDB; see that all read the same, and return them."""
     table = open_table(folder)
     found = table.to_pyarrow_table()
-    options = object_store_options(str(folder)) if is_remote(str(folder)) else {}
+    options = object_store_options(str(folder))
     options.pop("max_retries", None)  # Polars has that as a number, elsewhere
     by_polars = pl.scan_delta(str(folder), storage_options=options or None).select("id").collect()["id"].to_list()
     assert sorted(by_polars) == sorted(found["id"].to_pylist())

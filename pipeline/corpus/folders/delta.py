@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from pipeline.corpus.folders.hive import Partitions
 from pipeline.errors import InputError, RefusedError, one_line, printable
-from pipeline.storage.base import is_remote
-from pipeline.storage.locate import storage_of
+from pipeline.storage.locate import object_store_options, storage_of
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -57,20 +56,12 @@ def live_files(folder: str) -> tuple[int, list[LiveFile]]:
     from deltalake.exceptions import DeltaError
 
     try:
-        table = DeltaTable(folder, storage_options=_options(folder))
+        table = DeltaTable(folder, storage_options=object_store_options(folder))
         _check_features(where, table)
         return table.version(), [*_files(where, table)]
     except (DeltaError, OSError, ValueError, RefusedError) as error:
         cause = ESCAPES.sub("", one_line(error))
         raise InputError("input", f"{where}: the log of the Delta table cannot be read: {cause}") from error
-
-
-def _options(folder: str) -> dict[str, str]:
-    if not is_remote(folder):
-        return {}
-    from pipeline.storage.s3 import object_store_options
-
-    return object_store_options(folder)
 
 
 def _check_features(where: str, table: "DeltaTable") -> None:
