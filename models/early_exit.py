@@ -105,16 +105,23 @@ class EarlyExitModel(nn.Module):
         if self.shape.layers > 1:
             self.lte = nn.Linear(self.head(1).width, 1)
 
-    def with_layers(self, layers: Sequence[int]) -> Self:
-        """Return a plain model of some layers, 1-based and ascending, with a copy of their weights and of the last head.
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Raise an error unless a student may have these layers, 1-based and ascending.
 
-        A student to be: untrained, so that its predictions are worth little. Raises ValueError for layers that the model lacks,
-        and UnsupportedModelError if the first one is left out of a family in which it is not like the others.
+        It is ValueError for layers that the model lacks, and UnsupportedModelError if the first one is left out of a family in
+        which it is not like the others.
         """
         if not layers or list(layers) != sorted({*layers}) or layers[0] < 1 or layers[-1] > self.shape.layers:
             raise ValueError(f"layers must ascend within 1 to {self.shape.layers}, not {', '.join(map(str, layers))}")
         if layers[0] != 1 and (self.shape.pre_norm or self.shape.convolution is not None):
             raise UnsupportedModelError("its first layer is not like the others, and cannot be left out")
+
+    def with_layers(self, layers: Sequence[int]) -> Self:
+        """Return a plain model of some layers, 1-based and ascending, with a copy of their weights and of the last head.
+
+        A student to be: untrained, so that its predictions are worth little. Raises as `check_layers`.
+        """
+        self.check_layers(layers)
         config = copy.deepcopy(self.config)
         config.num_hidden_layers = len(layers)
         if hasattr(config, "layer_types"):

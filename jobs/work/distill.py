@@ -75,7 +75,7 @@ def student_layers(args: argparse.Namespace, model: EarlyExitModel) -> tuple[int
     if args.layers[-1] > count:
         raise InputError("layers", f"{args.model} has {count} layers, and no layer {args.layers[-1]}")
     try:
-        model.with_layers(args.layers)
+        model.check_layers(args.layers)
     except UnsupportedModelError as error:
         raise InputError("layers", f"{args.model}: {error}") from error
     return tuple(args.layers)
