@@ -5,8 +5,6 @@ python docs/results/multi-label/joined_news.py --data $DATA --backbone all-MiniL
 """
 
 import argparse
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import pandas as pd
 from docs.results.papers.tables import DROPS, Work, table
 from models.exits.criterion import Criterion
 
-JOBS = Path(__file__).resolve().parents[3] / "jobs"
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 CHARACTERS = 120
 """Of each item, so that three of them fit into what a small model reads in a moment."""
@@ -52,21 +49,18 @@ def prepare(data: Path, work: Path) -> None:
     pd.read_parquet(folder / f"{NAME}-train.parquet")[["text"]].to_parquet(folder / f"{NAME}-text.parquet", index=False)
 
 
-def train(backbone: str, work: Path) -> None:
-    data = work / "data"
-    lines = {
+def commands(backbone: str, work: Path) -> dict[str, str]:
+    """Return the command line of each model, without its output."""
+    data, exits = (
+        work / "data",
+        f"distill.py --model {work}/{NAME}/teacher --input {work}/data/{NAME}-text.parquet --epochs 3",
+    )
+    return {
         "teacher": f"finetune.py --backbone {backbone} --train {data}/{NAME}-train.parquet --dev {data}/{NAME}-dev.parquet "
         f"--task multi-label --class-names {','.join(TOPICS)} --epochs 2 --batch-rows 32",
-        "attention": f"distill.py --model {work}/{NAME}/teacher --input {data}/{NAME}-text.parquet --head attention --epochs 3",
-        "pooled": f"distill.py --model {work}/{NAME}/teacher --input {data}/{NAME}-text.parquet --head pooled --epochs 3",
+        "attention": f"{exits} --head attention",
+        "pooled": f"{exits} --head pooled",
     }
-    for model, line in lines.items():
-        output = work / NAME / model
-        if (output / "config.json").exists() and not (output / "_checkpoint").exists():
-            continue
-        words = shlex.split(f"{line} --output {output}")
-        print(f"$ python jobs/{shlex.join(words)}", file=sys.stderr, flush=True)
-        subprocess.run([sys.executable, str(JOBS / words[0]), *words[1:]], check=True, stdout=sys.stderr)
 
 
 def print_tables(work: Work) -> None:
@@ -108,9 +102,10 @@ def main() -> None:
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--work", required=True, type=Path)
     args = parser.parse_args()
+    work = Work(args.work, (NAME,))
     prepare(args.data, args.work)
-    train(args.backbone, args.work)
-    print_tables(Work(args.work, (NAME,)))
+    work.train(NAME, commands(args.backbone, args.work))
+    print_tables(work)
 
 
 if __name__ == "__main__":

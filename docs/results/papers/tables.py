@@ -6,7 +6,10 @@ python docs/results/papers/tables.py --work papers > tables.md
 
 import argparse
 import json
+import shlex
+import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, accuracy_by_uncertainty, cheapest_within
 
+JOBS = Path(__file__).resolve().parents[3] / "jobs"
 SETS = ("sst2", "ag_news", "trec", "subj", "qnli", "chnsenticorp", "stsb")
 PAIRS = ("qnli", "stsb")
 METHODS = {
@@ -56,6 +60,14 @@ class Work:
     def there(self, name: str, model: str) -> bool:
         directory = self.folder / name / model
         return (directory / "config.json").exists() and not (directory / "_checkpoint").exists()
+
+    def train(self, name: str, commands: Mapping[str, str]) -> None:
+        """Train the models of a set that are not there, each by its command line, without the output, of one of the jobs."""
+        for model, line in commands.items():
+            if not self.there(name, model):
+                words = shlex.split(f"{line} --output {self.folder / name / model}")
+                print(f"$ python jobs/{shlex.join(words)}", file=sys.stderr, flush=True)
+                subprocess.run([sys.executable, str(JOBS / words[0]), *words[1:]], check=True, stdout=sys.stderr)
 
     @cache  # noqa: B019 - one object for the whole program
     def evaluation(self, name: str, model: str, split: str) -> Evaluation:

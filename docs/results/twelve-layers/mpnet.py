@@ -5,8 +5,6 @@ python docs/results/twelve-layers/mpnet.py --data $DATA --backbone all-mpnet-bas
 """
 
 import argparse
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import pandas as pd
 
 from docs.results.papers.tables import DROPS, Work, table
 
-JOBS = Path(__file__).resolve().parents[3] / "jobs"
 NAMES = {"sst2": "negative,positive", "ag_news": "World,Sports,Business,Sci/Tech"}
 TOKENS = {"sst2": 64, "ag_news": 64}
 TRAIN_ROWS = {"sst2": 6_000, "ag_news": 1_200}
@@ -69,17 +66,6 @@ def commands(name: str, backbone: str, work: Path) -> dict[str, str]:
     }
 
 
-def train(backbone: str, work: Path, sets: list[str]) -> None:
-    for name in sets:
-        for model, line in commands(name, backbone, work).items():
-            output = work / name / model
-            if (output / "config.json").exists() and not (output / "_checkpoint").exists():
-                continue
-            words = shlex.split(f"{line} --output {output}")
-            print(f"$ python jobs/{shlex.join(words)}", file=sys.stderr, flush=True)
-            subprocess.run([sys.executable, str(JOBS / words[0]), *words[1:]], check=True, stdout=sys.stderr)
-
-
 def print_tables(work: Work) -> None:
     """Print what each method saves, and the quality of every exit."""
     for name in work.sets:
@@ -110,10 +96,12 @@ def main() -> None:
         "--trained", action="store_true", help="print the tables of the models that are there, and train none"
     )
     args = parser.parse_args()
+    work = Work(args.work, tuple(args.sets))
     if not args.trained:
         prepare(args.data, args.work)
-        train(args.backbone, args.work, args.sets)
-    print_tables(Work(args.work, tuple(args.sets)))
+        for name in args.sets:
+            work.train(name, commands(name, args.backbone, args.work))
+    print_tables(work)
 
 
 if __name__ == "__main__":
