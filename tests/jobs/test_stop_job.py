@@ -147,7 +147,9 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(
         ("finetune.py", "--backbone {model} --train {data} --output {out} --workers 2 --epochs 9", prints("step ")),
         ("calibrate.py", "--model {model} --data {data} --rows 30000", prints("rows of")),
         ("evaluate.py", "--model {model} --data {data}", started),
+        ("benchmark.py", "--shape 6x384 --peers", prints("round 0/")),
         ("serve.py", "--model {model} --port {port}", prints("ready after")),
+        ("demo.py", "--folder {out}", prints("step ")),
     ],
     ids=lambda value: value.split()[-1] if isinstance(value, str) else "",
 )
