@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -53,6 +54,8 @@ JOIN_TRIES = 5
 IDLE_WORKER_MS = 600_000
 """Time until a Ray of our own ends a worker process without work. After Ray's one second, a task that comes between two shards
 would find none, and a new process takes a second of CPU time to import what it needs."""
+DEATH_SECONDS = 3.0
+"""Longest wait for killed processes. A busy system takes a second to take down one that holds gigabytes."""
 _ours = threading.Event()
 """Set from the moment in which a Ray of our own starts until it has ended."""
 S3_VARIABLES = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_MAX_ATTEMPTS")
@@ -102,7 +105,7 @@ def shut_down() -> None:
         # Ray's C++ core has left it to the system: a second one would end this process now, and orphan Ray's.
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
     if has_own_ray():
-        _end_own_ray(own)
+        _wait_for(_end_own_ray(own))
     _ours.clear()
 
 
@@ -123,8 +126,10 @@ def has_own_ray() -> bool:
     return _ours.is_set()
 
 
-def _end_own_ray(node: Node | None) -> None:
-    """Kill the processes of a Ray of our own, also of one that is still starting, and remove its files.
+def _end_own_ray(node: Node | None) -> list[psutil.Process]:
+    """Kill the processes of a Ray of our own, also of one that is still starting, wait for their ends, and remove its files.
+
+    Returns the raylets, killed and not waited for: this process may have to end before it misses them.
 
     The raylet is stopped first, so that it starts no more of them and what waits for it goes on waiting, and killed last:
     what it has started would outlive it by a minute.
@@ -138,9 +143,12 @@ def _end_own_ray(node: Node | None) -> None:
             # What Ray has spilled to the disk would stay there; only its own end removes it.
             node.destroy_external_storage()
     finally:
-        _kill([process for process in psutil.Process().children(recursive=True) if process not in raylets])
+        others = [process for process in psutil.Process().children(recursive=True) if process not in raylets]
+        _kill(others)
+        _wait_for(others)
         private_folder.remove()
         _kill(raylets)
+    return raylets
 
 
 def _name(process: psutil.Process) -> str:
@@ -154,6 +162,20 @@ def _kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+def _wait_for(killed: list[psutil.Process]) -> None:
+    """Wait until no killed process is at work any more: it is, until the system has taken it down."""
+    deadline = time.monotonic() + DEATH_SECONDS
+    while any(_is_at_work(process) for process in killed) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _is_at_work(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _quiet_logs() -> None:

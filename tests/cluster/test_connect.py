@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
-from pipeline.cluster.connect import _metrics_port, _sigterm_kept
+from pipeline.cluster.connect import _kill, _metrics_port, _sigterm_kept, _wait_for
 from pipeline.errors import UserError
-from tests.support.jobs import REPOSITORY
+from tests.support.jobs import REPOSITORY, running
 
 PRINTS = """
 import os, sys, threading
@@ -98,3 +99,23 @@ command.run(lambda _: join_or_start(), parser.JobParser("A job."), [])
     )
     assert done.returncode == 2
     assert done.stderr == "-c: error: OFFRAMP_METRICS_PORT is 'abc', and no port from 1 to 65535\n"
+
+
+LARGE = "held = bytearray(b'x') * (200 << 20); print(len(held), flush=True); input()"
+"""A process that the system takes a while to take down: page by page."""
+
+
+def test_what_was_killed_is_dead_and_not_only_told_so() -> None:
+    started = [
+        subprocess.Popen([sys.executable, "-c", LARGE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    processes = [psutil.Process(process.pid) for process in started]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+    _kill(processes)
+    _wait_for(processes)
+    assert not running(processes)
+    for process in started:
+        process.communicate()
+    _wait_for(processes)  # there is nobody left

@@ -123,7 +123,7 @@ def test_a_stopped_run_keeps_what_was_done_and_goes_on(model_directory: Path, tm
     job.send_signal(signal.SIGTERM)
     stdout, stderr = job.communicate(timeout=200)
     assert family
-    assert not running(family)
+    assert not running(psutil.wait_procs(family, timeout=20)[1])
     assert job.returncode == 128 + signal.SIGTERM, stdout + stderr
     assert "the same command goes on from there" in stdout
     assert "Traceback" not in stderr
