@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from jobs.work import loading
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
+from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.labelled import read_texts, tokenize_texts
 from pipeline.engine.config import EngineConfig
@@ -71,13 +72,21 @@ class Work:
 
     @cache  # noqa: B019 - one object for the whole program
     def evaluation(self, name: str, model: str, split: str) -> Evaluation:
-        directory = str(self.folder / name / model)
-        exits_model = EarlyExitModel.from_pretrained(directory)
-        tokenizer = loading.load_tokenizer(directory, exits_model, None)
+        exits_model = self.model(name, model)
+        examples = self.examples(name, model, split)
+        with LoadedModel(exits_model, EngineConfig()) as loaded:
+            return Evaluation(loaded.model, examples)
+
+    def model(self, name: str, model: str) -> EarlyExitModel:
+        return EarlyExitModel.from_pretrained(str(self.folder / name / model))
+
+    def examples(self, name: str, model: str, split: str) -> Chunk:
+        """Return the rows of a split as this model reads them."""
+        exits_model = self.model(name, model)
+        tokenizer = loading.load_tokenizer(str(self.folder / name / model), exits_model, None)
         columns = Columns(pair="text_pair" if name in PAIRS else None, label="label")
         texts = read_texts(str(self.folder / "data" / f"{name}-{split}.parquet"), columns)
-        with LoadedModel(exits_model, EngineConfig()) as loaded:
-            return Evaluation(loaded.model, tokenize_texts(texts, tokenizer, loaded.model.labels))
+        return tokenize_texts(texts, tokenizer, exits_model.labels)
 
     def chosen(self, name: str, model: str, criterion: str, drop: float) -> tuple[OperatingPoint, float]:
         """Return the point that dev rows choose, on test rows, and the quality of full depth there."""
