@@ -16,6 +16,9 @@ import pandas as pd
 
 from docs.results.papers.run import NAMES as CLASSES
 from docs.results.papers.tables import Work, mean_quality, table
+from models.exits.criterion import Criterion
+from pipeline.evaluation.evaluation import Evaluation
+from pipeline.rows import FloatArray
 
 SETS = {"trec": "questions", "subj": "movie", "sst2": "movie", "ag_news": "news", "qnli": "pairs"}
 """Sets, and the unlabelled text that lies beside the training text of each."""
@@ -41,6 +44,7 @@ THREE_SEEDS = ("labels", "soft", "both")
 SEEDS = (0, 1, 2)
 STUDENTS = (3, 2, 1)
 DROPS = (0.005, 0.01)
+DIFFERING = 0.02
 
 
 def prepare(data: Path, work: Path) -> None:
@@ -152,6 +156,36 @@ def print_tables(work: Work) -> None:
     table(["set", "exits", "full depth", *(f"-{drop:.1%} on dev" for drop in DROPS)], saved)
     print("## Every exit, on test rows\n")
     table(["set", "exits", *map(str, range(1, 7))], layers)
+    print(f"## Fewer FLOPs where {DIFFERING:.0%} of answers may differ on dev, on test rows\n")
+    table(["set", "exits", "from own full depth", "from the teacher"], disagreements(work))
+
+
+def disagreements(work: Work) -> list[list[str]]:
+    """Return what the first seed of each variant saves if so many answers may differ, from whose full depth."""
+    rows = []
+    for name, variant in product(work.sets, VARIANTS):
+        model = f"{variant}-0"
+        if work.there(name, model):
+            rows.append([name, variant, *(agreeing(work, name, model, whose) for whose in (model, "teacher"))])
+    return rows
+
+
+def agreeing(work: Work, name: str, model: str, whose: str) -> str:
+    """Choose the fastest threshold with at most DIFFERING answers on dev other than `whose`; say what it does on test."""
+    dev, test = (work.evaluation(name, model, split) for split in ("dev", "test"))
+    other = {split: work.evaluation(name, whose, split).recorded.answers[-1] for split in ("dev", "test")}
+    good = [point for point in dev.curve("entropy") if differing(dev, point.criterion, other["dev"]) <= DIFFERING]
+    if not good:
+        return "never"
+    chosen = max(good, key=lambda point: point.flops_speedup).criterion
+    return f"{test.at(chosen).flops_speedup:.2f}x ({differing(test, chosen, other['test']):.2%})"
+
+
+def differing(evaluation: Evaluation, criterion: Criterion, answers_B: FloatArray) -> float:
+    """Return the fraction of answers under a criterion that are not these."""
+    recorded = evaluation.recorded
+    first_B = recorded.exits_at(criterion).argmax(0)
+    return float((recorded.answers[first_B, np.arange(len(first_B))] != answers_B).mean())
 
 
 if __name__ == "__main__":
