@@ -29,8 +29,10 @@ EXITS = {
     "exits, frozen": "soft-0",
     "exits, trained along": "along-0",
     "exits on the student of 3": "student-3-exits",
+    "exits": "fastbert",
 }
-STUDENTS = {f"student of {layers}": f"student-{layers}" for layers in (3, 2, 1)}
+STUDENTS = {f"student of {layers}": f"student-{layers}" for layers in (6, 3, 2, 1)}
+"""Models by what they are called; those that a folder lacks are left out."""
 ROUNDS = 3
 
 
@@ -68,6 +70,8 @@ def entries(work: Work, name: str) -> dict[str, Entry]:
         "teacher": Entry("teacher", Criterion(), 1.0, work.evaluation(name, "teacher", "test").full_depth().quality)
     }
     for label, model in STUDENTS.items():
+        if not work.there(name, model):
+            continue
         (point,) = beside(work, name, model, "test", Criterion())
         found[label] = Entry(model, Criterion(), 1 / point.flops_speedup, point.quality)
         for way, exits in EXITS.items():
@@ -108,7 +112,7 @@ def draw(work: Work, found: dict[str, dict[str, Entry]], path: Path) -> None:
             if work.there(name, model):
                 points = beside(work, name, model, "test", None)
                 axes.plot([1 / p.flops_speedup for p in points], [p.quality for p in points], color=color, label=way)
-        dots = [of_set[label] for label in ("teacher", *STUDENTS)]
+        dots = [of_set[label] for label in ("teacher", *STUDENTS) if label in of_set]
         axes.plot([e.flops for e in dots], [e.quality for e in dots], "o", color=CYCLE[3], label="teacher, students")
         best = of_set["teacher"].quality
         axes.set(title=name, xlabel="FLOPs, of the teacher's", ylim=(best - 0.12, best + 0.02), xlim=(0, 1.1))

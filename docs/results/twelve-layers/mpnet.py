@@ -20,6 +20,8 @@ TRAIN_ROWS = {"sst2": 6_000, "ag_news": 3_000}
 TEXT = {"sst2": ("unlabeled_movie", 6_000), "ag_news": ("unlabeled_news", 4_000)}
 TEST = {"sst2": ("dev", 872), "ag_news": ("test", 2_000)}
 DEV_ROWS = {"sst2": 1_000, "ag_news": 1_000}
+STUDENTS = {"sst2": (6, 3)}
+"""Layers of the students beside the exits; see docs/results/students."""
 RATES = "--learning-rate 4e-5 --batch-rows 32"
 METHODS = {
     "FastBERT": ("fastbert", ("entropy",)),
@@ -58,11 +60,16 @@ def commands(name: str, backbone: str, work: Path) -> dict[str, str]:
         f"--class-names {NAMES[name]} --max-tokens {TOKENS[name]} --epochs 2 {RATES}"
     )
     exits = f"distill.py --model {work}/{name}/teacher"
+    students = {
+        f"student-{layers}": f"{exits} --input {data}/{name}-text --layers {layers} {RATES}"
+        for layers in STUDENTS.get(name, ())
+    }
     return {
         "teacher": learn,
         "fastbert": f"{exits} --input {data}/{name}-text --head attention",
         "deebert": f"{exits} --input {data}/{name}-train.parquet --head pooled --label-column label --label-share 1 --epochs 2",
         "berxit": f"{learn} --head attention --strategy alternating",
+        **students,
     }
 
 
