@@ -34,6 +34,7 @@ VARIANTS = {
     "both": "--label-column label --label-share 0.5 --epochs 2",
     "softer": "--temperature 2 --epochs 2",
     "longer": "--epochs 5",
+    "small-batches": "--batch-rows 32 --epochs 2",
     "pooled": "--head pooled --epochs 2",
     "along": "--train-backbone joint --epochs 2",
     "along-both": "--train-backbone joint --label-column label --label-share 0.5 --epochs 2",
