@@ -9,6 +9,9 @@ model directory: calibration.json, with thresholds for any target, and calibrati
   python jobs/classify.py --model my-model --input corpus/ --output out/ --max-disagreement 1% --audit 0.5%
   python jobs/classify.py --model my-model --input corpus/ --output out/ --target-speedup 2
 
+The table of sample sizes says how large a sample a limit on a rare class takes (classify.py --max-missed spam=2%). Where some
+rows have true labels, limits on lost accuracy can be asked for too (--label-column, then classify.py --max-quality-loss 1%).
+
 docs/guarantees.md says what is guaranteed, and how many rows it takes.
 """
 
@@ -59,8 +62,10 @@ def build_parser() -> JobParser:
     add("--confidence", type=options.fraction, default=CONFIDENCE, metavar="C", help=confidence)
     temperature = "scale exits by temperatures first, in the model's weights: no prediction changes, probabilities do"
     add("--temperature", action="store_true", help=temperature)
-    label = "with --temperature, fit to true labels (default: to the predictions at full depth)"
+    label = "column of true labels, which may be null: count right answers too, for classify.py --max-quality-loss, and with "
+    label += "--temperature fit to them (default: to the predictions at full depth)"
     add("--label-column", metavar="NAME", help=label)
+    options.add_label_separator_option(parser)
     add("--no-timing", action="store_true", help="leave out the wall-clock measurement")
     add("--seed", type=int, default=0, metavar="N", help="seed of the sample and of its split")
     add("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices, as for classify.py")

@@ -37,6 +37,15 @@ def fraction(text: str) -> float:
     return number
 
 
+def class_limit(text: str) -> tuple[str | None, float]:
+    """Parse a limit of every class or of one, for argparse: 2% is (None, 0.02), spam=0.01 is ("spam", 0.01)."""
+    name, equals, value = text.rpartition("=")
+    try:
+        return (name if equals else None), fraction(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no limit, such as 2%, or spam=2% for a class") from error
+
+
 def add_text_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where texts stand in a file."""
     parser.add_argument(

@@ -27,11 +27,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="choose the fastest thresholds with at most this fraction of predictions (1%% or 0.01) other than at full depth",
     )
     parser.add_argument(
+        "--max-missed",
+        type=options.class_limit,
+        nargs="+",
+        metavar="E|CLASS=E",
+        help="likewise, with at most this fraction of the rows that full depth gives a class getting another answer: "
+        "spam=2%% for one, 2%% for every class that is not named. A rare class needs a large calibration, which says how large",
+    )
+    parser.add_argument(
+        "--max-quality-loss",
+        type=options.fraction,
+        metavar="E",
+        help="likewise, with accuracy at most so far below that of full depth (needs jobs/calibrate.py --label-column)",
+    )
+    parser.add_argument(
         "--confidence",
         type=options.fraction,
         default=CONFIDENCE,
         metavar="C",
-        help="probability with which that limit holds",
+        help="probability with which these limits hold, all together",
     )
     parser.add_argument(
         "--audit",

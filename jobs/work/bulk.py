@@ -15,6 +15,7 @@ from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.bulk.forecast import Forecast, forecast_of
 from pipeline.bulk.progress import duration
 from pipeline.bulk.run import FAILURES, BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk
+from pipeline.calibration.limits.audited import over_classes
 from pipeline.calibration.verdict import AuditResult, over_all_nights, summary
 from pipeline.errors import InputError
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER
@@ -154,6 +155,8 @@ def withheld(result: AuditResult) -> str:
     """Say why nothing was published."""
     tonight = f"{result.differing:,} of {result.rows:,} audited rows differ from full depth"
     why = over_all_nights(result) if result.verdict == "broken" else tonight
+    if result.broken_classes:
+        why = "; ".join([*([why] if result.verdict == "broken" else []), over_classes(result.classes)])
     drift = f", and drift in {', '.join(result.alarms)}" if result.alarms else ""
     return f"not published: {why}{drift}. Calibrate on such rows, or run the same command without --audit-fail"
 

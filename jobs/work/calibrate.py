@@ -23,7 +23,7 @@ from pipeline.calibration.texts import TextSample
 from pipeline.calibration.thresholds import Sample
 from pipeline.calibration.timing import time_curve
 from pipeline.corpus.chunks import Chunk
-from pipeline.corpus.labelled import label_array, sample_texts
+from pipeline.corpus.labelled import label_array, label_reader, sample_texts
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.texts.engine import check_combination
 from pipeline.engine.texts.rows import TextRows
@@ -31,8 +31,9 @@ from pipeline.errors import InputError
 from pipeline.evaluation.recorded import record_as_run
 from pipeline.identity import ModelIdentity
 from pipeline.reports import card
-from pipeline.reports.calibration_report import calibration_table, scaling_table
+from pipeline.reports.calibration_report import calibration_table, scaling_table, sizes_table
 from pipeline.reports.plots import disagreement_curve
+from pipeline.rows import FloatArray
 
 
 def run(args: argparse.Namespace) -> None:
@@ -43,15 +44,17 @@ def run(args: argparse.Namespace) -> None:
     criterion = fit.criterion_for(model, args.criterion, args.tolerance, label_thresholds(args.label_threshold, model))
     tokenizer = Tokenizer(tokenizer_spec(args, model, criterion))
     long_texts = tokenizer.spec.long_texts
-    label_column = (
-        args.label_column if args.temperature and model.task is Task.CLASSES else None
-    )  # nobody else reads it
-    texts = sample_texts(args.data, loading.text_columns(args, label_column), args.rows, args.seed)
+    if args.label_column is not None and model.task is Task.VALUE:
+        raise InputError("label_column", "is for models of classes or label sets, and this one predicts one value")
+    columns, read_label = loading.text_columns(args, args.label_column), label_reader(model.task, args.label_separator)
+    texts = sample_texts(args.data, columns, args.rows, args.seed, read_label)
     tokens = tokenizer(texts.texts, texts.pairs)
     counts = np.ones(len(texts.texts), np.int64) if tokens.windows is None else tokens.windows
     labels = label_array(texts.labels or [None] * len(counts), model.labels, model.task)
     examples = Chunk(rows=tokens.rows, labels=labels.repeat(counts, axis=0))
-    print_line(f"{args.model}: {len(counts):,} rows of {args.data}; {texts.rejected:,} cannot be used")
+    print_line(
+        f"{args.model}: {len(counts):,} rows of {args.data}; {texts.rejected:,} cannot be used{labelled(args, labels)}"
+    )
     scalings = scale(args, examples, device) if args.temperature else []
     model = EarlyExitModel.from_pretrained(args.model)
     recorded = record_as_run(model, examples, args.dtype, device, criterion.label_thresholds)
@@ -62,7 +65,14 @@ def run(args: argparse.Namespace) -> None:
     else:
         sample = TextSample.of(recorded, criterion, rows, model.flops, long_texts)
         uncertainty = sample.full_depth.predictions.uncertainty
-    curve = fit.fit_curve(sample, criterion, args.seed, temperatures_fitted=args.temperature)
+    curve = fit.fit_curve(
+        sample,
+        criterion,
+        args.seed,
+        temperatures_fitted=args.temperature,
+        names=model.labels,
+        labels=None if args.label_column is None else labels,
+    )
     timed = not args.no_timing and (long_texts is None or not long_texts.in_turn)
     identity = ModelIdentity.of(model, weights_digest(args.model), tokenizer.spec).parts()
     calibration = Calibration(
@@ -75,7 +85,8 @@ def run(args: argparse.Namespace) -> None:
         scalings=scalings,
         choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
     )
-    table = calibration_table(calibration, args.confidence).markdown()
+    tables = [calibration_table(calibration, args.confidence), sizes_table(curve, args.confidence)]
+    table = "\n\n".join(table.markdown() for table in tables)
     print(f"\n{table}\n")
     print_line(f"the calibration is in {calibration.save(args.model)}")
     about = (
@@ -83,6 +94,13 @@ def run(args: argparse.Namespace) -> None:
     )
     card.write_section(Path(args.model), model, "Calibration", f"{about}\n\n{table}")
     disagreement_curve(curve, args.confidence).savefig(Path(args.model) / "calibration.png")
+
+
+def labelled(args: argparse.Namespace, labels: FloatArray) -> str:
+    """Say how many rows have a label, where a column of labels is named."""
+    if args.label_column is None:
+        return ""
+    return f", {np.count_nonzero(~np.isnan(labels.reshape(len(labels), -1)[:, 0])):,} have a label"
 
 
 def tokenizer_spec(args: argparse.Namespace, model: EarlyExitModel, criterion: Criterion) -> TokenizerSpec:

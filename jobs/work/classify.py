@@ -11,12 +11,15 @@ from pipeline.calibration import targets
 from pipeline.calibration.audit import AuditSpec
 from pipeline.calibration.curve import Calibration, Choice
 from pipeline.calibration.guarantees import upper_bound
+from pipeline.calibration.limits.conditions import NAMED
+from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.sequential import rows_until
 from pipeline.calibration.targets import Target
 from pipeline.calibration.verdict import Guarantee
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.texts.engine import check_combination
 from pipeline.errors import InputError
+from pipeline.histograms import MAX_CLASS_BINS
 from pipeline.schema import EXIT_LAYER, ID, ON_REQUEST, PREDICTED, TRUNCATED, UNCERTAINTY, WINDOWS
 
 
@@ -41,8 +44,8 @@ def request_of(args: argparse.Namespace) -> BulkRequest:
         engine=EngineConfig(criterion=criterion, exits=exits, dtype=args.dtype),
         precision=None if calibration is None else calibration.computed_in,
         results=(ID, *predictions, EXIT_LAYER, UNCERTAINTY, TRUNCATED, *windows),
-        audit=audit_spec(args, calibration),
-        guarantee=guarantee(args, calibration, choice),
+        audit=audit_spec(args, calibration, len(model.meta.labels)),
+        guarantee=replace(guarantee(args, calibration, choice), labels=tuple(model.meta.labels)),
     )
 
 
@@ -69,39 +72,57 @@ def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice 
         return None
     target = target_of(args)
     choice = targets.choose(target, calibration)
-    if target.max_disagreement is not None:
-        print(_expected_disagreement(choice, calibration, target.max_disagreement, target.confidence))
+    if target.limits is not None:
+        for line in _expected(choice, calibration, target.limits):
+            print_line(line)
     timing = calibration.timing
     time = f", {timing.time_speedup_at(choice.flops_speedup):.2f}x faster on {timing.hardware}" if timing else ""
     print_line(f"{choice.criterion.describe()}: {choice.flops_speedup:.2f}x fewer FLOPs expected{time}")
     return choice
 
 
-def _expected_disagreement(choice: Choice, calibration: Calibration, limit: float, confidence: float) -> str:
-    """Say how many predictions may differ at most, or why nothing faster than full depth can be guaranteed."""
-    curve = calibration.curve
-    if choice.criterion.full_depth:
-        why = curve.shortage(limit, confidence)
-        return f"nothing faster can be guaranteed, so every row runs at full depth: {why}"
-    bound = upper_bound(choice.differing or 0, curve.tested, confidence)
-    return (
-        f"{choice.differing:,} of {curve.tested:,} calibration rows differ, so at most {bound:.3%} ({confidence:.0%})"
-    )
+def _expected(choice: Choice, calibration: Calibration, limits: Limits) -> list[str]:
+    """Return what may differ at most, of some classes the nearest to their limits, or why full depth is all there is."""
+    curve, point = calibration.curve, choice.point
+    if choice.criterion.full_depth or point is None:
+        return [f"nothing faster can be guaranteed, so every row runs at full depth: {curve.shortage(limits)}"]
+    conditions = curve.conditions(limits)
+    of_all = [condition for condition in conditions if condition.name is None]
+    of_class = [condition for condition in conditions if condition.name is not None]
+    of_class.sort(key=lambda c: upper_bound(c.worse[point], c.rows, limits.confidence) / c.limit, reverse=True)
+    lines = [condition.shown(point, limits.confidence) for condition in of_all + of_class[:NAMED]]
+    more = len(of_class) - NAMED
+    return lines + ([f"{more:,} other classes are further from their limits"] if more > 0 else [])
 
 
-def audit_spec(args: argparse.Namespace, calibration: Calibration | None) -> AuditSpec | None:
+def audit_spec(args: argparse.Namespace, calibration: Calibration | None, classes: int) -> AuditSpec | None:
     """Say what actors count; None if nothing needs to be."""
     if not args.audit:
         return None
     if args.max_disagreement is not None:
-        rows = rows_until(args.max_disagreement, 1 / (1 - args.confidence), 0.0, above=False)
-        if rows is not None:
-            print_line(
-                f"the audit needs {rows:,} audited rows or more over all nights, which are {rows / args.audit:,.0f} rows at "
-                f"{args.audit:.3%}, to show that at most {args.max_disagreement:.3%} differ"
-            )
+        _say_audited_rows(args, args.max_disagreement, f"at most {args.max_disagreement:.3%} differ")
+    by_class = args.max_missed is not None and classes <= MAX_CLASS_BINS
+    if by_class and calibration is not None and (limits := target_of(args).limits) is not None:
+        rarest = min(
+            (c for c in calibration.curve.conditions(limits) if c.name is not None), key=lambda c: c.limit * c.rows
+        )
+        what = f"at most {rarest.limit:.3%} of '{rarest.name}' are missed"
+        _say_audited_rows(args, rarest.limit, what, rarest.rows / max(rarest.tested, 1))
+    elif args.max_missed is not None:
+        print_line(f"the audit judges all rows together: classes are audited one by one up to {MAX_CLASS_BINS} of them")
     edges = () if calibration is None else tuple(calibration.reference.uncertainty_edges)
-    return AuditSpec(fraction=args.audit, uncertainty_edges=edges)
+    return AuditSpec(fraction=args.audit, uncertainty_edges=edges, by_class=by_class)
+
+
+def _say_audited_rows(args: argparse.Namespace, limit: float, what: str, fraction: float = 1.0) -> None:
+    """Say how many rows an audit takes to show what it is to show of this fraction of all rows."""
+    audited = rows_until(limit, 1 / (1 - args.confidence), 0.0, above=False)
+    if audited is not None and fraction > 0:
+        rows = audited / fraction
+        print_line(
+            f"the audit needs {rows:,.0f} audited rows or more over all nights, which are {rows / args.audit:,.0f} rows at "
+            f"{args.audit:.3%}, to show that {what}"
+        )
 
 
 def guarantee(args: argparse.Namespace, calibration: Calibration | None, choice: Choice | None) -> Guarantee:
@@ -109,6 +130,7 @@ def guarantee(args: argparse.Namespace, calibration: Calibration | None, choice:
     return Guarantee(
         limit=args.max_disagreement,
         confidence=args.confidence,
+        limits=target_of(args).limits or Limits(confidence=args.confidence),
         exits=() if choice is None else tuple(choice.exits),
         reference=None if calibration is None else calibration.reference,
         withhold=args.audit_fail,

@@ -89,6 +89,8 @@ class Classifier:
         speed: float | None = None,
         target_speedup: float | None = None,
         max_disagreement: float | None = None,
+        max_missed: float | Mapping[str, float] | None = None,
+        max_quality_loss: float | None = None,
         label_threshold: float | Mapping[str, float] | None = None,
         criterion: str | None = None,
         max_tokens: int | None = None,
@@ -111,6 +113,9 @@ class Classifier:
             speed: Exit where the uncertainty is at most this, from 0 (full depth) to 1; default: the model's.
             target_speedup: Save so many FLOPs, 2 for half of them; the model has to be calibrated.
             max_disagreement: Change at most this fraction of the predictions; the model has to be calibrated.
+            max_missed: Give at most this fraction of the rows of a class, by full depth, another answer: for every class, or
+                those that are named; the model has to be calibrated.
+            max_quality_loss: Let accuracy fall by at most this; the model has to be calibrated with true labels.
             label_threshold: Of a model of label sets: the probability above which a label is predicted, or one for each that
                 is named; default: the model's, else 0.5.
             criterion: What decides that a row exits, such as 'entropy'; default: the model's.
@@ -130,6 +135,8 @@ class Classifier:
             speed=speed,
             target_speedup=target_speedup,
             max_disagreement=max_disagreement,
+            max_missed=_by_name(max_missed),
+            max_quality_loss=max_quality_loss,
             label_threshold=_by_name(label_threshold),
         )
         windows = long_texts_of(
@@ -244,11 +251,11 @@ def _dtype_of(calibration: Calibration, dtype: str, device: str) -> str:
     return chosen
 
 
-def _by_name(threshold: float | Mapping[str, float] | None) -> LabelThreshold | None:
-    """Return thresholds of labels as a Target has them."""
-    if threshold is None:
+def _by_name(given: float | Mapping[str, float] | None) -> LabelThreshold | None:
+    """Return thresholds, or limits, of labels as a Target has them."""
+    if given is None:
         return None
-    return list(threshold.items()) if isinstance(threshold, Mapping) else [(None, threshold)]
+    return list(given.items()) if isinstance(given, Mapping) else [(None, given)]
 
 
 def _schema(task: Task, *, probabilities: bool, windows: bool) -> pa.Schema:

@@ -311,7 +311,7 @@ def _classify(request: BulkRequest, run: PreparedRun) -> Outcome:
             raise AssertionError(f"the chain ended without {len(unfinished)} files, such as {next(iter(unfinished))}")
         clear_attempts(spec.output.folder)
     seconds = time.monotonic() - started
-    audit_result = judge(ledger.unpublished(), request.guarantee, ledger.nights())
+    audit_result = judge(ledger.unpublished(), request.guarantee, ledger.nights(), ledger.totals())
     bins = PredictionBins.of(spec.results, request.model.meta.labels)
     predictions = ledger.compare(bins)
     withheld = request.guarantee.withhold and audit_result.failed

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.calibration.limits.counts import Predicted, missed_by_class, rows_by_class
 from pipeline.clock import Clock
 from pipeline.engine.texts.rows import TextRows
 from pipeline.histograms import bin_counts
@@ -32,6 +33,8 @@ class AuditSpec:
     """Secret of the run, which decides the rows that are drawn."""
     uncertainty_edges: tuple[float, ...] = ()
     """Edges between the bins in which the audited rows' uncertainty at full depth is counted."""
+    by_class: bool = False
+    """Whether rows are counted by class as well, or by label; not for values."""
 
 
 def draw_rows(shard: str, rows: int, fraction: float, secret: str) -> IntArray:
@@ -67,7 +70,8 @@ def audit(
     early_seconds, clock = clock.seconds, Clock()
     full = full_depth.run(rows)
     full_seconds = clock.seconds
-    differs = full.predictions.differs(predictions.take(drawn), engine.engine.config.criterion.tolerance)
+    published = predictions.take(drawn)
+    differs = full.predictions.differs(published, engine.engine.config.criterion.tolerance)
     flops = early.flops + full.flops
     counted, end = {}, 0
     for shard, audited in zip(shards, map(len, by_shard), strict=True):
@@ -81,4 +85,19 @@ def audit(
                 "audit_flops": float(flops[part].sum()),
                 "audit_uncertainty": bin_counts(full.predictions.uncertainty[part], spec.uncertainty_edges),
             }
+            if spec.by_class:
+                counted[shard] |= _by_class(full.predictions, published, part)
     return counted
+
+
+def _by_class(full: Predictions, published: Predictions, rows: slice) -> dict[str, list[int]]:
+    """Count some rows by class at full depth, and those of them that are missed, as fields of a receipt."""
+    classes, of, now = full.logits.shape[1], _predicted(full)[rows], _predicted(published)[rows]
+    return {
+        "audited_by_class": rows_by_class(of, classes).tolist(),
+        "missed_by_class": missed_by_class(of, now, classes).tolist(),
+    }
+
+
+def _predicted(predictions: Predictions) -> Predicted:
+    return predictions.label_ids if predictions.boundaries is None else predictions.label_sets

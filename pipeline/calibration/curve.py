@@ -8,12 +8,13 @@ fixed beforehand, unless the quarter has fitted temperatures. The result is kept
     calibration = Calibration.load("my-model")
     calibration.curve.at_speedup(2.0)       # thresholds that halve the FLOPs on rows like these
     calibration.curve.within(0.01, 0.95)    # the fastest ones with which at most 1 % of predictions differ, at 95 % confidence
+    calibration.curve.within_limits(Limits(max_missed=(("spam", 0.02),)))       # that change at most 2 % of those called spam
 """
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
@@ -22,17 +23,20 @@ import numpy.typing as npt
 
 from models.exits.criterion import Criterion
 from pipeline.calibration.drift import Reference
-from pipeline.calibration.guarantees import fixed_sequence, rows_needed
+from pipeline.calibration.limits.conditions import Condition, conditions, passing, shortage
+from pipeline.calibration.limits.counts import ClassCounts, QualityCounts
+from pipeline.calibration.limits.limits import Limits
 from pipeline.errors import UserError
 from pipeline.identity import ModelIdentity, dtype_of, first_difference, is_precision
 from pipeline.storage.locate import write_text
 from pipeline.windows import LongTexts
 
 FILE = "calibration.json"
-VERSION = 3
+VERSION = 4
 """The version of the file's layout."""
-OLDER_VERSION = 2
-"""A version that is read as well: it knows the weights alone of a model, and the precision by the word that was asked for."""
+OLDER_VERSIONS = (2, 3)
+"""Versions that are read as well: 3 has no counts by class and of quality, and 2 knows the weights alone of a model, and the
+precision by the word that was asked for."""
 LONG_TEXTS, TRUNCATED = "long-texts", "truncated"
 """A part of what was calibrated beside the model's identity, and what it is where nothing is stored."""
 STEP = 0.01
@@ -66,6 +70,8 @@ class Choice:
     """Calibration rows by exit layer, layer 1 first, as [L]; interpolated, so not always whole."""
     differing: int | None = None
     """Test rows whose prediction differs at these thresholds; None without a limit."""
+    point: int | None = None
+    """The point of the path that this is; None without a limit."""
 
     def __post_init__(self) -> None:
         if isinstance(self.criterion, dict):  # from JSON
@@ -96,6 +102,16 @@ class Curve:
     """The number of test rows, which did not choose the path."""
     label_thresholds: list[float] = field(default_factory=list)
     """With label sets, the thresholds of labels, as `Criterion` has them."""
+    classes: ClassCounts | None = None
+    """Test rows by class, or by label, and those of them that are missed; None for values, and in files of older versions."""
+    quality: QualityCounts | None = None
+    """Right answers of the test rows that have a label; None without labels."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, dict):  # from JSON
+            object.__setattr__(self, "classes", ClassCounts(**self.classes))
+        if isinstance(self.quality, dict):
+            object.__setattr__(self, "quality", QualityCounts(**self.quality))
 
     def at_speedup(self, speedup: float) -> Choice:
         """Return the thresholds that save this many FLOPs on rows like these; raise ValueError if none do.
@@ -120,23 +136,30 @@ class Curve:
         With probability `confidence` over the calibration rows the guarantee holds for all rows like them. If nothing else can
         be guaranteed the choice is full depth, and `shortage` says why.
         """
-        tested = self.differing[1:]  # the first point is full depth, where no prediction differs
-        passed = fixed_sequence(tested, self.tested, limit, confidence)
-        best = min(range(passed + 1), key=lambda point: self.flops_fractions[point])
-        return self._choice(best, best, 0.0, self.differing[best])
+        return self.within_limits(Limits(max_disagreement=limit, confidence=confidence))
 
-    def shortage(self, limit: float, confidence: float) -> str:
+    def within_limits(self, limits: Limits) -> Choice:
+        """Return the fastest thresholds that are guaranteed to keep all of these limits together; see `within`."""
+        passed = passing(self.conditions(limits), len(self.differing), limits.confidence)
+        best = min(range(passed + 1), key=lambda point: self.flops_fractions[point])
+        return replace(self._choice(best, best, 0.0, self.differing[best]), point=best)
+
+    def conditions(self, limits: Limits) -> list[Condition]:
+        """Return what has to hold of a point, each with its counts; the curve must have counted what is limited."""
+        return conditions(limits, self.differing, self.tested, self.classes, self.quality)
+
+    def shortage(self, limits: Limits) -> str:
         """Explain why only full depth can be guaranteed, and how many rows would be enough, if any number would."""
-        if fixed_sequence(self.differing[1:], self.tested, limit, confidence):
+        faster = len(self.differing) > 1
+        unmet = [each for each in self.conditions(limits) if faster and not each.passes(1, limits.confidence)]
+        if not unmet:
             return "what can be guaranteed costs more than it saves: few rows are certain enough to exit"
-        first = self.differing[1] if len(self.differing) > 1 else 0
-        needed = rows_needed(limit, confidence, first / max(self.tested, 1))
-        seen = f"{first:,} of {self.tested:,} rows differ at the safest thresholds"
-        if needed is None:
-            return f"{seen}, more than {limit:.3%}: no number of rows would do"
-        split = math.ceil(needed / (1 - FIT_FRACTION))
-        rows = split if split >= SPLIT_ROWS or self.tested < sum(self.exits[0]) else needed
-        return f"{seen}: calibrate on about {rows:,} rows or more"
+        return shortage(unmet, limits.confidence, self.sample_of)
+
+    def sample_of(self, tested: int) -> int:
+        """Return how many rows to calibrate on for so many rows that are tested: a quarter may be needed to fit."""
+        split = math.ceil(tested / (1 - FIT_FRACTION))
+        return split if split >= SPLIT_ROWS or self.tested < sum(self.exits[0]) else tested
 
     def _choice(self, before: int, after: int, weight: float, differing: int | None = None) -> Choice:
         """Interpolate between two points; `weight` 0 is the first of them, 1 the second."""
@@ -225,9 +248,9 @@ class Calibration:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values.pop("version")
-            if version == OLDER_VERSION:
+            if version == OLDER_VERSIONS[0]:
                 values["model"] = {"weights": values["model"], "max-tokens": str(values.pop("max_tokens"))}
-            elif version != VERSION:
+            elif version not in (*OLDER_VERSIONS, VERSION):
                 raise UserError(f"{path}: of another version of offramp; run jobs/calibrate.py again")
             values["curve"] = Curve(**values["curve"])
             values["reference"] = Reference(**values["reference"])
@@ -264,7 +287,16 @@ LIMITS = (0.005, 0.01, 0.02)
 
 
 def choices(curve: Curve, confidence: float, limits: Sequence[float] = LIMITS) -> dict[str, Choice]:
-    """Return thresholds by target, '2x' or 'at most 0.01', for the usual targets that can be reached."""
+    """Return thresholds by target, '2x' or 'at most 0.01', for the usual targets that can be reached.
+
+    With limits on every class these are 'at most 0.01 of each class', and with labels 'accuracy at most 0.01 lower'.
+    """
     fastest = 1 / min(curve.flops_fractions)
     reached = {f"{speedup:g}x": curve.at_speedup(speedup) for speedup in SPEEDUPS if speedup <= fastest}
-    return reached | {f"at most {limit:g}": curve.within(limit, confidence) for limit in limits}
+    wanted = {f"at most {limit:g}": Limits(max_disagreement=limit, confidence=confidence) for limit in limits}
+    for limit in limits if curve.classes is not None else ():
+        each = Limits(max_missed=((None, limit),), confidence=confidence)
+        wanted |= {f"at most {limit:g} of each class": each}
+    for limit in limits if curve.quality is not None else ():
+        wanted |= {f"accuracy at most {limit:g} lower": Limits(max_quality_loss=limit, confidence=confidence)}
+    return reached | {target: curve.within_limits(limits) for target, limits in wanted.items()}

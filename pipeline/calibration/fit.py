@@ -1,6 +1,8 @@
 """Fitting a calibration: from the recorded exits of a sample to the curve from which thresholds are chosen."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,12 +10,13 @@ import numpy as np
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import THRESHOLD_CRITERIA, Criterion
 from pipeline.calibration.curve import FIT_FRACTION, SPLIT_ROWS, Curve
+from pipeline.calibration.limits.counts import count
 from pipeline.calibration.texts import TextSample
 from pipeline.calibration.thresholds import Floats, Sample, cheapest_path, single_path
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import check_exits
 from pipeline.errors import UserError
-from pipeline.rows import IntArray, TokenRows
+from pipeline.rows import FloatArray, IntArray, TokenRows
 
 
 def criterion_for(
@@ -40,16 +43,32 @@ def fit_rows(count: int, seed: int) -> IntArray:
 
 
 def fit_curve(
-    sample: Sample | TextSample, criterion: Criterion, seed: int = 0, *, temperatures_fitted: bool = False
+    sample: Sample | TextSample,
+    criterion: Criterion,
+    seed: int = 0,
+    *,
+    temperatures_fitted: bool = False,
+    names: Sequence[str] = (),
+    labels: FloatArray | None = None,
 ) -> Curve:
     """Fit a path of thresholds on a part of a sample, and count along it on the rest.
 
     A small sample is counted as a whole, along a path fixed beforehand, unless temperatures were fitted on its `fit_rows`.
+    With the `names` of classes, or labels, each of them is counted too; with true `labels`, by `corpus.labelled.label_array`,
+    right answers are.
     """
     fit, large = fit_rows(len(sample), seed), len(sample) >= SPLIT_ROWS
     path = cheapest_path(_rows(sample.take(fit))) if large else single_path(len(sample.layers))
     tested = np.delete(np.arange(len(sample)), fit if large or temperatures_fitted else [])
-    return count_along(path, sample, sample.take(tested), criterion)
+    rows = sample.take(tested)
+    curve = count_along(path, sample, rows, criterion)
+    full = rows.predicted(np.array(curve.speeds[0]))
+    if full is None:  # values
+        return curve
+    along = (rows.predicted(np.array(speeds)) for speeds in curve.speeds)
+    points = (predicted for predicted in along if predicted is not None)
+    classes, quality = count(full, points, names, None if labels is None else labels[tested])
+    return replace(curve, classes=classes, quality=quality)
 
 
 def _rows(sample: Sample | TextSample) -> Sample:

@@ -81,3 +81,39 @@ def rows_needed(limit: float, confidence: float, fraction: float = 0.0) -> int |
         middle = (low + high) // 2
         low, high = (low, middle) if most_allowed(middle, limit, confidence) >= fraction * middle else (middle, high)
     return high
+
+
+def loss_bound(lost: int, gained: int, rows: int, confidence: float) -> float:
+    """Return an upper confidence bound on how far accuracy falls if `lost` of `rows` lose a right answer and `gained` gain one.
+
+    With d the fraction of rows that do either, and q the part of them that lose, accuracy falls by d (2 q - 1). Of the rows
+    that do either the number that lose is binomial, whatever d is (McNemar 1947). So two Clopper-Pearson bounds hold together,
+    each with its part of 1 - confidence: that of d with a quarter of it, and that of q with the rest. This holds in samples of
+    any size, and, unlike a bound of the lost rows alone, hardly grows where as many are gained. It is never below 0.
+
+        loss_bound(0, 0, 437, 0.95)         # 0.00998
+        loss_bound(30, 25, 3000, 0.95)      # 0.0083, where the lost rows alone are at most 1.35 %
+    """
+    wrong = (1 - confidence) / 4
+    changed = lost + gained
+    at_most = upper_bound(changed, rows, 1 - wrong) * (2 * upper_bound(lost, changed, 1 - 3 * wrong) - 1)
+    return max(at_most, 0.0)
+
+
+def rows_for_loss(limit: float, confidence: float, lost: float = 0.0, gained: float = 0.0) -> int | None:
+    """Return how many labelled rows bring `loss_bound` down to `limit` at these fractions of all rows; None if none do."""
+    if lost - gained >= limit:
+        return None
+
+    def enough(rows: int) -> bool:
+        return loss_bound(math.ceil(lost * rows), math.floor(gained * rows), rows, confidence) <= limit
+
+    low, high = 0, 1
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > MAX_ROWS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high

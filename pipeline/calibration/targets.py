@@ -3,6 +3,8 @@
 Target(speed=0.3)                  exit where the uncertainty is at most 0.3
 Target(target_speedup=2)           thresholds that save half of the FLOPs, by the model's calibration
 Target(max_disagreement=0.01)      the fastest thresholds that change at most 1 % of the predictions, by the calibration
+Target(max_missed=[("spam", 0.02)])  likewise, at most 2 % of those that full depth calls spam
+Target(max_quality_loss=0.01)      likewise, with which accuracy falls by at most 1 %, by a calibration with labels
 Target()                           the criterion that is stored in the model, else normalized entropy at 0.1
 """
 
@@ -14,12 +16,15 @@ from models.exits.criterion import Criterion
 from models.exits.task import Task
 from pipeline.calibration.curve import Calibration, Choice
 from pipeline.calibration.guarantees import CONFIDENCE
-from pipeline.errors import InputError
+from pipeline.calibration.limits.limits import ByClass, Limits
+from pipeline.errors import InputError, UserError
 from pipeline.identity import ModelIdentity
 from pipeline.windows import LongTexts
 
-EXCLUSIVE = ("speed", "target_speedup", "max_disagreement")
-"""Fields of which a target may set one."""
+LIMITS = ("max_disagreement", "max_missed", "max_quality_loss")
+"""Fields that limit what exiting early changes; they may stand together."""
+EXCLUSIVE = (("speed",), ("target_speedup",), LIMITS)
+"""Fields of which a target may set those of one group."""
 CALIBRATED = ("criterion", "patience", "exits")
 """Fields that the calibration decides where it chooses the thresholds."""
 DEFAULT_SPEED = 0.1
@@ -45,25 +50,42 @@ class Target:
     """What `target_speedup` counts: 'flops', or 'time' for wall-clock as the calibration measured it."""
     max_disagreement: float | None = None
     """Largest fraction of predictions that may differ from those at full depth."""
+    max_missed: ByClass | None = None
+    """Largest fractions of the rows of a class at full depth that may get another answer, by name of the class."""
+    max_quality_loss: float | None = None
+    """Largest loss of accuracy against full depth, by the labels that the calibration had."""
     confidence: float = CONFIDENCE
-    """Probability with which that limit holds."""
+    """Probability with which all limits hold together."""
 
     def __post_init__(self) -> None:
-        given = [name for name in EXCLUSIVE if getattr(self, name) is not None]
+        groups = [[name for name in group if getattr(self, name) is not None] for group in EXCLUSIVE]
+        given = [group[0] for group in groups if group]
         if len(given) > 1:
             raise InputError(given[1], f"and `{given[0]}` exclude each other")
         clash = [name for name in CALIBRATED if getattr(self, name) is not None]
         if clash and given and given != ["speed"]:
             raise InputError(clash[0], f"is chosen by `{given[0]}`, from what calibrate.py found")
-        for name in ("max_disagreement", "confidence"):
-            value = getattr(self, name)
+        fractions = [(name, getattr(self, name)) for name in ("max_disagreement", "max_quality_loss", "confidence")]
+        for name, value in [*fractions, *(("max_missed", limit) for _, limit in self.max_missed or ())]:
             if value is not None and not 0 < value < 1:
                 raise InputError(name, f"must be between 0 and 1, not {value:g}")
 
     @property
     def needs_calibration(self) -> bool:
         """Return whether the thresholds have to be looked up in the model's calibration."""
-        return self.target_speedup is not None or self.max_disagreement is not None
+        return self.target_speedup is not None or self.limits is not None
+
+    @property
+    def limits(self) -> Limits | None:
+        """What a run is to be held to; None where there are no limits."""
+        if all(getattr(self, name) is None for name in LIMITS):
+            return None
+        return Limits(
+            max_disagreement=self.max_disagreement,
+            max_missed=tuple(self.max_missed or ()),
+            max_quality_loss=self.max_quality_loss,
+            confidence=self.confidence,
+        )
 
 
 def own_criterion(target: Target, model: EarlyExitModel) -> Criterion:
@@ -93,17 +115,41 @@ def label_thresholds(given: LabelThreshold | None, model: EarlyExitModel) -> tup
     if model.task is not Task.LABELS:
         what = "one value" if model.regression else "one class"
         raise InputError("label_threshold", f"is for models of label sets, and this one predicts {what}")
+    by_name = _by_name("label_threshold", given, model)
+    thresholds = tuple(by_name.get(label, by_name.get(None, 0.5)) for label in model.labels)
+    return Criterion(label_thresholds=thresholds).label_thresholds
+
+
+def _by_name(field: str, given: ByClass, model: EarlyExitModel) -> dict[str | None, float]:
+    """Return values by label; raise InputError for a label that is given twice, or that the model does not have."""
     by_name = dict(given)
     names = [name for name, _ in given]
     if len(names) > len(by_name):
         twice = next(name for name in by_name if names.count(name) > 1)
         what = "one for all labels" if twice is None else f"that of '{twice}'"
-        raise InputError("label_threshold", f"{what} is given twice; name each label: toxic=0.3 spam=0.4")
+        raise InputError(field, f"{what} is given twice; name each label: toxic=0.3 spam=0.4")
     unknown = [name for name in by_name if name is not None and name not in model.labels]
     if unknown:
-        raise InputError("label_threshold", f"'{unknown[0]}' is none of the model's labels: {', '.join(model.labels)}")
-    thresholds = tuple(by_name.get(label, by_name.get(None, 0.5)) for label in model.labels)
-    return Criterion(label_thresholds=thresholds).label_thresholds
+        raise InputError(field, f"'{unknown[0]}' is none of the model's labels: {', '.join(model.labels)}")
+    return by_name
+
+
+def _check_limits(directory: str, target: Target, model: EarlyExitModel, calibration: Calibration) -> None:
+    """Raise UserError unless the calibration has counted what is limited."""
+    for name in ("max_missed", "max_quality_loss"):
+        if getattr(target, name) is not None and model.task is Task.VALUE:
+            raise InputError(name, "is for models of classes or label sets, and this one predicts one value")
+    if target.max_missed is not None:
+        _by_name("max_missed", target.max_missed, model)
+        if calibration.curve.classes is None:
+            raise UserError(
+                f"{directory}: calibrated by a version that did not count classes; run jobs/calibrate.py again"
+            )
+    if target.max_quality_loss is not None and calibration.curve.quality is None:
+        raise InputError(
+            "max_quality_loss",
+            "needs a calibration on rows with true labels; run jobs/calibrate.py with a label column",
+        )
 
 
 def load_calibration(
@@ -128,13 +174,14 @@ def load_calibration(
         raise InputError(
             "label_threshold", f"is not what the model was calibrated with: {then}; run calibrate.py again"
         )
+    _check_limits(directory, target, model, calibration)
     return calibration
 
 
 def choose(target: Target, calibration: Calibration) -> Choice:
     """Look up the thresholds for a speed-up or a limit; raise InputError if the speed-up is out of reach."""
-    if target.max_disagreement is not None:
-        return calibration.curve.within(target.max_disagreement, target.confidence)
+    if target.limits is not None:
+        return calibration.curve.within_limits(target.limits)
     assert target.target_speedup is not None
     try:
         return calibration.curve.at_speedup(_in_flops(target, calibration))

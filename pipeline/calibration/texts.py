@@ -7,9 +7,10 @@ is said of exchangeable rows (calibration.guarantees) holds of exchangeable text
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
@@ -104,6 +105,13 @@ class TextSample:
             differing=int(self.full_depth.predictions.differs(predictions, self.tolerance).sum()),
             exits=np.bincount(exits, minlength=len(self.layers) + 1),
         )
+
+    def predicted(self, speeds: Floats) -> npt.NDArray[Any] | None:
+        """Return the class of each text with these thresholds [E], as [B], or its label set, as [B, C]; None for values."""
+        if self.recorded.regression:
+            return None
+        predictions = self._published(self.windows.first_exits(speeds)).predictions
+        return predictions.label_ids if predictions.boundaries is None else predictions.label_sets
 
     def _published(self, first_W: IntArray) -> Published:
         """Combine windows that exit where `first_W` says, by the index of the exit."""

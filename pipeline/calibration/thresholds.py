@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,8 @@ class Sample:
     lengths: IntArray
     """Tokens of every row, as [B]."""
     flops: FlopCounter
+    answers: npt.NDArray[Any] | None = None
+    """Classes by exit, the last included, and row, as [E + 1, B], or label sets as [E + 1, B, C]; None for values."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -77,6 +79,9 @@ class Sample:
             differs=recorded.differs(criterion.tolerance),
             lengths=lengths,
             flops=flops,
+            answers=None
+            if recorded.regression
+            else recorded.answers.astype(np.int64 if recorded.boundaries is None else np.bool_),
         )
 
     def take(self, rows: IntArray) -> Self:
@@ -88,6 +93,7 @@ class Sample:
             differs=self.differs[:, rows],
             lengths=self.lengths[rows],
             flops=self.flops,
+            answers=None if self.answers is None else self.answers[:, rows],
         )
 
     @cached_property
@@ -141,6 +147,10 @@ class Sample:
             differing=int(differs.sum()),
             exits=np.bincount(first_B, minlength=len(self.layers) + 1),
         )
+
+    def predicted(self, speeds: Floats) -> npt.NDArray[Any] | None:
+        """Return the class of each row with these thresholds [E], as [B], or its label set, as [B, C]; None for values."""
+        return None if self.answers is None else self.answers[self.first_exits(speeds), np.arange(len(self))]
 
     def first_exits(self, speeds: Floats) -> IntArray:
         """Return the index of the exit that each row takes with these thresholds [E], E for the last: [B]."""

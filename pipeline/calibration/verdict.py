@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.calibration.drift import Reference, Signal
 from pipeline.calibration.guarantees import CONFIDENCE, lower_bound, upper_bound
+from pipeline.calibration.limits.audited import ClassAudit, audit_classes, over_classes
+from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.sequential import (
     log_evidence_of_change,
     lower_bound_ever,
@@ -26,6 +28,10 @@ class Guarantee:
     limit: float | None = None
     """Largest fraction of predictions that may differ from those at full depth; None guarantees nothing."""
     confidence: float = CONFIDENCE
+    limits: Limits = field(default_factory=Limits)
+    """All that is guaranteed, `limit` included."""
+    labels: tuple[str, ...] = ()
+    """Names of the model's classes, or labels."""
     exits: tuple[float, ...] = ()
     """Rows by exit layer that the calibration saw at these thresholds."""
     reference: Reference | None = None
@@ -51,6 +57,9 @@ class AuditResult:
     """The nights of these results, tonight last; shards that were made again are in one of them alone."""
     limit: float | None
     confidence: float
+    limits: Limits = field(default_factory=Limits)
+    classes: Sequence[ClassAudit] = ()
+    """The classes that have limits, by all nights together, the nearest to broken first."""
     signals: list[Signal]
     flops: float
     flops_full_depth: float
@@ -128,9 +137,14 @@ class AuditResult:
 
     @property
     def failed(self) -> bool:
-        """Whether the limit is broken, or tonight's rows have drifted and do not prove by themselves that it is kept."""
+        """Whether a limit is broken, or tonight's rows have drifted and do not prove by themselves that that of all is kept."""
         unproved = self.limit is not None and self.at_most > self.limit
-        return self.verdict == "broken" or (bool(self.alarms) and unproved)
+        return self.verdict == "broken" or bool(self.broken_classes) or (bool(self.alarms) and unproved)
+
+    @property
+    def broken_classes(self) -> list[ClassAudit]:
+        """The classes whose limits are shown to be broken."""
+        return [each for each in self.classes if each.verdict == "broken"]
 
     @property
     def alarms(self) -> list[str]:
@@ -142,8 +156,10 @@ class AuditResult:
         return seconds / 3600 * (self.price_per_hour or 0.0)
 
     def to_json(self) -> dict[str, object]:
-        """Return the blocks of the manifest: "audit", "drift" and "cost"."""
-        return {
+        """Return the blocks of the manifest: "audit", "drift" and "cost", and "guarantee" where there is one."""
+        guarantee = self.limits.to_json()
+        blocks: dict[str, object] = {"guarantee": guarantee} if guarantee else {}
+        return blocks | {
             "audit": {
                 "rows": self.rows,
                 "differing": self.differing,
@@ -154,6 +170,7 @@ class AuditResult:
                 "limit": self.limit,
                 "verdict": self.verdict,
                 "all_nights": self._all_nights(),
+                **({"classes": [each.to_json() for each in self.classes]} if self.classes else {}),
                 "flops": self.audit_flops,
                 "device_seconds": self.audit_seconds,
             },
@@ -184,8 +201,11 @@ class AuditResult:
         }
 
 
-def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night]) -> AuditResult:
-    """Judge what was counted by what is guaranteed; `nights` are those of the same results, tonight last."""
+def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night], whole: Totals | None = None) -> AuditResult:
+    """Judge what was counted by what is guaranteed; `nights` are those of the same results, tonight last.
+
+    `whole` has the counts of all nights, by which classes are judged.
+    """
     seconds = totals.seconds.get("classify", 0.0)
     early, full = totals.early_seconds, totals.full_seconds
     return AuditResult(
@@ -194,6 +214,8 @@ def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night]) -> Audi
         all_nights=nights,
         limit=guarantee.limit,
         confidence=guarantee.confidence,
+        limits=guarantee.limits,
+        classes=[] if whole is None else _classes(whole, guarantee),
         signals=drift_signals(totals, guarantee),
         flops=totals.flops,
         flops_full_depth=totals.flops_full_depth,
@@ -203,6 +225,11 @@ def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night]) -> Audi
         full_depth_seconds=seconds * full / early if early else None,
         price_per_hour=guarantee.price_per_hour,
     )
+
+
+def _classes(whole: Totals, guarantee: Guarantee) -> list[ClassAudit]:
+    counts = whole.audited_by_class, whole.missed_by_class
+    return audit_classes(guarantee.labels, *counts, guarantee.limits, FALSE_ALARMS)
 
 
 def drift_signals(totals: Totals, guarantee: Guarantee) -> list[Signal]:
@@ -222,7 +249,14 @@ def summary(result: AuditResult) -> list[str]:
     """Return the lines on audit, drift and cost that end the log of a run."""
     audit = _audit_lines(result) if result.rows else _night_lines(result)
     drift = [_drift_line(result.signals)] if result.signals else []
-    return [*audit, *drift, _cost_line(result)]
+    classes = [f"classes      {over_classes(result.classes)}"] if result.classes else []
+    return [*_guarantee_lines(result), *audit, *classes, *drift, _cost_line(result)]
+
+
+def _guarantee_lines(result: AuditResult) -> list[str]:
+    """Return what is guaranteed, where it is more than the disagreement of all rows."""
+    clauses, confidence = "; ".join(result.limits.describe()), result.limits.confidence
+    return [f"guarantee    {clauses}: together, with {confidence:.0%} confidence"] if result.limits.finer else []
 
 
 def _audit_lines(result: AuditResult) -> list[str]:

@@ -34,8 +34,9 @@ class Texts:
     texts: list[str]
     pairs: list[str] | None
     """Second texts, one for each row; None for single texts."""
-    labels: Sequence[Label] | None
-    """Labels as written in the file, one for each row, or label sets; None if no label column was read."""
+    labels: Sequence[Label | None] | None
+    """Labels as written in the file, one for each row, or label sets; None if no label column was read. A sample may have rows
+    without a label, which are None."""
     rejected: int
     """Number of rows left out because they hold no usable text."""
 
@@ -65,7 +66,7 @@ class Texts:
 
     def class_names(self) -> list[str]:
         """Return all labels that occur: numbers first, by value, then names in alphabetical order."""
-        names = {name for label in self.labels or () for name in ([label] if isinstance(label, str) else label)}
+        names = {name for label in self.labels or () for name in ([label] if isinstance(label, str) else label or ())}
         return sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
 
 
@@ -82,22 +83,25 @@ def read_texts(path: str, columns: Columns, limit: int | None = None, read_label
     return read.take(range(min(limit or len(read.texts), len(read.texts))))
 
 
-def sample_texts(path: str, columns: Columns, rows: int, seed: int) -> Texts:
+def sample_texts(path: str, columns: Columns, rows: int, seed: int, read_label: ReadLabel | None = None) -> Texts:
     """Draw `rows` rows at random from files, a folder or a glob, all equally likely; return all if there are no more.
 
-    Every row draws a random key and the smallest keys stay, so that memory holds a shard more than the sample at most.
+    Every row draws a random key and the smallest keys stay, so that memory holds a shard more than the sample at most. A row
+    without a label has None for it; `read_label` is that of `read_texts`.
     """
     random = np.random.default_rng(seed)
     sample, keys = Texts.empty(columns), np.empty(0)
-    for texts in _texts_by_shard(path, columns, label_text):
+    for texts in _texts_by_shard(path, columns, read_label or label_text, all_labelled=False):
         sample, keys = sample.joined(texts), np.append(keys, random.random(len(texts.texts)))
         smallest = np.sort(np.argsort(keys)[:rows])
         sample, keys = sample.take(smallest.tolist()), keys[smallest]
     return sample
 
 
-def _texts_by_shard(path: str, columns: Columns, read_label: ReadLabel) -> Iterator[Texts]:
-    """Yield the usable rows of shard after shard; raise UserError if no shard has any."""
+def _texts_by_shard(
+    path: str, columns: Columns, read_label: ReadLabel, *, all_labelled: bool = True
+) -> Iterator[Texts]:
+    """Yield the usable rows of shard after shard; raise UserError if there are none, or a label is missing that must not be."""
     usable = 0
     for file in _list_files(path):
         for shard in read_shards(file, resolve_columns([file], columns)):
@@ -108,7 +112,9 @@ def _texts_by_shard(path: str, columns: Columns, read_label: ReadLabel) -> Itera
             yield Texts(
                 texts=rows[TEXT].to_pylist(),
                 pairs=rows[PAIR].to_pylist() if columns.pair else None,
-                labels=_labels(file, rows, columns.label, read_label) if columns.label else None,
+                labels=_labels(file, rows, columns.label, read_label, all_labelled=all_labelled)
+                if columns.label
+                else None,
                 rejected=len(shard.rejects),
             )
     if not usable:
@@ -275,13 +281,15 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _labels(file: InputFile, rows: pa.Table, column: str, read_label: ReadLabel) -> list[Label]:
+def _labels(
+    file: InputFile, rows: pa.Table, column: str, read_label: ReadLabel, *, all_labelled: bool
+) -> list[Label | None]:
     """Return the labels of all rows; raise UserError for a row without one, wherever labels are what the rows are read for."""
     try:
         labels = [read_label(value) for value in rows[KEPT + column].to_pylist()]
     except UserError as error:
         raise UserError(f"{file.path}: column '{column}': {error}") from error
-    if None in labels:
+    if all_labelled and None in labels:
         row = rows[ROW][labels.index(None)].as_py()
         raise UserError(f"{file.path}: column '{column}' has a null or empty label in row {row}; leave such rows out")
-    return [label for label in labels if label is not None]
+    return labels

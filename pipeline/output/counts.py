@@ -130,6 +130,10 @@ class Counts:
     """Rows that the audit sent to full depth as well."""
     differing: int = field(default=0, metadata=SUM)
     """Audited rows whose prediction at full depth is another one."""
+    audited_by_class: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
+    """Audited rows by class at full depth, or by label; empty where no class has a limit of its own."""
+    missed_by_class: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
+    """Those of them that have another class, or lose the label, as they exit."""
     early_seconds: float = field(default=0.0, metadata=SUM | {MEASURED: True})
     """Wall-clock time of the audited rows with early exits."""
     full_seconds: float = field(default=0.0, metadata=SUM | {MEASURED: True})

@@ -1,10 +1,17 @@
-"""Tables that jobs/calibrate.py prints: what temperature scaling did, and what a calibrated model can guarantee."""
+"""Tables that jobs/calibrate.py prints: what temperatures did, what a calibrated model can guarantee, and on how many rows."""
 
 from collections.abc import Sequence
 
-from pipeline.calibration.curve import Calibration, Scaling
-from pipeline.calibration.guarantees import upper_bound
+from pipeline.calibration.curve import Calibration, Curve, Scaling
+from pipeline.calibration.guarantees import loss_bound, upper_bound
+from pipeline.calibration.limits.conditions import Condition
+from pipeline.calibration.limits.limits import Limits
 from pipeline.reports.page import Table
+
+USUAL_LIMITS = (0.01, 0.02, 0.05)
+"""Limits whose sample sizes are told."""
+CLASSES_SHOWN = 12
+"""The table of sample sizes has at most this many classes: the rarest, which take the largest samples."""
 
 
 def scaling_table(scalings: Sequence[Scaling]) -> Table:
@@ -32,3 +39,40 @@ def calibration_table(calibration: Calibration, confidence: float) -> Table:
         "bound: Clopper-Pearson, on the fraction of all rows."
     )
     return Table("What can be asked for", head, rows, note)
+
+
+def sizes_table(curve: Curve, confidence: float) -> Table:
+    """Return how many rows to calibrate on for usual limits on all rows, on every class, and on quality."""
+    columns = [_unchanged(curve, limit, confidence) for limit in USUAL_LIMITS]
+    lines = list(zip(*columns, strict=True))
+    of_class = sorted((line for line in lines if line[0].name is not None), key=lambda line: line[0].rows)
+    shown = [line for line in lines if line[0].name is None] + of_class[:CLASSES_SHOWN]
+    rows = [_sizes(curve, conditions, confidence) for conditions in shown]
+    head = ["of", "tested rows", "least limit", *(f"rows for {limit:.0%}" for limit in USUAL_LIMITS)]
+    more = len(of_class) - CLASSES_SHOWN
+    note = (
+        f"Rows to calibrate on for a limit ({confidence:.0%}), if rows are like these and nothing changes at the safest "
+        "thresholds: about four times as many where half of the limit is used up. Least limit: the lowest that the tested rows "
+        "can show."
+    )
+    note += f" Of {len(of_class):,} classes these are the rarest." if more > 0 else ""
+    return Table("How many rows a limit takes", head, rows, note)
+
+
+def _unchanged(curve: Curve, limit: float, confidence: float) -> list[Condition]:
+    """Return the conditions that this limit on everything that was counted would put, as of full depth."""
+    missed = () if curve.classes is None else ((None, limit),)
+    quality = None if curve.quality is None else limit
+    limits = Limits(max_disagreement=limit, max_missed=missed, max_quality_loss=quality, confidence=confidence)
+    return curve.conditions(limits)
+
+
+def _sizes(curve: Curve, conditions: Sequence[Condition], confidence: float) -> list[str]:
+    """Return a line of the table of sizes, for one condition at every limit."""
+    first = conditions[0]
+    of = "quality" if first.better is not None else "all rows" if first.name is None else f"'{first.name}'"
+    bound = (
+        loss_bound(0, 0, first.rows, confidence) if first.better is not None else upper_bound(0, first.rows, confidence)
+    )
+    needed = [condition.sample_rows(0, confidence, curve.sample_of) for condition in conditions]
+    return [of, f"{first.rows:,}", f"{bound:.2%}", *("?" if rows is None else f"{rows:,}" for rows in needed)]

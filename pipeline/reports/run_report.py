@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.bulk.progress import ROWS, Timeline, duration
+from pipeline.calibration.limits.audited import over_classes
 from pipeline.calibration.verdict import AuditResult, over_all_nights
 from pipeline.histograms import length_bounds
 from pipeline.output.totals import Totals
@@ -75,6 +76,7 @@ def sections_of(run: RunSummary) -> list[Section | None]:
         exits(run.totals),
         *predictions(run.predictions),
         cost(run.totals),
+        guarantee(run.audit),
         audit(run.audit),
         *over_nights(run.audit, run.predictions.new.classes),
         drift(run.audit),
@@ -163,6 +165,18 @@ def cost(totals: Totals) -> Section:
     return Facts("Cost against full depth", pairs)
 
 
+def guarantee(result: AuditResult) -> Section | None:
+    """Show what is guaranteed, in words."""
+    clauses = result.limits.describe()
+    if not clauses:
+        return None
+    note = (
+        f"All of it together, with {result.confidence:.0%} confidence, by the calibration, for rows drawn like its own. "
+        "An audit judges all rows and single classes; quality takes labels, which it does not have."
+    )
+    return Facts("What is guaranteed", [(f"{number}", clause) for number, clause in enumerate(clauses, 1)], note)
+
+
 def audit(result: AuditResult) -> Section | None:
     """Compare predictions at the exits with those at full depth, on the audited rows."""
     if not result.rows and result.verdict == "none":
@@ -174,6 +188,8 @@ def audit(result: AuditResult) -> Section | None:
     ]
     if result.verdict != "none":
         pairs.append(("all nights", over_all_nights(result)))
+    if result.classes:
+        pairs.append(("classes, all nights", over_classes(result.classes)))
     return Facts("Audit", pairs, "Of the rows that no earlier manifest covers, unless all nights are named.")
 
 

@@ -77,6 +77,12 @@ def test_an_audit_counts_what_two_runs_by_hand_say(exit_model: EarlyExitModel) -
     again = audit(engine, full_depth, SPEC, {"abc": 300}, rows, predictions)["abc"]
     timed = ("early_seconds", "full_seconds")
     assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in counts.items() if k not in timed}
+    by_class = audit(engine, full_depth, replace(SPEC, by_class=True), {"abc": 300}, rows, predictions)["abc"]
+    now, then = predictions.label_ids[drawn], full.label_ids[drawn]
+    assert by_class["audited_by_class"] == np.bincount(then, minlength=full.logits.shape[1]).tolist()
+    assert by_class["missed_by_class"] == np.bincount(then[now != then], minlength=full.logits.shape[1]).tolist()
+    assert sum(by_class["missed_by_class"]) == by_class["differing"]
+    assert Totals().plus(replace(blank_receipt("a"), **by_class)).missed_by_class == by_class["missed_by_class"]
     assert audit(engine, full_depth, AuditSpec(fraction=0.0), {"abc": 300}, rows, predictions) == {}
     assert Totals().plus(replace(blank_receipt("a"), **counts)).audit_uncertainty == counts["audit_uncertainty"]
 

@@ -18,6 +18,7 @@ from pipeline.calibration.curve import SPLIT_ROWS, Calibration, Curve, WallClock
 from pipeline.calibration.drift import ALARM, WATCH, compare, reference_of, stability_index
 from pipeline.calibration.fit import fit_curve, fit_rows
 from pipeline.calibration.guarantees import upper_bound
+from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.temperature import calibration_error, fit_exits, fit_temperature, scale_exits
 from pipeline.calibration.thresholds import Sample
 from pipeline.corpus.columns import Columns
@@ -100,13 +101,13 @@ def test_more_confidence_or_a_lower_limit_is_never_faster() -> None:
 
 
 def test_too_few_rows_guarantee_full_depth_only_and_the_shortage_says_how_many_are_needed() -> None:
-    curve = curve_from(made_up(100, 0))
-    assert curve.within(0.01, 0.95).criterion.full_depth
-    assert "about 299 rows or more" in curve.shortage(0.01, 0.95)
+    curve, limits = curve_from(made_up(100, 0)), Limits(max_disagreement=0.01)
+    assert curve.within_limits(limits).criterion.full_depth
+    assert "about 299 rows or more" in curve.shortage(limits)
     hopeless = replace(curve, differing=[0, *[5] * (len(curve.differing) - 1)])
-    assert "no number of rows would do" in hopeless.shortage(0.01, 0.95)
+    assert "no number of rows would do" in hopeless.shortage(limits)
     costly = replace(curve, differing=[0] * len(curve.differing), tested=1000)
-    assert "costs more than it saves" in costly.shortage(0.01, 0.95)
+    assert "costs more than it saves" in costly.shortage(limits)
 
 
 def test_rows_that_fitted_temperatures_test_no_guarantee() -> None:
@@ -171,8 +172,8 @@ def test_a_calibration_survives_its_file_and_knows_its_model(tmp_path: Path) -> 
         with pytest.raises(UserError, match=rf"with {name.replace('_', '-')} {value}, now it is {other}; run jobs/cal"):
             again.check(replace(IDENTITY, **{name: other}), "auto")
     values = json.loads((tmp_path / "calibration.json").read_text())
-    assert values["version"] == 3
-    for version in (0, 1, 4):
+    assert values["version"] == 4
+    for version in (0, 1, 5):
         (tmp_path / "calibration.json").write_text(json.dumps(values | {"version": version}))
         with pytest.raises(UserError, match=r"of another version of offramp; run jobs/calibrate\.py again"):
             Calibration.load(tmp_path)
@@ -264,3 +265,7 @@ def test_a_sample_is_drawn_evenly_from_all_shards(tmp_path: Path) -> None:
     assert by_file.min() > 70
     assert drawn.texts == sample_texts(str(tmp_path), Columns(label="mood"), 400, seed=1).texts
     assert len(sample_texts(str(tmp_path), Columns(), 9999, seed=1).texts) == 4000
+    some = {"text": ["a", "b", "c"], "mood": ["good", None, " "]}  # a row without a label is a row of the sample
+    pq.write_table(pa.table(some), tmp_path / "0.parquet")
+    few = sample_texts(str(tmp_path / "0.parquet"), Columns(label="mood"), 9, seed=1)
+    assert sorted(zip(few.texts, few.labels or (), strict=True)) == [("a", "good"), ("b", None), ("c", None)]

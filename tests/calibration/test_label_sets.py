@@ -77,10 +77,14 @@ def test_the_audit_counts_rows_with_another_label_set(tmp_path: Path) -> None:
     engine = TextEngine(Engine(LoadedModel(model, EngineConfig(criterion=criterion, dtype="fp32"))))
     full = engine.with_criterion(criterion.at_full_depth())
     early = engine.run(texts).predictions
-    counted = audit(engine, full, AuditSpec(fraction=0.999), {"a": 200}, texts, early)["a"]
+    counted = audit(engine, full, AuditSpec(fraction=0.999, by_class=True), {"a": 200}, texts, early)["a"]
     differ = (early.label_sets != full.run(texts).predictions.label_sets).any(1)
     assert 0 < differ.sum() < 200
     assert counted["differing"] == pytest.approx(differ.sum(), abs=2)
+    of, now = full.run(texts).predictions.label_sets, early.label_sets
+    np.testing.assert_allclose(counted["audited_by_class"], of.sum(0), atol=2)
+    np.testing.assert_allclose(counted["missed_by_class"], (of & ~now).sum(0), atol=2)
+    assert sum(counted["missed_by_class"]) > 0
 
 
 def calibrated(directory: Path, *thresholds: float) -> EarlyExitModel:

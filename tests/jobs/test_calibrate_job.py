@@ -97,6 +97,9 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
         (["--max-disagreement", "1%", "--dtype", "int8"], "now it is int8; run jobs/calibrate.py again"),
         (["--max-disagreement", "1%", "--tolerance", "1"], "--tolerance 1: the model was calibrated with 0.1"),
         (["--max-disagreement", "1%", "--audit-fail"], "--audit-fail needs --audit and --max-disagreement"),
+        (["--max-missed", "rude=1%"], "--max-missed 'rude' is none of the model's labels: "),
+        (["--max-missed", "rude"], "argument --max-missed: rude is no limit, such as 2%, or spam=2% for a class"),
+        (["--max-quality-loss", "1%"], "--max-quality-loss needs a calibration on rows with true labels"),
         (["--max-disagreement", "3"], "argument --max-disagreement: 3 is not between 0 and 1"),
     ],
 )

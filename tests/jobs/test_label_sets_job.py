@@ -40,18 +40,28 @@ def test_a_calibrated_run_over_a_corpus_keeps_its_limit_and_writes_lists_of_labe
     tagger: Path, review_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     corpus, out = tmp_path / "corpus.parquet", tmp_path / "out"
-    pq.write_table(pa.table({"text": [*TEXTS, None], "row": range(len(TEXTS) + 1)}), corpus)
+    drawn = np.random.default_rng(0).random((len(TEXTS), 5)) < 0.5
+    true = [list(compress(TAGS, row)) if number % 3 else None for number, row in enumerate(drawn)]
+    pq.write_table(pa.table({"text": [*TEXTS, None], "row": range(len(TEXTS) + 1), "true": [*true, None]}), corpus)
     common = ["--model", str(tagger), "--dtype", "fp32"]
-    done = run_job_here("calibrate.py", *common, "--data", str(corpus), "--no-timing", *THRESHOLDS)
+    labels = ["--label-column", "true"]
+    done = run_job_here("calibrate.py", *common, "--data", str(corpus), "--no-timing", *THRESHOLDS, *labels)
     assert done.returncode == 0, done.stderr
+    assert "266 have a label" in done.stdout
+    assert "| quality | 266 | 1.63% | 658 |" in done.stdout
+    assert "| 'staff' | 0 | 100.00% | ? |" in done.stdout  # no row has it at this threshold
     run = [*common, "--input", str(corpus), "--output", str(out), "--keep", "row", "--probabilities"]
-    limit = ["--max-disagreement", "0.3", "--audit", "0.99"]
+    limit = ["--max-disagreement", "0.3", "--max-missed", "view=30%", "clean=20%", "--max-quality-loss", "0.1"]
+    limit += ["--audit", "0.99"]
     other = run_job_here("classify.py", *run, *limit)
     assert other.returncode == 2
     assert "--label-threshold is not what the model was calibrated with: above 0.5 0.9 0.5 0.5 0.5" in other.stderr
     done = run_job_here("classify.py", *run, *limit, *THRESHOLDS, "--examples")
     assert done.returncode == 0, done.stderr
     assert "labels above 0.5 0.9 0.5 0.5 0.5" in done.stdout
+    assert "calibration rows that full depth gives 'clean' get another answer, so at most" in done.stdout
+    assert "of 266 labelled rows lose a right answer and" in done.stdout
+    assert "guarantee    at most 30% of all rows differ from full depth; at most 30% of the rows that" in done.stdout
     rows = open_results(out).to_table().to_pandas().sort_values("row")
     columns = ["id", "labels", "score", "probabilities", "exit_layer", "uncertainty", "truncated", "row"]
     assert list(rows.columns) == columns
@@ -62,7 +72,15 @@ def test_a_calibrated_run_over_a_corpus_keeps_its_limit_and_writes_lists_of_labe
     assert manifest["audit"]["differing"] <= 0.3 * manifest["audit"]["rows"]
     counted = {name: sum(name in labels for labels in rows.labels) for name in TAGS}
     assert manifest["predictions"]["classes"] == counted | {"no label": int((rows.labels.map(len) == 0).sum())}
-    assert "labels above" in (out / "_report.html").read_text()
+    assert manifest["guarantee"] == {
+        "max_disagreement": 0.3,
+        "max_missed_by_class": {"view": 0.3, "clean": 0.2},
+        "max_quality_loss": 0.1,
+        "confidence": 0.95,
+    }
+    page = (out / "_report.html").read_text()
+    assert "labels above" in page
+    assert "accuracy is at most 10% below that of full depth" in page
     # Rows at full depth have what transformers computes.
     theirs = AutoModelForSequenceClassification.from_pretrained(tagger).eval()
     encoded = review_tokenizer(TEXTS, padding=True, truncation=True, max_length=64, return_tensors="pt")
@@ -72,6 +90,15 @@ def test_a_calibrated_run_over_a_corpus_keeps_its_limit_and_writes_lists_of_labe
     np.testing.assert_allclose(probabilities[deepest], wanted[deepest], atol=1e-4)
     differing = [labels != full for labels, full in zip(names(probabilities), names(wanted), strict=True)]
     assert abs(sum(differing) - manifest["audit"]["differing"]) <= 8  # the audit leaves some rows out
+    audited = {each["name"]: each for each in manifest["audit"]["classes"]}
+    assert audited.keys() == {"view", "clean"}
+    for name, each in audited.items():
+        having = [
+            (name in labels, name in full) for labels, full in zip(names(probabilities), names(wanted), strict=True)
+        ]
+        assert abs(sum(full for _, full in having) - each["rows"]) <= 12
+        assert abs(sum(full and not now for now, full in having) - each["missed"]) <= 8
+        assert each["verdict"] != "broken"
     assert "nothing to do" in run_job_here("classify.py", *run, *limit, *THRESHOLDS).stdout
     another = run_job_here("classify.py", *run, "--speed", "0.5", "--label-threshold", "0.4")
     assert another.returncode == 2

@@ -12,7 +12,8 @@ from tests.support.jobs import REPOSITORY
 OPTIONS = {
     "classify": """
         actors audit audit-fail bundle-rows confidence config criterion dtype endpoint-url examples exits fast-tokenizer
-        id-column incremental input keep label-threshold long-texts max-disagreement max-tokens max-windows model output
+        id-column incremental input keep label-threshold long-texts max-disagreement max-missed max-quality-loss max-tokens
+        max-windows model output
         overwrite pair-column patience plan price-per-hour probabilities speed speedup-in strict table target-speedup
         text-column tolerance wait-for window-certain window-combine window-stride
     """,
@@ -31,7 +32,8 @@ OPTIONS = {
         text-column train wait-for workers
     """,
     "calibrate": """
-        confidence config criterion data dtype label-column label-threshold long-texts max-disagreement max-tokens max-windows
+        confidence config criterion data dtype label-column label-separator label-threshold long-texts max-disagreement
+        max-tokens max-windows
         model no-timing pair-column rows seed temperature text-column tolerance window-certain window-combine window-stride
     """,
     "evaluate": """
