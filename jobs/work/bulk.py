@@ -154,7 +154,8 @@ def withheld(result: AuditResult) -> str:
     """Say why nothing was published."""
     tonight = f"{result.differing:,} of {result.rows:,} audited rows differ from full depth"
     why = over_all_nights(result) if result.verdict == "broken" else tonight
-    drift = f", and drift in {', '.join(result.alarms)}" if result.alarms else ""
+    moved = [f"{name} ({result.drift[name].moved})" for name in result.alarms]
+    drift = f", and drift in {', '.join(moved)}" if moved else ""
     return f"not published: {why}{drift}. Calibrate on such rows, or run the same command without --audit-fail"
 
 

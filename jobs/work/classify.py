@@ -74,6 +74,10 @@ def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice 
     timing = calibration.timing
     time = f", {timing.time_speedup_at(choice.flops_speedup):.2f}x faster on {timing.hardware}" if timing else ""
     print_line(f"{choice.criterion.describe()}: {choice.flops_speedup:.2f}x fewer FLOPs expected{time}")
+    if calibration.curve.risks_at(choice.point) is None:
+        print_line(
+            "the calibration is of an older version: run calibrate.py again to have every night's expected disagreement"
+        )
     return choice
 
 
@@ -111,6 +115,7 @@ def guarantee(args: argparse.Namespace, calibration: Calibration | None, choice:
         confidence=args.confidence,
         exits=() if choice is None else tuple(choice.exits),
         reference=None if calibration is None else calibration.reference,
+        risks=None if calibration is None or choice is None else calibration.curve.risks_at(choice.point),
         withhold=args.audit_fail,
         price_per_hour=args.price_per_hour,
     )

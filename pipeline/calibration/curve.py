@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.exits.criterion import Criterion
-from pipeline.calibration.drift import Reference
+from pipeline.calibration.drift.expected import Risks
+from pipeline.calibration.drift.signals import Reference
 from pipeline.calibration.guarantees import fixed_sequence, rows_needed
 from pipeline.errors import UserError
 from pipeline.identity import ModelIdentity, dtype_of, first_difference, is_precision
@@ -29,10 +30,12 @@ from pipeline.storage.locate import write_text
 from pipeline.windows import LongTexts
 
 FILE = "calibration.json"
-VERSION = 3
+VERSION = 4
 """The version of the file's layout."""
+BEFORE_CELLS = 3
+"""A version that is read as well: it knows no risks by cell, so nothing is expected of a night's disagreement."""
 OLDER_VERSION = 2
-"""A version that is read as well: it knows the weights alone of a model, and the precision by the word that was asked for."""
+"""Another one: it knows the weights alone of a model besides, and the precision by the word that was asked for."""
 LONG_TEXTS, TRUNCATED = "long-texts", "truncated"
 """A part of what was calibrated beside the model's identity, and what it is where nothing is stored."""
 STEP = 0.01
@@ -66,6 +69,8 @@ class Choice:
     """Calibration rows by exit layer, layer 1 first, as [L]; interpolated, so not always whole."""
     differing: int | None = None
     """Test rows whose prediction differs at these thresholds; None without a limit."""
+    point: float = 0.0
+    """Where the thresholds lie on the path: 2.25 is a quarter of the way from its third point to the fourth."""
 
     def __post_init__(self) -> None:
         if isinstance(self.criterion, dict):  # from JSON
@@ -96,6 +101,23 @@ class Curve:
     """The number of test rows, which did not choose the path."""
     label_thresholds: list[float] = field(default_factory=list)
     """With label sets, the thresholds of labels, as `Criterion` has them."""
+    cell_rows: list[list[int]] = field(default_factory=list)
+    """Test rows by `drift.cells.count_cells`, those at full depth last: [P, E x BINS + 1]; empty in files of older versions."""
+    cell_differing: list[list[int]] = field(default_factory=list)
+    """Those of them whose prediction is not that of full depth: [P, E x BINS + 1]."""
+
+    def risks_at(self, point: float) -> Risks | None:
+        """Return what was counted by cell at a choice's point of the path; None for a file of an older version."""
+        if not self.cell_rows:
+            return None
+        before, after = math.floor(point), math.ceil(point)
+        weights = np.array([1 - (point - before), point - before])
+        rows, differing = (
+            weights @ np.array([cells[before], cells[after]]) for cells in (self.cell_rows, self.cell_differing)
+        )
+        return Risks(
+            layers=tuple(self.layers), depth=self.depth, rows=tuple(rows.tolist()), differing=tuple(differing.tolist())
+        )
 
     def at_speedup(self, speedup: float) -> Choice:
         """Return the thresholds that save this many FLOPs on rows like these; raise ValueError if none do.
@@ -158,6 +180,7 @@ class Curve:
             flops_speedup=1 / float(between(self.flops_fractions)),
             exits=exits.tolist(),
             differing=differing,
+            point=before + weight * (after - before),
         )
 
 
@@ -227,7 +250,7 @@ class Calibration:
             version = values.pop("version")
             if version == OLDER_VERSION:
                 values["model"] = {"weights": values["model"], "max-tokens": str(values.pop("max_tokens"))}
-            elif version != VERSION:
+            elif version not in (VERSION, BEFORE_CELLS):
                 raise UserError(f"{path}: of another version of offramp; run jobs/calibrate.py again")
             values["curve"] = Curve(**values["curve"])
             values["reference"] = Reference(**values["reference"])

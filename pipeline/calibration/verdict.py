@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from pipeline.calibration.drift import Reference, Signal
+from pipeline.calibration.drift.expected import ExpectedDisagreement, Risks, expected_disagreement
+from pipeline.calibration.drift.hard import HardRows, hard_rows
+from pipeline.calibration.drift.predictions import prediction_signals
+from pipeline.calibration.drift.signals import Reference, Signal
 from pipeline.calibration.guarantees import CONFIDENCE, lower_bound, upper_bound
 from pipeline.calibration.sequential import (
     log_evidence_of_change,
@@ -13,8 +16,12 @@ from pipeline.calibration.sequential import (
     upper_bound_ever,
 )
 from pipeline.nights import Night
+from pipeline.output.manifest import EXPECTED_DISAGREEMENT, HARD_ROWS
 from pipeline.output.totals import Totals
+from pipeline.predicted import Comparison
 
+EXPECTED, HARD = "expected disagreement", "hard rows"
+NO_COMPARISON = Comparison()
 FALSE_ALARMS = 0.01
 """Probability of *ever* calling a limit broken, in all nights together, if the true disagreement is the limit itself."""
 
@@ -30,6 +37,8 @@ class Guarantee:
     """Rows by exit layer that the calibration saw at these thresholds."""
     reference: Reference | None = None
     """Rows of the calibration, to compare with; None looks for no drift."""
+    risks: Risks | None = None
+    """Risks by cell that the calibration saw at these thresholds; None expects nothing of a run's rows."""
     withhold: bool = False
     """Whether results that fail stay unpublished."""
     price_per_hour: float | None = None
@@ -52,6 +61,10 @@ class AuditResult:
     limit: float | None
     confidence: float
     signals: list[Signal]
+    expected: ExpectedDisagreement | None = None
+    """What tonight's rows, audited or not, let one expect; None without a calibration that knows risks."""
+    hard: HardRows | None = None
+    """Tonight's rows that go deep, audited or not; None without a calibration."""
     flops: float
     flops_full_depth: float
     audit_flops: float
@@ -135,7 +148,14 @@ class AuditResult:
     @property
     def alarms(self) -> list[str]:
         """Names of the signals by which the rows are of another kind than those of the calibration."""
-        return [signal.name for signal in self.signals if signal.state == "alarm"]
+        return [name for name, signal in self.drift.items() if signal.state == "alarm"]
+
+    @property
+    def drift(self) -> dict[str, Signal | ExpectedDisagreement | HardRows]:
+        """Everything that may have drifted, by name; what is expected of the disagreement first."""
+        others = {EXPECTED: self.expected, HARD: self.hard}
+        found = {name: signal for name, signal in others.items() if signal is not None}
+        return {**found, **{signal.name: signal for signal in self.signals}}
 
     def money(self, seconds: float) -> float:
         """Return the price of this many device-seconds."""
@@ -143,7 +163,7 @@ class AuditResult:
 
     def to_json(self) -> dict[str, object]:
         """Return the blocks of the manifest: "audit", "drift" and "cost"."""
-        return {
+        return self._expected() | {
             "audit": {
                 "rows": self.rows,
                 "differing": self.differing,
@@ -158,7 +178,8 @@ class AuditResult:
                 "device_seconds": self.audit_seconds,
             },
             "drift": {
-                s.name: {"psi": s.psi, "watch": s.watch, "alarm": s.alarm, "state": s.state} for s in self.signals
+                s.name: {"psi": s.psi, "watch": s.watch, "alarm": s.alarm, "state": s.state, "moved": s.moved}
+                for s in self.signals
             },
             "cost": {
                 "flops": self.flops,
@@ -167,6 +188,14 @@ class AuditResult:
                 "full_depth_device_seconds": self.full_depth_seconds,
                 "price_per_hour": self.price_per_hour,
             },
+        }
+
+    def _expected(self) -> dict[str, object]:
+        blocks = {EXPECTED_DISAGREEMENT: self.expected, HARD_ROWS: self.hard}
+        return {
+            name: asdict(found) | {"state": found.state, "moved": found.moved}
+            for name, found in blocks.items()
+            if found is not None
         }
 
     def _all_nights(self) -> dict[str, object]:
@@ -184,8 +213,13 @@ class AuditResult:
         }
 
 
-def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night]) -> AuditResult:
-    """Judge what was counted by what is guaranteed; `nights` are those of the same results, tonight last."""
+def judge(
+    totals: Totals, guarantee: Guarantee, nights: Sequence[Night], predictions: Comparison = NO_COMPARISON
+) -> AuditResult:
+    """Judge what was counted by what is guaranteed.
+
+    `nights` are those of the same results, tonight last; `predictions` are tonight's beside those of all nights before.
+    """
     seconds = totals.seconds.get("classify", 0.0)
     early, full = totals.early_seconds, totals.full_seconds
     return AuditResult(
@@ -194,7 +228,9 @@ def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night]) -> Audi
         all_nights=nights,
         limit=guarantee.limit,
         confidence=guarantee.confidence,
-        signals=drift_signals(totals, guarantee),
+        signals=drift_signals(totals, guarantee, predictions),
+        expected=_expected_tonight(totals, guarantee),
+        hard=hard_rows(guarantee.exits, totals.exits),
         flops=totals.flops,
         flops_full_depth=totals.flops_full_depth,
         audit_flops=totals.audit_flops,
@@ -205,8 +241,19 @@ def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night]) -> Audi
     )
 
 
-def drift_signals(totals: Totals, guarantee: Guarantee) -> list[Signal]:
-    """Compare a run's rows with those of the calibration; without a reference there are no signals."""
+def _expected_tonight(totals: Totals, guarantee: Guarantee) -> ExpectedDisagreement | None:
+    if guarantee.risks is None:
+        return None
+    return expected_disagreement(
+        totals.exit_uncertainty, guarantee.risks, limit=guarantee.limit, confidence=guarantee.confidence
+    )
+
+
+def drift_signals(totals: Totals, guarantee: Guarantee, predictions: Comparison = NO_COMPARISON) -> list[Signal]:
+    """Compare a run's rows with those of the calibration, and what is predicted with all nights before.
+
+    Without a reference there are no signals.
+    """
     if guarantee.reference is None:
         return []
     counts: dict[str, Sequence[float]] = {"exits": totals.exits} if guarantee.exits else {}
@@ -215,14 +262,15 @@ def drift_signals(totals: Totals, guarantee: Guarantee) -> list[Signal]:
         "length": totals.length_histogram,
         "uncertainty": totals.audit_uncertainty,
     }
-    return guarantee.reference.signals(guarantee.exits, counts)
+    return [*guarantee.reference.signals(guarantee.exits, counts), *prediction_signals(predictions)]
 
 
 def summary(result: AuditResult) -> list[str]:
     """Return the lines on audit, drift and cost that end the log of a run."""
     audit = _audit_lines(result) if result.rows else _night_lines(result)
     drift = [_drift_line(result.signals)] if result.signals else []
-    return [*audit, *drift, _cost_line(result)]
+    expected = [] if result.expected is None else [_expected_line(result.expected)]
+    return [*audit, *drift, *expected, *drift_lines(result), _cost_line(result)]
 
 
 def _audit_lines(result: AuditResult) -> list[str]:
@@ -259,6 +307,20 @@ def _drift_line(signals: Sequence[Signal]) -> str:
     """Return the index of every signal, and the state of those that are not ok."""
     states = (f"{s.name} {s.psi:.3f}{'' if s.state == 'ok' else f' ({s.state.upper()})'}" for s in signals)
     return f"drift (PSI)  {', '.join(states)}"
+
+
+def _expected_line(expected: ExpectedDisagreement) -> str:
+    return (
+        f"expected     {expected.expected:.3%} of these rows differ from full depth, {expected.at_least:.3%} to "
+        f"{expected.at_most:.3%} ({expected.confidence:.0%} each), if rows are as risky as they look; of the calibration's "
+        f"{expected.calibration:.3%} did"
+    )
+
+
+def drift_lines(result: AuditResult) -> list[str]:
+    """Name what has moved, alarms first: "drift alarm  expected disagreement 1.400% (calibration 0.700%): rows that ..."."""
+    moved = [signal for state in ("alarm", "watch") for signal in result.drift.values() if signal.state == state]
+    return [f"{f'drift {signal.state}':13}{signal.describe()}" for signal in moved]
 
 
 def _cost_line(result: AuditResult) -> str:

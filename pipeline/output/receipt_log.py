@@ -36,7 +36,9 @@ BATCH_ROWS = 1 << 14
 """Receipts in memory at once when many are read: some 10 MB, and 35 MB more with 256 classes."""
 READERS = 16
 """Segments read at once: a request to S3 is mostly waiting."""
-OLDER_LACK = ("span", "part_row", "rejects_row", "waits", "windows", "label_counts", "score_histogram")
+OLDER_LACK = (
+    "span", "part_row", "rejects_row", "waits", "windows", "label_counts", "score_histogram", "exit_uncertainty",
+)  # fmt: skip
 """Columns that older lists lack: those of version 3, in which every shard had a part of its own, and the first of version 4."""
 ShardIds = npt.NDArray[np.uint64]
 """[N]: ids of shards as numbers, a third of the size of their 16 hexadecimal digits and faster to sort."""
@@ -195,7 +197,7 @@ def _completed(batch: pa.RecordBatch, columns: list[str]) -> pa.RecordBatch:
         "rejects_row": lambda: pa.array(zeros),
         "windows": lambda: batch["rows_out"],
     }
-    empty = {name: RECEIPTS.field(name).type for name in ("waits", "label_counts", "score_histogram")}
+    empty = {name: RECEIPTS.field(name).type for name in OLDER_LACK if name not in lacking and name in columns}
     lacking |= {name: partial(pa.array, [[]] * len(batch), kind) for name, kind in empty.items()}
     there = batch.schema.names
     arrays = [batch[name] if name in there else lacking[name]() for name in columns]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.bulk.progress import Timeline
-from pipeline.calibration.drift import Signal
+from pipeline.calibration.drift.signals import Signal
 from pipeline.calibration.verdict import AuditResult
 from pipeline.histograms import UNCERTAINTY_BINS, length_histogram, uncertainty_bins
 from pipeline.nights import Night
