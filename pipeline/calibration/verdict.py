@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from pipeline.calibration.drift.expected import ExpectedDisagreement, Risks, expected_disagreement
+from pipeline.calibration.drift.expected import ComparedCells, ExpectedDisagreement, Risks, expected_disagreement
 from pipeline.calibration.drift.hard import HardRows, hard_rows
 from pipeline.calibration.drift.predictions import prediction_signals
 from pipeline.calibration.drift.signals import Reference, Signal
@@ -222,6 +222,8 @@ def judge(
     """
     seconds = totals.seconds.get("classify", 0.0)
     early, full = totals.early_seconds, totals.full_seconds
+    risks = guarantee.risks
+    cells = None if risks is None else ComparedCells.of(totals.exit_uncertainty, risks)
     return AuditResult(
         rows=totals.audited,
         differing=totals.differing,
@@ -229,8 +231,10 @@ def judge(
         limit=guarantee.limit,
         confidence=guarantee.confidence,
         signals=drift_signals(totals, guarantee, predictions),
-        expected=_expected_tonight(totals, guarantee),
-        hard=hard_rows(guarantee.exits, totals.exits),
+        expected=None
+        if cells is None
+        else expected_disagreement(cells, limit=guarantee.limit, confidence=guarantee.confidence),
+        hard=hard_rows(guarantee.exits, totals.exits, cells),
         flops=totals.flops,
         flops_full_depth=totals.flops_full_depth,
         audit_flops=totals.audit_flops,
@@ -238,14 +242,6 @@ def judge(
         audit_seconds=totals.seconds.get("audit", 0.0),
         full_depth_seconds=seconds * full / early if early else None,
         price_per_hour=guarantee.price_per_hour,
-    )
-
-
-def _expected_tonight(totals: Totals, guarantee: Guarantee) -> ExpectedDisagreement | None:
-    if guarantee.risks is None:
-        return None
-    return expected_disagreement(
-        totals.exit_uncertainty, guarantee.risks, limit=guarantee.limit, confidence=guarantee.confidence
     )
 
 

@@ -21,6 +21,7 @@ with probability at most a (Bernstein 1946, of n calibration rows and m rows of 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -87,34 +88,59 @@ class ExpectedDisagreement:
         return f"expected disagreement {self.expected:.3%} (calibration {self.calibration:.3%}{limit}): {self.moved}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedCells:
+    """Rows of a calibration and of a run by R runs of neighboring cells, each of enough calibration rows to know its risk."""
+
+    names: tuple[str, ...]
+    """Which rows those of each run are: [R]."""
+    seen: Floats
+    """Tested rows of the calibration: [R]."""
+    differing: Floats
+    """Those whose answer differs from full depth: [R]."""
+    now: Floats
+    """Rows of the run: [R]."""
+
+    @classmethod
+    def of(cls, counts: Sequence[int], risks: Risks) -> Self | None:
+        """Compare a run's rows, by cell of all L layers [L x BINS], with a calibration; None without rows on a side."""
+        if not sum(counts) or not sum(risks.rows):
+            return None
+        layers = np.array(risks.layers, np.int64)
+        by_layer = np.reshape(np.array(counts, np.float64), (-1, BINS))
+        cells = np.append(by_layer[layers - 1], by_layer[risks.depth - 1].sum())
+        runs = joined_cells(np.reshape(risks.rows[:-1], (-1, BINS)))
+        names = [f"rows that {describe_cells(layers[run // BINS], run % BINS)}" for run in runs]
+        runs.append(np.array([len(cells) - 1]))
+        seen, differing, now = (
+            np.array([np.array(each)[run].sum() for run in runs]) for each in (risks.rows, risks.differing, cells)
+        )
+        return cls(names=(*names, "rows that go to full depth"), seen=seen, differing=differing, now=now)
+
+    @property
+    def risk(self) -> Floats:
+        """The fraction of the calibration's rows that differ: [R]."""
+        return self.differing / np.maximum(self.seen, 1)
+
+
 def expected_disagreement(
-    counts: Sequence[int], risks: Risks, *, limit: float | None = None, confidence: float = 0.95
-) -> ExpectedDisagreement | None:
-    """Expect the disagreement of a run's rows, by cell of all L layers: [L x BINS]; None if no row was counted on a side."""
-    rows, tested = float(sum(counts)), float(sum(risks.rows))
-    if not rows or not tested:
-        return None
-    by_layer = np.reshape(np.array(counts, np.float64), (-1, BINS))
-    cells = np.append(by_layer[np.array(risks.layers, np.int64) - 1], by_layer[risks.depth - 1].sum())
-    runs = [*joined_cells(np.reshape(risks.rows[:-1], (-1, BINS))), np.array([len(cells) - 1])]
-    seen, differ, now = (
-        np.array([np.array(c)[run].sum() for run in runs]) for c in (risks.rows, risks.differing, cells)
-    )
-    risk, before, after = differ / np.maximum(seen, 1), seen / tested, now / rows
-    expected, calibration = float(after @ risk), float(differ.sum() / tested)
-    low, high = standardized_bounds(differ, after / np.maximum(seen, 1), confidence)
+    cells: ComparedCells, *, limit: float | None = None, confidence: float = 0.95
+) -> ExpectedDisagreement:
+    """Expect the disagreement of a run's rows."""
+    rows, tested, risk = float(cells.now.sum()), float(cells.seen.sum()), cells.risk
+    before, after = cells.seen / tested, cells.now / rows
+    low, high = standardized_bounds(cells.differing, after / np.maximum(cells.seen, 1), confidence)
     most = int(np.argmax((after - before) * risk))
-    moved = f"{_describe(runs[most], risks)} went from {before[most]:.1%} to {after[most]:.1%}"
     return ExpectedDisagreement(
         rows=int(rows),
-        expected=expected,
+        expected=float(after @ risk),
         at_least=low,
         at_most=high,
         confidence=confidence,
-        calibration=calibration,
-        chance=_chance(risk, (seen + now) / (tested + rows), tested, rows),
+        calibration=float(cells.differing.sum() / tested),
+        chance=_chance(risk, (cells.seen + cells.now) / (tested + rows), tested, rows),
         limit=limit,
-        moved=moved,
+        moved=f"{cells.names[most]} went from {before[most]:.1%} to {after[most]:.1%}",
     )
 
 
@@ -150,13 +176,6 @@ def standardized_bounds(counts: Floats, weights: Floats, confidence: float) -> t
     mean, spread = total + most, variance + most**2
     high = mean and gammaincinv(mean**2 / spread, confidence) * spread / mean
     return float(low), min(float(high), 1.0)
-
-
-def _describe(run: IntArray, risks: Risks) -> str:
-    """Name the rows of a run of cells."""
-    if run[-1] == len(risks.rows) - 1:
-        return "rows that go to full depth"
-    return f"rows that {describe_cells(np.array(risks.layers)[run // BINS], run % BINS)}"
 
 
 def _chance(risk: Floats, fractions: Floats, tested: float, rows: float) -> float:

@@ -1,31 +1,38 @@
-"""Hard rows: those that go deeper than most. A night with twice as many of them costs more, and is of another kind.
+"""Hard rows: those that go deep, and those that exit where answers differ most. A night with twice as many is of another kind.
 
-Rows that go beyond a layer are compared with those of the calibration, for every layer. One bin that grows from 5 % to 10 % is
-a population stability index of 0.037, which is below any threshold however many rows there are; here it is beyond chance with
-some thousand rows (docs/guarantees.md). Whether answers are worse for it is another question, which `drift.expected` asks.
+One bin that grows from 5 % to 10 % is a population stability index of 0.037, which is below any threshold however many rows
+there are. So rows beyond every layer, and rows in the riskiest cells, however many of these, are compared with those of the
+calibration: each is a fraction of all rows, and beyond chance with some thousand rows (docs/guarantees.md). What that means for
+the answers is another question, which `drift.expected` asks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+import numpy as np
+
+from pipeline.calibration.drift.expected import ComparedCells
 from pipeline.calibration.drift.signals import BY_CHANCE, MOVED_BY
 
-WATCH_RATIO, ALARM_RATIO = 1.2, 1.5
+WATCH_RATIO, ALARM_RATIO = 1.1, 1.3
 """Times the calibration's fraction from which more hard rows, beyond chance, are worth a look, and are an alarm."""
+STATES = ("ok", "watch", "alarm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardRows:
-    """The fraction of rows that go beyond a layer, that at which most has changed."""
+    """The fraction of rows that are hard in one sense, that in which most has changed."""
 
-    layer: int
+    rows: str
+    """Which rows these are."""
     calibration: float
-    """Fraction of the calibration's rows that go beyond the layer at these thresholds."""
+    """Their fraction of the calibration's rows, at these thresholds."""
     now: float
-    """Fraction of the run's rows that do."""
+    """Their fraction of the run's rows."""
     chance: float
-    """How much more may be beyond one of the layers by chance, once in 1 / BY_CHANCE runs of unchanged rows."""
+    """How much larger that may be in one sense or another by chance, once in 1 / BY_CHANCE runs of unchanged rows."""
 
     @property
     def state(self) -> str:
@@ -37,32 +44,50 @@ class HardRows:
 
     @property
     def moved(self) -> str:
-        """Which rows have become more, with their fractions of the calibration's rows and of the run's."""
-        return f"rows that go beyond layer {self.layer} went from {self.calibration:.1%} to {self.now:.1%}"
+        """Which rows have become more: "rows that go beyond layer 9 went from 5.0% to 10.1%"."""
+        return f"{self.rows} went from {self.calibration:.1%} to {self.now:.1%}"
 
     def describe(self) -> str:
         """Say what has moved: "hard rows: rows that go beyond layer 9 went from 5.0% to 10.1%"."""
         return f"hard rows: {self.moved}"
 
 
-def hard_rows(expected: Sequence[float], actual: Sequence[float]) -> HardRows | None:
-    """Compare rows by exit layer, layer 1 first, with those to expect; None without rows on a side, or with one layer.
-
-    The chance is Bernstein's (1946) for each layer, and their union.
-    """
-    if len(expected) < 2 or not sum(expected) or not sum(actual):
-        return None
-    tails = [_tail(expected, actual, layer) for layer in range(1, len(expected))]
-    worst = ("ok", "watch", "alarm")
-    return max(tails, key=lambda tail: (worst.index(tail.state), (tail.now - tail.calibration) / tail.chance))
+Counted = tuple[str, float, float, float, float]
+"""A kind of rows: its name, the calibration's rows of that kind and of all, and the same of the run."""
 
 
-def _tail(expected: Sequence[float], actual: Sequence[float], layer: int) -> HardRows:
-    """Compare the rows that go beyond one layer."""
-    rows = float(sum(expected)), float(sum(actual))
-    beyond = float(sum(expected[layer:])), float(sum(actual[layer:]))
-    pooled = sum(beyond) / sum(rows)
-    odds = math.log((len(expected) - 1) / BY_CHANCE)
-    variance = pooled * (1 - pooled) * (1 / rows[0] + 1 / rows[1])
-    chance = math.sqrt(2 * variance * odds) + odds / (3 * min(rows))
-    return HardRows(layer=layer, calibration=beyond[0] / rows[0], now=beyond[1] / rows[1], chance=chance)
+def hard_rows(
+    expected: Sequence[float], actual: Sequence[float], cells: ComparedCells | None = None
+) -> HardRows | None:
+    """Compare hard rows, by exit layer, layer 1 first, and by cell where risks are known; None without rows on a side."""
+    kinds = [*_deep(expected, actual), *(_risky(cells) if cells else ())]
+    odds = math.log(max(len(kinds), 1) / BY_CHANCE)  # any of them may be the one
+    found = [_compared(kind, odds) for kind in kinds if kind[2] and kind[4]]
+    return max(
+        found, key=lambda hard: (STATES.index(hard.state), (hard.now - hard.calibration) / hard.chance), default=None
+    )
+
+
+def _deep(expected: Sequence[float], actual: Sequence[float]) -> Iterator[Counted]:
+    """Count the rows beyond every layer."""
+    for layer in range(1, len(expected)):
+        beyond = sum(expected[layer:]), sum(actual[layer:])
+        yield f"rows that go beyond layer {layer}", beyond[0], sum(expected), beyond[1], sum(actual)
+
+
+def _risky(cells: ComparedCells) -> Iterator[Counted]:
+    """Count the rows of the riskiest cell, of the two riskiest, and so on, without those that nothing differs in."""
+    order = np.argsort(-cells.risk, kind="stable")
+    ranked = ([*each[order].tolist()] for each in (cells.risk, cells.seen, cells.now))
+    risk, seen, now = ranked
+    for least, before, after in zip(risk, accumulate(seen), accumulate(now), strict=True):
+        if least and before < sum(seen):
+            yield f"rows where {least:.1%} or more differ", before, sum(seen), after, sum(now)
+
+
+def _compared(kind: Counted, odds: float) -> HardRows:
+    """Compare two fractions; the chance is Bernstein's (1946), of a pooled fraction."""
+    rows, before, of, now, out_of = kind
+    pooled = (before + now) / (of + out_of)
+    chance = math.sqrt(2 * pooled * (1 - pooled) * (1 / of + 1 / out_of) * odds) + odds / (3 * min(of, out_of))
+    return HardRows(rows=rows, calibration=before / of, now=now / out_of, chance=chance)
