@@ -20,7 +20,8 @@ EXPECTED_NOTE = (
     "uncertainty. The bounds are for what the calibration did not know."
 )
 TONIGHT = "tonight"
-SHOWN_ALARMS = 20
+SHOWN_ALARMS = 12
+"""Drift alarms in the list, the newest."""
 TALLEST = 4
 """Bounds are drawn up to so many times the limit, or the largest disagreement: those of the first nights are far above."""
 
@@ -81,13 +82,14 @@ def _expected(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
     values = {name: [100 * night.expected.get(key, 0.0) for night in known] for name, key in names.items()}
     if audit.limit is not None:
         values["limit"] = [100 * audit.limit] * len(known)
-    return [_chart("Expected disagreement, by the rows of each night", known, values, "percent", EXPECTED_NOTE)]
+    return [_chart("Expected disagreement over the nights", known, values, "percent", EXPECTED_NOTE)]
 
 
 def _alarms(nights: Sequence[Night]) -> list[Table]:
     """List the nights with a drift alarm, the newest first, and what had moved."""
-    cells = [[night.published[:10], alarm] for night in reversed(nights) for alarm in night.alarms][:SHOWN_ALARMS]
-    return [Table("Drift alarms over the nights", ["night", "what moved"], cells)] if cells else []
+    cells = [[night.published[:10], alarm] for night in reversed(nights) for alarm in night.alarms]
+    note = "" if len(cells) <= SHOWN_ALARMS else f"The newest {SHOWN_ALARMS} of {len(cells):,}."
+    return [Table("Drift alarms over the nights", ["night", "what moved"], cells[:SHOWN_ALARMS], note)] if cells else []
 
 
 def _savings(nights: Sequence[Night]) -> list[Lines]:

@@ -190,8 +190,8 @@ def alarms(result: AuditResult) -> Section | None:
 
 
 def expected(result: AuditResult) -> Section | None:
-    """Say what tonight's rows, audited or not, let one expect of the disagreement, and how many of them are hard."""
-    found, hard = result.expected, result.hard
+    """Say what tonight's rows, audited or not, let one expect of the disagreement."""
+    found = result.expected
     if found is None:
         return None
     pairs = [
@@ -200,7 +200,6 @@ def expected(result: AuditResult) -> Section | None:
         ("calibration", f"{found.calibration:.3%} of its rows; {found.chance:.3%} more may be chance"),
     ]
     pairs += [] if found.limit is None else [("limit", f"{found.limit:.3%}")]
-    pairs += [] if hard is None else [("hard rows", hard.moved.removeprefix("rows that "))]
     note = (
         "If rows are as risky as those of the calibration that exited where they did; the audit tests whether they are."
     )

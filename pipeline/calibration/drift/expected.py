@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 
 LEAST_ROWS = 100
 """Calibration rows of a cell; cells of fewer are joined with their neighbors."""
-WATCH_RATIO, ALARM_RATIO = 1.2, 1.5
+WATCH_RATIO, ALARM_RATIO = 1.1, 1.25
 """Times the calibration's disagreement from which more of it, beyond chance, is worth a look, and is an alarm."""
 
 
@@ -69,8 +69,8 @@ class ExpectedDisagreement:
     chance: float
     """By how much more may be expected by chance, once in 1 / BY_CHANCE runs of unchanged rows."""
     limit: float | None
-    moved: str
-    """The cells that add most to what is expected, with their fractions of the calibration's rows and of the run's."""
+    cells: str
+    """Which rows add most to what is expected, with their fractions of the calibration's rows and of the run's."""
 
     @property
     def state(self) -> str:
@@ -82,10 +82,15 @@ class ExpectedDisagreement:
             return "alarm"
         return "watch" if self.expected >= WATCH_RATIO * self.calibration else "ok"
 
-    def describe(self) -> str:
-        """Say what is expected, and why: "expected disagreement 1.400% (calibration 0.700%, limit 1.000%): rows that ..."."""
+    @property
+    def moved(self) -> str:
+        """What is expected, and why: "1.400% (calibration 0.700%, limit 1.000%): rows that exit at layer 5 ..."."""
         limit = "" if self.limit is None else f", limit {self.limit:.3%}"
-        return f"expected disagreement {self.expected:.3%} (calibration {self.calibration:.3%}{limit}): {self.moved}"
+        return f"{self.expected:.3%} (calibration {self.calibration:.3%}{limit}): {self.cells}"
+
+    def describe(self) -> str:
+        """Say what has moved: "expected disagreement 1.400% (calibration 0.700%): rows that ..."."""
+        return f"expected disagreement {self.moved}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +115,9 @@ class ComparedCells:
         by_layer = np.reshape(np.array(counts, np.float64), (-1, BINS))
         cells = np.append(by_layer[layers - 1], by_layer[risks.depth - 1].sum())
         runs = joined_cells(np.reshape(risks.rows[:-1], (-1, BINS)))
-        names = [f"rows that {describe_cells(layers[run // BINS], run % BINS)}" for run in runs]
+        filled = np.array(risks.rows) + cells > 0
+        there = [run[filled[run]] if filled[run].any() else run for run in runs]
+        names = [f"rows that {describe_cells(layers[run // BINS], run % BINS)}" for run in there]
         runs.append(np.array([len(cells) - 1]))
         seen, differing, now = (
             np.array([np.array(each)[run].sum() for run in runs]) for each in (risks.rows, risks.differing, cells)
@@ -140,7 +147,7 @@ def expected_disagreement(
         calibration=float(cells.differing.sum() / tested),
         chance=_chance(risk, (cells.seen + cells.now) / (tested + rows), tested, rows),
         limit=limit,
-        moved=f"{cells.names[most]} went from {before[most]:.1%} to {after[most]:.1%}",
+        cells=f"{cells.names[most]} went from {before[most]:.1%} to {after[most]:.1%}",
     )
 
 

@@ -14,10 +14,12 @@ from itertools import accumulate
 import numpy as np
 
 from pipeline.calibration.drift.expected import ComparedCells
-from pipeline.calibration.drift.signals import BY_CHANCE, MOVED_BY
+from pipeline.calibration.drift.signals import BY_CHANCE
 
-WATCH_RATIO, ALARM_RATIO = 1.1, 1.3
+WATCH_RATIO, ALARM_RATIO = 1.1, 1.25
 """Times the calibration's fraction from which more hard rows, beyond chance, are worth a look, and are an alarm."""
+LEAST_MORE = 0.02
+"""Fraction of all rows by which hard rows must have grown for either."""
 STATES = ("ok", "watch", "alarm")
 
 
@@ -38,7 +40,7 @@ class HardRows:
     def state(self) -> str:
         """'alarm', 'watch' or 'ok'."""
         more = self.now - self.calibration
-        if more <= self.chance or more < MOVED_BY or self.now < WATCH_RATIO * self.calibration:
+        if more <= self.chance or more < LEAST_MORE or self.now < WATCH_RATIO * self.calibration:
             return "ok"
         return "alarm" if self.now >= ALARM_RATIO * self.calibration else "watch"
 
