@@ -6,11 +6,20 @@ They are what tests and pages over all nights need, and no more: a year of them 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, Self
+
+from pipeline.errors import printable
 
 MOST_NIGHTS = 1000
 """Nights that a manifest keeps; beyond these, the two oldest are added up to one."""
 MOST_ROWS = 1 << 62
+EXPECTED = ("expected", "at_least", "at_most", "calibration")
+"""What a night keeps of the disagreement that is expected of its rows: with its bounds, and that of the calibration's rows."""
+LATER = {"expected", "alarms"}
+"""Fields that nights of the first manifests that had some do not have."""
+MOST_ALARMS, ALARM_CHARACTERS = 8, 200
+"""Drift alarms that a night keeps, and characters of each."""
 MOST_CLASSES = 12
 """Classes of which a night keeps the rows: the most frequent ones."""
 
@@ -34,6 +43,10 @@ class Night:
     """Population stability index of each property, against the calibration."""
     classes: dict[str, int] = field(default_factory=dict)
     """Rows by predicted class."""
+    expected: dict[str, float] = field(default_factory=dict)
+    """The disagreement that the calibration lets one expect of these rows, by the names of EXPECTED; empty if it is unknown."""
+    alarms: list[str] = field(default_factory=list)
+    """What had drifted so far that it was an alarm: "length: rows of 33 to 48 tokens went from 5.0% to 31.2%"."""
 
     @classmethod
     def between(
@@ -44,13 +57,22 @@ class Night:
         published: str,
         drift: Mapping[str, float],
         classes: Mapping[str, int],
+        expected: Mapping[str, Any] = MappingProxyType({}),
+        alarms: Sequence[str] = (),
     ) -> Self:
         """Take what totals, as a manifest has them, count more than earlier ones; nothing is below 0."""
         names = {"rows": "rows_out"} | {n: n for n in ("audited", "differing", "flops", "flops_full_depth")}
         more = {name: max(totals.get(key, 0) - earlier.get(key, 0), 0) for name, key in names.items()}
         more["differing"] = min(more["differing"], more["audited"])  # shards that were made again drew other rows
         often = sorted(classes.items(), key=lambda item: -item[1])[:MOST_CLASSES]
-        return cls(published=published, drift=dict(drift), classes={name: rows for name, rows in often if rows}, **more)
+        return cls(
+            published=published,
+            drift=dict(drift),
+            classes={name: rows for name, rows in often if rows},
+            alarms=[printable(alarm, ALARM_CHARACTERS) for alarm in alarms[:MOST_ALARMS]],
+            expected={name: expected[name] for name in EXPECTED if name in expected},
+            **more,
+        )
 
     def plus(self, later: "Night") -> Self:
         """Add up two nights; what cannot be added is that of the later one."""
@@ -60,20 +82,27 @@ class Night:
     @classmethod
     def from_json(cls, values: Any) -> Self:
         """Parse a night of a manifest; raise ValueError for anything else."""
-        if not isinstance(values, dict) or not {field.name for field in fields(cls)} <= values.keys():
+        if not isinstance(values, dict) or not {field.name for field in fields(cls)} - LATER <= values.keys():
             raise ValueError("no night")
-        night = cls(**{field.name: values[field.name] for field in fields(cls)})
+        night = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
         night.check()
         return night
 
     def check(self) -> None:
         """Raise ValueError for counts that are none: whoever may write to the folder may have written any of them."""
         counts = [self.rows, self.audited, self.differing, *self.classes.values()]
-        amounts = [self.flops, self.flops_full_depth, *self.drift.values()]
+        amounts = [self.flops, self.flops_full_depth, *self.drift.values(), *self.expected.values()]
         counted = all(type(count) is int and 0 <= count < MOST_ROWS for count in counts)
         measured = all(type(amount) in (int, float) and 0 <= amount < math.inf for amount in amounts)
+        named = isinstance(self.alarms, list) and all(
+            isinstance(alarm, str) and len(alarm) <= 2 * ALARM_CHARACTERS for alarm in self.alarms[: MOST_ALARMS + 1]
+        )
         dated = isinstance(self.published, str) and len(self.published) <= len("2026-11-27T02:13:20Z")
-        if not (counted and measured and dated) or self.differing > self.audited:
+        if (
+            not (counted and measured and dated and named)
+            or len(self.alarms) > MOST_ALARMS
+            or self.differing > self.audited
+        ):
             raise ValueError("no night")
 
 

@@ -16,7 +16,8 @@ from pipeline.bulk.forecast import Forecast, forecast_of
 from pipeline.bulk.progress import duration
 from pipeline.bulk.run import FAILURES, BulkModel, BulkRequest, Outcome, UnfinishedRunError, run_bulk
 from pipeline.calibration.limits.audited import over_classes
-from pipeline.calibration.verdict import AuditResult, over_all_nights, summary
+from pipeline.calibration.summary import over_all_nights, summary
+from pipeline.calibration.verdict import AuditResult
 from pipeline.errors import InputError
 from pipeline.output.parts import MANIFEST, REJECTS_FOLDER
 from pipeline.reports.examples import examples
@@ -157,7 +158,8 @@ def withheld(result: AuditResult) -> str:
     why = over_all_nights(result) if result.verdict == "broken" else tonight
     if result.broken_classes:
         why = "; ".join([*([why] if result.verdict == "broken" else []), over_classes(result.classes)])
-    drift = f", and drift in {', '.join(result.alarms)}" if result.alarms else ""
+    moved = [f"{name} ({result.drift[name].moved})" for name in result.alarms]
+    drift = f", and drift in {', '.join(moved)}" if moved else ""
     return f"not published: {why}{drift}. Calibrate on such rows, or run the same command without --audit-fail"
 
 

@@ -16,7 +16,7 @@ from models.exits.task import Task
 from models.precision import precision_on
 from pipeline.calibration import fit
 from pipeline.calibration.curve import LIMITS, LONG_TEXTS, Calibration, Scaling, choices
-from pipeline.calibration.drift import reference_of
+from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.targets import label_thresholds
 from pipeline.calibration.temperature import scale_stored_model
 from pipeline.calibration.texts import TextSample

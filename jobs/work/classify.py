@@ -78,13 +78,17 @@ def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice 
     timing = calibration.timing
     time = f", {timing.time_speedup_at(choice.flops_speedup):.2f}x faster on {timing.hardware}" if timing else ""
     print_line(f"{choice.criterion.describe()}: {choice.flops_speedup:.2f}x fewer FLOPs expected{time}")
+    if calibration.curve.risks_at(choice.point) is None:
+        print_line(
+            "the calibration is of an older version: run calibrate.py again to have every night's expected disagreement"
+        )
     return choice
 
 
 def _expected(choice: Choice, calibration: Calibration, limits: Limits) -> list[str]:
     """Return what may differ at most, of some classes the nearest to their limits, or why full depth is all there is."""
-    curve, point = calibration.curve, choice.point
-    if choice.criterion.full_depth or point is None:
+    curve, point = calibration.curve, int(choice.point)  # with limits it is a point of the path itself
+    if choice.criterion.full_depth:
         return [f"nothing faster can be guaranteed, so every row runs at full depth: {curve.shortage(limits)}"]
     conditions = curve.conditions(limits)
     of_all = [condition for condition in conditions if condition.name is None]
@@ -133,6 +137,7 @@ def guarantee(args: argparse.Namespace, calibration: Calibration | None, choice:
         limits=target_of(args).limits or Limits(confidence=args.confidence),
         exits=() if choice is None else tuple(choice.exits),
         reference=None if calibration is None else calibration.reference,
+        risks=None if calibration is None or choice is None else calibration.curve.risks_at(choice.point),
         withhold=args.audit_fail,
         price_per_hour=args.price_per_hour,
     )

@@ -23,6 +23,7 @@ from pipeline.bulk.codec import label_counts, score_histograms, text_rows, with_
 from pipeline.bulk.quarantine import Isolated, describe, isolate
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.calibration.audit import AuditSpec, audit
+from pipeline.calibration.drift.cells import BINS, cells_of
 from pipeline.cluster.resources import ActorPlan
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
@@ -121,7 +122,9 @@ class ClassifyActor:
         """Note on the receipts where rows exited and what that cost, padding by the tokens of each shard."""
         predictions, numbers, shards = made.predictions, bundle.shard_numbers(), len(bundle.receipts)
         padding = predictions.padding_tokens / max(predictions.layer_tokens, 1)
-        exits = counts_by_group(numbers, predictions.exit_layers.astype(np.int64) - 1, shards, self.layers)
+        exits_B = predictions.exit_layers.astype(np.int64) - 1
+        exits = counts_by_group(numbers, exits_B, shards, self.layers)
+        cells = counts_by_group(numbers, cells_of(exits_B, predictions.uncertainty), shards, self.layers * BINS)
         uncertainty = counts_by_group(numbers, uncertainty_bins(predictions.uncertainty), shards, UNCERTAINTY_BINS)
         lengths = counts_by_group(numbers, length_bins(texts.lengths), shards, len(LENGTH_EDGES) + 1)
         counted = (made.layer_tokens, made.flops, self.engine.full_depth_flops(texts), made.tokens, made.windows)
@@ -133,6 +136,7 @@ class ClassifyActor:
             lambda number: {
                 "exits": exits[number],
                 "uncertainty_histogram": uncertainty[number],
+                "exit_uncertainty": cells[number],
                 "length_histogram": lengths[number],
                 "layer_tokens": int(sums[0][number]),
                 "padding_tokens": int(padded[number]),

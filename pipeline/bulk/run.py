@@ -311,9 +311,9 @@ def _classify(request: BulkRequest, run: PreparedRun) -> Outcome:
             raise AssertionError(f"the chain ended without {len(unfinished)} files, such as {next(iter(unfinished))}")
         clear_attempts(spec.output.folder)
     seconds = time.monotonic() - started
-    audit_result = judge(ledger.unpublished(), request.guarantee, ledger.nights(), ledger.totals())
     bins = PredictionBins.of(spec.results, request.model.meta.labels)
     predictions = ledger.compare(bins)
+    audit_result = judge(ledger.unpublished(), request.guarantee, ledger.nights(), predictions, ledger.totals())
     withheld = request.guarantee.withhold and audit_result.failed
     manifest = None if withheld else ledger.publish(seconds, audit_result.to_json(), bins)
     return Outcome(

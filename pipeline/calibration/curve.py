@@ -14,7 +14,7 @@ fixed beforehand, unless the quarter has fitted temperatures. The result is kept
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from models.exits.criterion import Criterion
-from pipeline.calibration.drift import Reference
+from pipeline.calibration.drift.expected import Risks
+from pipeline.calibration.drift.signals import Reference
 from pipeline.calibration.limits.conditions import Condition, conditions, passing, shortage
 from pipeline.calibration.limits.counts import ClassCounts, QualityCounts
 from pipeline.calibration.limits.limits import Limits
@@ -35,8 +36,8 @@ FILE = "calibration.json"
 VERSION = 4
 """The version of the file's layout."""
 OLDER_VERSIONS = (2, 3)
-"""Versions that are read as well: 3 has no counts by class and of quality, and 2 knows the weights alone of a model, and the
-precision by the word that was asked for."""
+"""Versions that are read as well: 3 has no counts by class, of quality and by cell, so nothing is expected of a night's
+disagreement, and 2 knows the weights alone of a model, and the precision by the word that was asked for."""
 LONG_TEXTS, TRUNCATED = "long-texts", "truncated"
 """A part of what was calibrated beside the model's identity, and what it is where nothing is stored."""
 STEP = 0.01
@@ -70,8 +71,8 @@ class Choice:
     """Calibration rows by exit layer, layer 1 first, as [L]; interpolated, so not always whole."""
     differing: int | None = None
     """Test rows whose prediction differs at these thresholds; None without a limit."""
-    point: int | None = None
-    """The point of the path that this is; None without a limit."""
+    point: float = 0.0
+    """Where the thresholds lie on the path: 2.25 is a quarter of the way from its third point to the fourth."""
 
     def __post_init__(self) -> None:
         if isinstance(self.criterion, dict):  # from JSON
@@ -113,6 +114,24 @@ class Curve:
         if isinstance(self.quality, dict):
             object.__setattr__(self, "quality", QualityCounts(**self.quality))
 
+    cell_rows: list[list[int]] = field(default_factory=list)
+    """Test rows by `drift.cells.count_cells`, those at full depth last: [P, E x BINS + 1]; empty in files of older versions."""
+    cell_differing: list[list[int]] = field(default_factory=list)
+    """Those of them whose prediction is not that of full depth: [P, E x BINS + 1]."""
+
+    def risks_at(self, point: float) -> Risks | None:
+        """Return what was counted by cell at a choice's point of the path; None for a file of an older version."""
+        if not self.cell_rows:
+            return None
+        before, after = math.floor(point), math.ceil(point)
+        weights = np.array([1 - (point - before), point - before])
+        rows, differing = (
+            weights @ np.array([cells[before], cells[after]]) for cells in (self.cell_rows, self.cell_differing)
+        )
+        return Risks(
+            layers=tuple(self.layers), depth=self.depth, rows=tuple(rows.tolist()), differing=tuple(differing.tolist())
+        )
+
     def at_speedup(self, speedup: float) -> Choice:
         """Return the thresholds that save this many FLOPs on rows like these; raise ValueError if none do.
 
@@ -142,7 +161,7 @@ class Curve:
         """Return the fastest thresholds that are guaranteed to keep all of these limits together; see `within`."""
         passed = passing(self.conditions(limits), len(self.differing), limits.confidence)
         best = min(range(passed + 1), key=lambda point: self.flops_fractions[point])
-        return replace(self._choice(best, best, 0.0, self.differing[best]), point=best)
+        return self._choice(best, best, 0.0, self.differing[best])
 
     def conditions(self, limits: Limits) -> list[Condition]:
         """Return what has to hold of a point, each with its counts; the curve must have counted what is limited."""
@@ -181,6 +200,7 @@ class Curve:
             flops_speedup=1 / float(between(self.flops_fractions)),
             exits=exits.tolist(),
             differing=differing,
+            point=before + weight * (after - before),
         )
 
 

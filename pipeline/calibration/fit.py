@@ -83,6 +83,7 @@ def count_along(path: Floats, sample: Sample | TextSample, tested: Sample | Text
     exits = [np.bincount(rows.first_exits(speeds), minlength=len(rows.layers) + 1) for speeds in path]
     new = [point for point in range(len(path)) if not point or (exits[point] != exits[point - 1]).any()]
     path, outcomes = path[new], [outcomes[point] for point in new]
+    cells = [tested.cells(speeds) for speeds in path]
     return Curve(
         criterion=criterion.name,
         tolerance=criterion.tolerance,
@@ -91,9 +92,11 @@ def count_along(path: Floats, sample: Sample | TextSample, tested: Sample | Text
         speeds=path.tolist(),
         flops_fractions=[outcome.flops_fraction for outcome in outcomes],
         exits=[outcome.exits.tolist() for outcome in outcomes],
-        differing=[tested.outcome(speeds).differing for speeds in path],
+        differing=[int(differing.sum()) for _, differing in cells],
         tested=len(tested),
         label_thresholds=list(criterion.label_thresholds),
+        cell_rows=[rows.tolist() for rows, _ in cells],
+        cell_differing=[differing.tolist() for _, differing in cells],
     )
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
+from pipeline.calibration.drift.cells import count_cells
 from pipeline.calibration.thresholds import Bools, Floats, Sample, ThresholdOutcome
 from pipeline.engine.texts.combine import combine
 from pipeline.engine.texts.rows import TextRows
@@ -112,6 +113,16 @@ class TextSample:
             return None
         predictions = self._published(self.windows.first_exits(speeds)).predictions
         return predictions.label_ids if predictions.boundaries is None else predictions.label_sets
+
+    def cells(self, speeds: Floats) -> IntArray:
+        """Count all texts by cell with these thresholds [E], and those that differ, by `count_cells`: [2, E x BINS + 1].
+
+        A text of which one window went to full depth counts there, and may differ for its other windows.
+        """
+        made = self._published(self.windows.first_exits(speeds)).predictions
+        differs_B = self.full_depth.predictions.differs(made, self.tolerance)
+        exits_B = np.searchsorted([*self.layers, self.depth], made.exit_layers)
+        return count_cells(exits_B, made.uncertainty, differs_B, len(self.layers))
 
     def _published(self, first_W: IntArray) -> Published:
         """Combine windows that exit where `first_W` says, by the index of the exit."""

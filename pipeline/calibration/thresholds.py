@@ -18,6 +18,7 @@ from scipy.optimize import isotonic_regression
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from pipeline.calibration.curve import STEP
+from pipeline.calibration.drift.cells import count_cells
 from pipeline.evaluation.recorded import AllExits
 from pipeline.rows import IntArray
 
@@ -151,6 +152,12 @@ class Sample:
     def predicted(self, speeds: Floats) -> npt.NDArray[Any] | None:
         """Return the class of each row with these thresholds [E], as [B], or its label set, as [B, C]; None for values."""
         return None if self.answers is None else self.answers[self.first_exits(speeds), np.arange(len(self))]
+
+    def cells(self, speeds: Floats) -> IntArray:
+        """Count all rows by cell with these thresholds [E], and those that differ, by `count_cells`: [2, E x BINS + 1]."""
+        first_B, exits = self.first_exits(speeds), len(self.layers)
+        taken = np.minimum(first_B, exits - 1), np.arange(len(self))
+        return count_cells(first_B, self.uncertainty[taken], self.differs[taken] & (first_B < exits), exits)
 
     def first_exits(self, speeds: Floats) -> IntArray:
         """Return the index of the exit that each row takes with these thresholds [E], E for the last: [B]."""

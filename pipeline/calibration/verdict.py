@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from pipeline.calibration.drift import Reference, Signal
+from pipeline.calibration.drift.expected import ComparedCells, ExpectedDisagreement, Risks, expected_disagreement
+from pipeline.calibration.drift.hard import HardRows, hard_rows
+from pipeline.calibration.drift.predictions import prediction_signals
+from pipeline.calibration.drift.signals import Reference, Signal
 from pipeline.calibration.guarantees import CONFIDENCE, lower_bound, upper_bound
-from pipeline.calibration.limits.audited import ClassAudit, audit_classes, over_classes
+from pipeline.calibration.limits.audited import ClassAudit, audit_classes
 from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.sequential import (
     log_evidence_of_change,
@@ -15,8 +18,12 @@ from pipeline.calibration.sequential import (
     upper_bound_ever,
 )
 from pipeline.nights import Night
+from pipeline.output.manifest import EXPECTED_DISAGREEMENT, HARD_ROWS
 from pipeline.output.totals import Totals
+from pipeline.predicted import Comparison
 
+EXPECTED, HARD = "expected disagreement", "hard rows"
+NO_COMPARISON = Comparison()
 FALSE_ALARMS = 0.01
 """Probability of *ever* calling a limit broken, in all nights together, if the true disagreement is the limit itself."""
 
@@ -36,6 +43,8 @@ class Guarantee:
     """Rows by exit layer that the calibration saw at these thresholds."""
     reference: Reference | None = None
     """Rows of the calibration, to compare with; None looks for no drift."""
+    risks: Risks | None = None
+    """Risks by cell that the calibration saw at these thresholds; None expects nothing of a run's rows."""
     withhold: bool = False
     """Whether results that fail stay unpublished."""
     price_per_hour: float | None = None
@@ -61,6 +70,10 @@ class AuditResult:
     classes: Sequence[ClassAudit] = ()
     """The classes that have limits, by all nights together, the nearest to broken first."""
     signals: list[Signal]
+    expected: ExpectedDisagreement | None = None
+    """What tonight's rows, audited or not, let one expect; None without a calibration that knows risks."""
+    hard: HardRows | None = None
+    """Tonight's rows that go deep, audited or not; None without a calibration."""
     flops: float
     flops_full_depth: float
     audit_flops: float
@@ -149,7 +162,14 @@ class AuditResult:
     @property
     def alarms(self) -> list[str]:
         """Names of the signals by which the rows are of another kind than those of the calibration."""
-        return [signal.name for signal in self.signals if signal.state == "alarm"]
+        return [name for name, signal in self.drift.items() if signal.state == "alarm"]
+
+    @property
+    def drift(self) -> dict[str, Signal | ExpectedDisagreement | HardRows]:
+        """Everything that may have drifted, by name; what is expected of the disagreement first."""
+        others = {EXPECTED: self.expected, HARD: self.hard}
+        found = {name: signal for name, signal in others.items() if signal is not None}
+        return {**found, **{signal.name: signal for signal in self.signals}}
 
     def money(self, seconds: float) -> float:
         """Return the price of this many device-seconds."""
@@ -159,7 +179,9 @@ class AuditResult:
         """Return the blocks of the manifest: "audit", "drift" and "cost", and "guarantee" where there is one."""
         guarantee = self.limits.to_json()
         blocks: dict[str, object] = {"guarantee": guarantee} if guarantee else {}
-        return blocks | {
+        return {
+            **blocks,
+            **self._expected(),
             "audit": {
                 "rows": self.rows,
                 "differing": self.differing,
@@ -175,7 +197,8 @@ class AuditResult:
                 "device_seconds": self.audit_seconds,
             },
             "drift": {
-                s.name: {"psi": s.psi, "watch": s.watch, "alarm": s.alarm, "state": s.state} for s in self.signals
+                s.name: {"psi": s.psi, "watch": s.watch, "alarm": s.alarm, "state": s.state, "moved": s.moved}
+                for s in self.signals
             },
             "cost": {
                 "flops": self.flops,
@@ -184,6 +207,14 @@ class AuditResult:
                 "full_depth_device_seconds": self.full_depth_seconds,
                 "price_per_hour": self.price_per_hour,
             },
+        }
+
+    def _expected(self) -> dict[str, object]:
+        blocks = {EXPECTED_DISAGREEMENT: self.expected, HARD_ROWS: self.hard}
+        return {
+            name: asdict(found) | {"state": found.state, "moved": found.moved}
+            for name, found in blocks.items()
+            if found is not None
         }
 
     def _all_nights(self) -> dict[str, object]:
@@ -201,13 +232,22 @@ class AuditResult:
         }
 
 
-def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night], whole: Totals | None = None) -> AuditResult:
-    """Judge what was counted by what is guaranteed; `nights` are those of the same results, tonight last.
+def judge(
+    totals: Totals,
+    guarantee: Guarantee,
+    nights: Sequence[Night],
+    predictions: Comparison = NO_COMPARISON,
+    whole: Totals | None = None,
+) -> AuditResult:
+    """Judge what was counted by what is guaranteed.
 
+    `nights` are those of the same results, tonight last; `predictions` are tonight's beside those of all nights before.
     `whole` has the counts of all nights, by which classes are judged.
     """
     seconds = totals.seconds.get("classify", 0.0)
     early, full = totals.early_seconds, totals.full_seconds
+    risks = guarantee.risks
+    cells = None if risks is None else ComparedCells.of(totals.exit_uncertainty, risks)
     return AuditResult(
         rows=totals.audited,
         differing=totals.differing,
@@ -216,7 +256,11 @@ def judge(totals: Totals, guarantee: Guarantee, nights: Sequence[Night], whole: 
         confidence=guarantee.confidence,
         limits=guarantee.limits,
         classes=[] if whole is None else _classes(whole, guarantee),
-        signals=drift_signals(totals, guarantee),
+        signals=drift_signals(totals, guarantee, predictions),
+        expected=None
+        if cells is None
+        else expected_disagreement(cells, limit=guarantee.limit, confidence=guarantee.confidence),
+        hard=hard_rows(guarantee.exits, totals.exits, cells),
         flops=totals.flops,
         flops_full_depth=totals.flops_full_depth,
         audit_flops=totals.audit_flops,
@@ -232,8 +276,11 @@ def _classes(whole: Totals, guarantee: Guarantee) -> list[ClassAudit]:
     return audit_classes(guarantee.labels, *counts, guarantee.limits, FALSE_ALARMS)
 
 
-def drift_signals(totals: Totals, guarantee: Guarantee) -> list[Signal]:
-    """Compare a run's rows with those of the calibration; without a reference there are no signals."""
+def drift_signals(totals: Totals, guarantee: Guarantee, predictions: Comparison = NO_COMPARISON) -> list[Signal]:
+    """Compare a run's rows with those of the calibration, and what is predicted with all nights before.
+
+    Without a reference there are no signals.
+    """
     if guarantee.reference is None:
         return []
     counts: dict[str, Sequence[float]] = {"exits": totals.exits} if guarantee.exits else {}
@@ -242,69 +289,4 @@ def drift_signals(totals: Totals, guarantee: Guarantee) -> list[Signal]:
         "length": totals.length_histogram,
         "uncertainty": totals.audit_uncertainty,
     }
-    return guarantee.reference.signals(guarantee.exits, counts)
-
-
-def summary(result: AuditResult) -> list[str]:
-    """Return the lines on audit, drift and cost that end the log of a run."""
-    audit = _audit_lines(result) if result.rows else _night_lines(result)
-    drift = [_drift_line(result.signals)] if result.signals else []
-    classes = [f"classes      {over_classes(result.classes)}"] if result.classes else []
-    return [*_guarantee_lines(result), *audit, *classes, *drift, _cost_line(result)]
-
-
-def _guarantee_lines(result: AuditResult) -> list[str]:
-    """Return what is guaranteed, where it is more than the disagreement of all rows."""
-    clauses, confidence = "; ".join(result.limits.describe()), result.limits.confidence
-    return [f"guarantee    {clauses}: together, with {confidence:.0%} confidence"] if result.limits.finer else []
-
-
-def _audit_lines(result: AuditResult) -> list[str]:
-    """Return what differs from full depth, and what it cost to find out."""
-    extra = result.audit_flops / result.flops if result.flops else 0.0
-    return [
-        f"audit        {result.differing:,} of {result.rows:,} rows differ from full depth ({result.disagreement:.3%}), "
-        f"at most {result.at_most:.3%} with {result.confidence:.0%} confidence",
-        *_night_lines(result),
-        f"audit cost   {result.audit_seconds:,.1f} device-seconds, {extra:.1%} of the FLOPs on top",
-    ]
-
-
-def _night_lines(result: AuditResult) -> list[str]:
-    return [] if result.verdict == "none" else [f"all nights   {over_all_nights(result)}"]
-
-
-def over_all_nights(result: AuditResult) -> str:
-    """Say what all nights together prove of the limit, and what would if they do not."""
-    differing, audited = result.pooled
-    line = (
-        f"{differing:,} of {audited:,} audited rows in {len(result.nights):,} night{'s' * (len(result.nights) > 1)}, "
-        f"at most {result.ever_at_most:.3%} whenever looked at; the limit of {result.limit:.3%} is "
-    )
-    if result.verdict == "broken":
-        return f"{line}broken{f', since {result.broken_since}' * bool(result.broken_since)}"
-    if result.verdict == "kept":
-        return f"{line}kept"
-    more = result.rows_to_tell
-    return f"{line}open: {f'about {more:,} more audited rows would tell' if more else 'no number of rows would tell'}"
-
-
-def _drift_line(signals: Sequence[Signal]) -> str:
-    """Return the index of every signal, and the state of those that are not ok."""
-    states = (f"{s.name} {s.psi:.3f}{'' if s.state == 'ok' else f' ({s.state.upper()})'}" for s in signals)
-    return f"drift (PSI)  {', '.join(states)}"
-
-
-def _cost_line(result: AuditResult) -> str:
-    """Return what was spent, and, where the audit can estimate it, what full depth would have taken."""
-    line = f"cost         {result.flops:.3g} FLOPs, {result.device_seconds:,.1f} device-seconds"
-    if result.price_per_hour is not None:
-        line += f", {result.money(result.device_seconds + result.audit_seconds):.4g} in money with the audit"
-    if result.full_depth_seconds is not None:
-        saved = result.full_depth_seconds - result.device_seconds - result.audit_seconds
-        line += (
-            f"; full depth {result.flops_full_depth:.3g} FLOPs, about {result.full_depth_seconds:,.1f} device-seconds"
-        )
-        if result.price_per_hour is not None:
-            line += f", so {result.money(saved):.4g} saved"
-    return line
+    return [*guarantee.reference.signals(guarantee.exits, counts), *prediction_signals(predictions)]

@@ -113,6 +113,8 @@ class Counts:
     """Rows by exit layer, layer 1 first."""
     uncertainty_histogram: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
     """Rows by uncertainty at their exit, in `histograms.UNCERTAINTY_BINS` equal bins of [0, 1]."""
+    exit_uncertainty: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
+    """Rows by exit layer, layer 1 first, and by uncertainty there, in the bins of `calibration.drift.cells`: [L x BINS]."""
     label_counts: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)
     """Rows by predicted class, or by label, in the bins of `predicted.PredictionBins`."""
     score_histogram: list[int] = field(default_factory=list, metadata=SUM_BY_POSITION)

@@ -17,6 +17,8 @@ from pipeline.errors import InputError
 from pipeline.nights import Night, with_tonight
 from pipeline.output.generations import Generations, receipts_folder, run_file
 from pipeline.output.manifest import (
+    EXPECTED_DISAGREEMENT,
+    HARD_ROWS,
     MANIFEST_VERSION,
     NEW_PREDICTIONS,
     PART,
@@ -129,8 +131,18 @@ def nights_of(
         published=published,
         drift={name: signal["psi"] for name, signal in checked.get("drift", {}).items()},
         classes=checked.get(NEW_PREDICTIONS, {}).get("classes", {}),
+        expected=checked.get(EXPECTED_DISAGREEMENT, {}),
+        alarms=list(_alarms(checked)),
     )
     return with_tonight(replaced.nights if replaced else [], tonight)
+
+
+def _alarms(checked: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what has drifted so far that it is an alarm, with what moved."""
+    blocks = {key.replace("_", " "): checked[key] for key in (EXPECTED_DISAGREEMENT, HARD_ROWS) if key in checked}
+    for name, block in {**blocks, **checked.get("drift", {})}.items():
+        if block.get("state") == "alarm":
+            yield f"{name}: {block.get('moved', '')}"
 
 
 def _more(counts: Sequence[int], earlier: Sequence[int]) -> list[int]:

@@ -36,7 +36,9 @@ BATCH_ROWS = 1 << 14
 """Receipts in memory at once when many are read: some 10 MB, and 35 MB more with 256 classes."""
 READERS = 16
 """Segments read at once: a request to S3 is mostly waiting."""
-LATER_LISTS = ("waits", "label_counts", "score_histogram", "audited_by_class", "missed_by_class")
+LATER_LISTS = (
+    "waits", "label_counts", "score_histogram", "exit_uncertainty", "audited_by_class", "missed_by_class",
+)  # fmt: skip
 """Lists that older lists of shards lack, and that are empty for their rows."""
 OLDER_LACK = ("span", "part_row", "rejects_row", "windows", *LATER_LISTS)
 """Columns that older lists lack: those of version 3, in which every shard had a part of its own, and the first of version 4."""

@@ -7,26 +7,43 @@ import numpy as np
 
 from pipeline.calibration.sequential import lower_bound_ever, upper_bound_ever
 from pipeline.calibration.verdict import AuditResult
-from pipeline.nights import Night
-from pipeline.reports.page import Lines
+from pipeline.nights import EXPECTED, Night
+from pipeline.reports.page import Lines, Section, Table
 
 FEWEST_NIGHTS = 2
 SHOWN_NIGHTS = 366
 """Nights on a chart, the newest: a year."""
 SHOWN_CLASSES = 6
 CLASSES_NOTE = "Percent of each night's rows. Of a night the most frequent classes are kept, and others count as 0."
+EXPECTED_NOTE = (
+    "Percent of each night's rows, audited or not, if they are as risky as rows of the calibration with the same exit and "
+    "uncertainty. The bounds are for what the calibration did not know."
+)
+TONIGHT = "tonight"
+SHOWN_ALARMS = 12
+"""Drift alarms in the list, the newest."""
 TALLEST = 4
 """Bounds are drawn up to so many times the limit, or the largest disagreement: those of the first nights are far above."""
 
 
-def over_nights(audit: AuditResult, classes: Mapping[str, int]) -> list[Lines]:
+def over_nights(audit: AuditResult, classes: Mapping[str, int]) -> list[Section]:
     """Chart the nights, tonight last, whose rows by class are given; nothing of a single night, or that no night has."""
     if len(audit.all_nights) < FEWEST_NIGHTS:
         return []
     *earlier, tonight = audit.all_nights
     psi = {signal.name: signal.psi for signal in audit.signals}
-    nights = [*earlier, replace(tonight, published="tonight", drift=psi, classes=dict(classes))]
-    return [*_disagreement(nights, audit), *_savings(nights), *_drift(nights), *_classes(nights)]
+    expected = {} if audit.expected is None else {name: getattr(audit.expected, name) for name in EXPECTED}
+    alarms = [f"{name}: {audit.drift[name].moved}" for name in audit.alarms]
+    now = replace(tonight, published=TONIGHT, drift=psi, classes=dict(classes), expected=expected, alarms=alarms)
+    nights = [*earlier, now]
+    charts = (
+        *_disagreement(nights, audit),
+        *_expected(nights, audit),
+        *_savings(nights),
+        *_drift(nights),
+        *_classes(nights),
+    )
+    return [*charts, *_alarms(nights)]
 
 
 def _chart(title: str, nights: Sequence[Night], values: dict[str, list[float]], unit: str, note: str) -> Lines:
@@ -54,6 +71,25 @@ def _disagreement(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
         f"with {audit.confidence:.0%} confidence, if the true rate is the same on all of them."
     )
     return [_chart("Disagreement with full depth, over the nights", audited, values, "percent", note)]
+
+
+def _expected(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
+    """Chart the disagreement that each night's rows let one expect, with its bounds, beside that of the calibration's rows."""
+    known = [night for night in nights if night.expected]
+    if len(known) < FEWEST_NIGHTS:
+        return []
+    names = {"expected": "expected", "at most": "at_most", "at least": "at_least", "calibration": "calibration"}
+    values = {name: [100 * night.expected.get(key, 0.0) for night in known] for name, key in names.items()}
+    if audit.limit is not None:
+        values["limit"] = [100 * audit.limit] * len(known)
+    return [_chart("Expected disagreement over the nights", known, values, "percent", EXPECTED_NOTE)]
+
+
+def _alarms(nights: Sequence[Night]) -> list[Table]:
+    """List the nights with a drift alarm, the newest first, and what had moved."""
+    cells = [[night.published[:10], alarm] for night in reversed(nights) for alarm in night.alarms]
+    note = "" if len(cells) <= SHOWN_ALARMS else f"The newest {SHOWN_ALARMS} of {len(cells):,}."
+    return [Table("Drift alarms over the nights", ["night", "what moved"], cells[:SHOWN_ALARMS], note)] if cells else []
 
 
 def _savings(nights: Sequence[Night]) -> list[Lines]:

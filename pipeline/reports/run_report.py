@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from pipeline.bulk.progress import ROWS, Timeline, duration
 from pipeline.calibration.limits.audited import over_classes
-from pipeline.calibration.verdict import AuditResult, over_all_nights
+from pipeline.calibration.summary import over_all_nights
+from pipeline.calibration.verdict import AuditResult
 from pipeline.histograms import length_bounds
 from pipeline.output.totals import Totals
 from pipeline.predicted import Comparison
@@ -72,6 +73,7 @@ def run_page(run: RunSummary) -> str:
 def sections_of(run: RunSummary) -> list[Section | None]:
     """Return the sections from top to bottom; None stands for one that has nothing to show."""
     return [
+        alarms(run.audit),
         rows(run.totals),
         exits(run.totals),
         *predictions(run.predictions),
@@ -79,6 +81,7 @@ def sections_of(run: RunSummary) -> list[Section | None]:
         guarantee(run.audit),
         audit(run.audit),
         *over_nights(run.audit, run.predictions.new.classes),
+        expected(run.audit),
         drift(run.audit),
         device_time(run.audit),
         uncertainty(run.totals),
@@ -193,12 +196,39 @@ def audit(result: AuditResult) -> Section | None:
     return Facts("Audit", pairs, "Of the rows that no earlier manifest covers, unless all nights are named.")
 
 
+def alarms(result: AuditResult) -> Section | None:
+    """Name what has moved so far that it is worth a look or an alarm."""
+    moved = [(f"{name}, {signal.state}", signal.moved) for name, signal in result.drift.items() if signal.state != "ok"]
+    return (
+        Facts("What has moved", moved, "Against the calibration; classes and scores against all nights before.")
+        if moved
+        else None
+    )
+
+
+def expected(result: AuditResult) -> Section | None:
+    """Say what tonight's rows, audited or not, let one expect of the disagreement."""
+    found = result.expected
+    if found is None:
+        return None
+    pairs = [
+        ("expected", f"{found.expected:.3%} of {found.rows:,} rows, by exit and uncertainty"),
+        ("bounds", f"{found.at_least:.3%} to {found.at_most:.3%}, with {found.confidence:.0%} confidence each"),
+        ("calibration", f"{found.calibration:.3%} of its rows; {found.chance:.3%} more may be chance"),
+    ]
+    pairs += [] if found.limit is None else [("limit", f"{found.limit:.3%}")]
+    note = (
+        "If rows are as risky as those of the calibration that exited where they did; the audit tests whether they are."
+    )
+    return Facts("Expected disagreement", pairs, note)
+
+
 def drift(result: AuditResult) -> Section | None:
     """Compare the distribution of the rows with that of the calibration sample."""
     if not result.signals:
         return None
     cells = [[s.name, f"{s.psi:.3f}", f"{s.watch:.3f}", f"{s.alarm:.3f}", s.state] for s in result.signals]
-    note = "PSI: population stability index against the calibration sample."
+    note = "PSI: population stability index against the calibration sample; of classes and scores, against all nights before."
     return Table("Drift", ["of", "PSI", "watch above", "alarm above", "state"], cells, note)
 
 

@@ -18,7 +18,7 @@ from pipeline.api.classifier import Classifier
 from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.benchmark.synthetic import CLASSES, reviews
 from pipeline.calibration.curve import Calibration, Curve
-from pipeline.calibration.drift import reference_of
+from pipeline.calibration.drift.signals import reference_of
 from pipeline.errors import InputError, UserError
 from pipeline.identity import ModelIdentity
 from pipeline.schema import RESULTS

@@ -16,7 +16,7 @@ from pipeline.api.classifier import Classifier
 from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.benchmark.synthetic import reviews
 from pipeline.calibration.curve import LONG_TEXTS, Calibration, Curve
-from pipeline.calibration.drift import reference_of
+from pipeline.calibration.drift.signals import reference_of
 from pipeline.errors import InputError, UserError
 from pipeline.identity import ModelIdentity
 from pipeline.windows import LongTexts

@@ -14,9 +14,10 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.calibration import verdict
 from pipeline.calibration.audit import AuditSpec, audit, draw_rows
-from pipeline.calibration.drift import reference_of
+from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.guarantees import lower_bound, upper_bound
-from pipeline.calibration.verdict import AuditResult, Guarantee, summary
+from pipeline.calibration.summary import summary
+from pipeline.calibration.verdict import AuditResult, Guarantee
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.calibration.curve import SPLIT_ROWS, Calibration, Curve, WallClock, choices
-from pipeline.calibration.drift import ALARM, WATCH, compare, reference_of, stability_index
+from pipeline.calibration.drift.signals import ALARM, WATCH, compare, reference_of, stability_index
 from pipeline.calibration.fit import fit_curve, fit_rows
 from pipeline.calibration.guarantees import upper_bound
 from pipeline.calibration.limits.limits import Limits
@@ -121,7 +121,7 @@ def test_rows_that_fitted_temperatures_test_no_guarantee() -> None:
 IDENTITY = ModelIdentity(weights="abc", config="def", tokenizer="ghi", max_tokens=64)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 3}', '{"version": 2}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 4}', '{"version": 3}', '{"version": 2}'])
 def test_a_damaged_calibration_is_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(UserError, match=r"calibration\.json: damaged; run jobs/calibrate\.py again$"):
@@ -144,6 +144,21 @@ def test_a_calibration_of_an_older_version_is_held_to_what_it_knows(tmp_path: Pa
     ):
         with pytest.raises(UserError, match=problem):
             older.check(identity, dtype)
+
+
+def test_a_calibration_of_before_risks_is_read_and_expects_nothing(tmp_path: Path) -> None:
+    reference = reference_of([3, 9, 400], [False, False, True], [0.1, 0.2, 0.3])
+    made = Calibration(model=IDENTITY.parts(), precision="bf16", data={}, curve=CURVE, reference=reference)
+    file = made.save(tmp_path)
+    values = json.loads(file.read_text())
+    for name in ("cell_rows", "cell_differing"):
+        del values["curve"][name]
+    file.write_text(json.dumps(values | {"version": 3, "choices": {}}))
+    older = Calibration.load(tmp_path)
+    choice = older.curve.within(0.02, 0.95)
+    assert choice == CURVE.within(0.02, 0.95)
+    assert older.curve.risks_at(choice.point) is None
+    assert CURVE.risks_at(choice.point) is not None
 
 
 def test_a_calibration_survives_its_file_and_knows_its_model(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from pipeline.calibration.audit import AuditSpec, audit
 from pipeline.calibration.curve import Calibration
-from pipeline.calibration.drift import reference_of
+from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.fit import count_along, criterion_for, fit_curve
 from pipeline.calibration.targets import Target, choose, load_calibration, own_criterion
 from pipeline.calibration.temperature import scale_stored_model

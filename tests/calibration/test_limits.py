@@ -22,9 +22,10 @@ from pipeline.calibration.guarantees import loss_bound, rows_for_loss, upper_bou
 from pipeline.calibration.limits.audited import audit_classes, over_classes
 from pipeline.calibration.limits.counts import ClassCounts, QualityCounts, count
 from pipeline.calibration.limits.limits import Limits
+from pipeline.calibration.summary import summary
 from pipeline.calibration.targets import Target, choose, load_calibration
 from pipeline.calibration.thresholds import single_path
-from pipeline.calibration.verdict import Guarantee, judge, summary
+from pipeline.calibration.verdict import Guarantee, judge
 from pipeline.errors import InputError, UserError
 from pipeline.identity import ModelIdentity
 from pipeline.output.totals import Totals
@@ -140,7 +141,7 @@ def test_a_point_passes_only_if_every_limit_does(
             break
         passed = point
     assert choice.point == min(range(passed + 1), key=lambda point: curve.flops_fractions[point])
-    assert choice.differing == curve.differing[choice.point]
+    assert choice.differing == curve.differing[int(choice.point)]
 
 
 def test_limits_that_hold_together_break_as_rarely_as_stated() -> None:
@@ -292,7 +293,7 @@ def test_audited_classes_are_judged_by_all_nights_and_one_that_is_broken_fails_t
     audited, missed = [5000, 3000, 0, 400], [900, 10, 0, 60]
     guarantee = Guarantee(limits=limits, labels=tuple(NAMES))
     whole = Totals(audited_by_class=audited, missed_by_class=missed)
-    result = judge(Totals(), guarantee, [], whole)
+    result = judge(Totals(), guarantee, [], whole=whole)
     assert [(each.name, each.verdict) for each in result.classes] == [("rare", "broken"), ("a=b, c", "kept")]
     assert result.failed
     assert "1 broken, 1 kept: 'rare' broken (60 of 400 missed, limit 5%)" in "\n".join(summary(result))
@@ -300,8 +301,8 @@ def test_audited_classes_are_judged_by_all_nights_and_one_that_is_broken_fails_t
     facts = result.to_json()
     assert facts["guarantee"] == {"max_missed_by_class": {"a=b, c": 0.02, "rare": 0.05}, "confidence": 0.95}
     kept = replace(whole, missed_by_class=[900, 10, 0, 25])
-    assert not judge(Totals(), guarantee, [], kept).failed  # 6.25 % of 400 prove nothing
-    assert judge(Totals(), guarantee, [], Totals()).classes == []
+    assert not judge(Totals(), guarantee, [], whole=kept).failed  # 6.25 % of 400 prove nothing
+    assert judge(Totals(), guarantee, [], whole=Totals()).classes == []
     every = Limits(max_missed=((None, 0.05),))
     many = audit_classes(NAMES, [1, 1, 10, 400], [0, 0, 0, 38], every, 0.01)
     alone = audit_classes(NAMES[3:], [400], [38], every, 0.01)

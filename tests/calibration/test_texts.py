@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.calibration.audit import AuditSpec, audit, draw_rows
+from pipeline.calibration.drift.cells import count_cells
 from pipeline.calibration.fit import fit_curve
 from pipeline.calibration.texts import TextSample, until_certain
 from pipeline.calibration.thresholds import Sample
@@ -63,6 +64,9 @@ def test_what_is_counted_is_what_the_engine_and_the_audit_find(how: str) -> None
     assert outcome.differing == differs.sum() > 0
     assert outcome.exits.tolist() == np.bincount(early.predictions.exit_layers, minlength=5)[1:].tolist()
     assert outcome.flops_fraction == pytest.approx(early.flops.sum() / engine.full_depth_flops(TEXTS).sum())
+    exits = np.searchsorted([*sample.layers, sample.depth], early.predictions.exit_layers)
+    cells = count_cells(exits, early.predictions.uncertainty, differs, len(sample.layers))
+    assert sample.cells(speeds).tolist() == cells.tolist()
     assert (sample.take(np.arange(40, 90)).outcome(speeds).differing) == differs[40:90].sum()
     counted = audit(engine, full_depth, AuditSpec(fraction=0.5), {"a": 150}, TEXTS, early.predictions)["a"]
     drawn = draw_rows("a", 150, 0.5, "")

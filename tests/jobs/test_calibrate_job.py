@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ import pytest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.benchmark.synthetic import reviews
+from pipeline.calibration.drift.cells import BINS, cells_of
 from tests.support.jobs import run_job_here
 
 pytestmark = pytest.mark.e2e
@@ -60,11 +62,16 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
         manifest["audit"]["disagreement"] < 0.3
     )  # the limit, and six deviations of 600 rows drawn by the names of shards
     assert manifest["flops_speedup"] > 1.02
+    assert manifest["expected_disagreement"]["rows"] == 1500
+    assert {manifest[block]["state"] for block in ("expected_disagreement", "hard_rows")} == {"ok"}
+    cells = cells_of(rows.exit_layer.to_numpy(np.int64) - 1, rows.uncertainty)
+    assert manifest["totals"]["exit_uncertainty"] == np.bincount(cells, minlength=4 * BINS).tolist()
     assert {name: signal["state"] for name, signal in manifest["drift"].items()} == dict.fromkeys(
         ["exits", "truncation", "length", "uncertainty"], "ok"
     )
     assert manifest["cost"]["full_depth_device_seconds"] > 0
     assert "rows differ from full depth" in first.stdout
+    assert "expected     " in first.stdout
     assert "in money" in first.stdout
 
     before = (out / "_manifest.json").read_bytes()
@@ -75,7 +82,7 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     assert second.returncode == 1
     assert "not published" in second.stderr
     assert "drift in" in second.stderr
-    assert "length" in second.stderr
+    assert "length (rows of " in second.stderr  # what moved
     assert (out / "_manifest.json").read_bytes() == before
     again = run_job_here("classify.py", *options[:6], "--audit", "0.1%", *options[8:])
     assert again.returncode == 1  # nothing is left to classify, and still nothing is published

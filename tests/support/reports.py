@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.bulk.progress import Timeline
-from pipeline.calibration.drift import Signal
+from pipeline.calibration.drift.expected import ExpectedDisagreement
+from pipeline.calibration.drift.hard import HardRows
+from pipeline.calibration.drift.signals import Signal
 from pipeline.calibration.verdict import AuditResult
 from pipeline.histograms import UNCERTAINTY_BINS, length_histogram, uncertainty_bins
 from pipeline.nights import Night
@@ -51,7 +53,13 @@ def receipt(number: int) -> Receipt:
 
 
 AUDIT = AuditResult(
-    rows=2000, differing=12, limit=0.01, confidence=0.95, signals=[Signal(name="length", psi=0.31, watch=0.1, alarm=0.25)],
+    expected=ExpectedDisagreement(
+        rows=8000, expected=0.014, at_least=0.011, at_most=0.018, confidence=0.95, calibration=0.007, chance=0.002, limit=0.01,
+        cells="rows that exit at layer 5 with uncertainty 0.2 to 0.3 went from 5.0% to 10.2%",
+    ),
+    hard=HardRows(rows="rows that go beyond layer 4", calibration=0.05, now=0.102, chance=0.02),
+    rows=2000, differing=12, limit=0.01, confidence=0.95,
+    signals=[Signal(name="length", psi=0.31, watch=0.1, alarm=0.25, moved="rows of 33 to 48 tokens went from 5.0% to 31.2%")],
     flops=1e12, flops_full_depth=3e12, audit_flops=4e10, device_seconds=3600.0, audit_seconds=120.0,
     full_depth_seconds=9000.0, price_per_hour=2.0,
 )  # fmt: skip
@@ -87,6 +95,10 @@ def many_nights(nights: int = 30) -> list[Night]:
             flops_full_depth=8e12,
             drift={"length": 0.3 if late else 0.02, "exits": 0.2 if late else 0.01},
             classes={HOSTILE: 4000 if late else 500, "good": 5000, "bad": 800},
+            expected={}
+            if number == 1
+            else {"expected": 0.007, "at_least": 0.006, "at_most": 0.009, "calibration": 0.0071},
+            alarms=["length: rows of 33 to 48 tokens went from 5.0% to 30.0%"] if late else [],
         )
         made.append(night)
     return made

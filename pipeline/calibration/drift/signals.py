@@ -6,18 +6,24 @@ change. When nothing changed it is not 0 but (1/n + 1/m) x chi-squared with bins
 being the rows: a small run must be further off than that before it is worth a look.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import chdtri
 
-from pipeline.histograms import bin_counts, length_histogram
+from pipeline.histograms import bin_counts, length_bounds, length_histogram
 
 WATCH, ALARM = 0.1, 0.25
 BY_CHANCE = 1e-4
 """Probability with which chance alone may reach the threshold of a signal."""
+MOVED_RATIO, MOVED_BY = 1.5, 0.025
+"""A single bin is worth a look if its fraction of the rows is so many times the other one, and this much of all rows apart.
+
+One bin that doubles from 5 % to 10 % is a PSI of 0.037 however many rows there are, below any threshold."""
 UNCERTAINTY_QUANTILES = 10
 """Bins of the uncertainty at full depth, with about equally many rows of the calibration in each."""
 
@@ -33,11 +39,21 @@ class Signal:
     """Index above which these numbers of rows are worth a look."""
     alarm: float
     """Index above which these numbers of rows show a change."""
+    moved: str = ""
+    """The bin that adds most to the index, with its fractions of the rows before and now."""
+    one_moved: bool = False
+    """Whether that bin alone, beyond chance, has MOVED_RATIO times the rows or as many times fewer, and MOVED_BY of all."""
 
     @property
     def state(self) -> str:
         """'alarm', 'watch' or 'ok'."""
-        return "alarm" if self.psi > self.alarm else "watch" if self.psi > self.watch else "ok"
+        if self.psi > self.alarm:
+            return "alarm"
+        return "watch" if self.psi > self.watch or self.one_moved else "ok"
+
+    def describe(self) -> str:
+        """Say what has moved: "length PSI 0.310: rows of 33 to 48 tokens went from 5.0% to 31.2%"."""
+        return f"{self.name} PSI {self.psi:.3f}: {self.moved}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +77,15 @@ class Reference:
         """
         expected = {"exits": exits, "length": self.lengths, "truncation": self.truncation}
         expected["uncertainty"] = self.uncertainty
+        edges = ["0", *(f"{edge:.3g}" for edge in self.uncertainty_edges), "1"]
+        names = {
+            "exits": [f"rows that exit at layer {layer}" for layer in range(1, len(exits) + 1)],
+            "length": [f"rows of {low} {f'to {high}' if high else 'or more'} tokens" for low, high in length_bounds()],
+            "truncation": ["rows that are whole", "truncated rows"],
+            "uncertainty": [f"rows of uncertainty {low} to {high} at full depth" for low, high in pairwise(edges)],
+        }
         pairs = {name: (expected[name], actual) for name, actual in counts.items()}
-        return [compare(name, p, q) for name, (p, q) in pairs.items() if sum(p) and sum(q)]
+        return [compare(name, p, q, names[name]) for name, (p, q) in pairs.items() if sum(p) and sum(q)]
 
 
 def reference_of(lengths: npt.ArrayLike, truncated: npt.ArrayLike, uncertainty: npt.ArrayLike) -> Reference:
@@ -90,10 +113,36 @@ def stability_index(expected: npt.ArrayLike, actual: npt.ArrayLike) -> float:
     return float(((q - p) * np.log(q / p)).sum())
 
 
-def compare(name: str, expected: Sequence[float], actual: Sequence[float]) -> Signal:
-    """Compare two sets of counts over the same bins; bins that are empty in both do not count."""
-    both = [(p, q) for p, q in zip(expected, actual, strict=True) if p or q]
-    before, after = zip(*both, strict=True)
-    chi_squared = float(chdtri(max(len(both) - 1, 1), BY_CHANCE))
-    chance = chi_squared * (1 / sum(before) + 1 / sum(after))
-    return Signal(name=name, psi=stability_index(before, after), watch=max(WATCH, chance), alarm=max(ALARM, chance))
+def compare(
+    name: str, expected: Sequence[float], actual: Sequence[float], names: Sequence[str] | None = None
+) -> Signal:
+    """Compare two sets of counts over the same bins, which may have names; bins that are empty in both do not count."""
+    named = names or [f"bin {number}" for number in range(1, len(expected) + 1)]
+    both = [(p, q, bin_) for p, q, bin_ in zip(expected, actual, named, strict=True) if p or q]
+    before, after = np.array([p for p, _, _ in both]), np.array([q for _, q, _ in both])
+    rows, scale = (before.sum(), after.sum()), 1 / before.sum() + 1 / after.sum()
+    chance = float(chdtri(max(len(both) - 1, 1), BY_CHANCE)) * scale
+    p, q = (before + 0.5) / (rows[0] + 0.5 * len(both)), (after + 0.5) / (rows[1] + 0.5 * len(both))
+    most = int(np.argmax((q - p) * np.log(q / p)))
+    fractions = before[most] / rows[0], after[most] / rows[1]
+    pooled = (before[most] + after[most]) / sum(rows)
+    return Signal(
+        name=name,
+        psi=stability_index(before, after),
+        watch=max(WATCH, chance),
+        alarm=max(ALARM, chance),
+        moved=f"{both[most][2]} went from {fractions[0]:.1%} to {fractions[1]:.1%}",
+        one_moved=_has_moved(*fractions, pooled * (1 - pooled) * scale, min(rows), len(both)),
+    )
+
+
+def _has_moved(before: float, after: float, variance: float, rows: float, bins: int) -> bool:
+    """Return whether a fraction has changed by more than chance, and by so much that it is worth a look.
+
+    The variance is that of the difference, the rows are the fewer ones of both sides; any of all bins may be the one (Bernstein
+    1946, and a union of both directions of every bin).
+    """
+    odds = math.log(2 * bins / BY_CHANCE)
+    low, high = sorted((before, after))
+    beyond = high - low > math.sqrt(2 * variance * odds) + odds / (3 * rows)
+    return beyond and high - low >= MOVED_BY and high >= MOVED_RATIO * low
