@@ -43,6 +43,10 @@ NIGHT, KEY = "night", "key"
 POOLED = pa.schema([*AUDITS, pa.field(NIGHT, pa.string()), pa.field(KEY, pa.uint64())])
 
 
+READABLE = ("weights", "dtype", "max-tokens", LONG_TEXTS)
+"""Parts that are compared first: another number of tokens, or windows, change the digest of the tokenizer as well."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """B audited texts of some nights, of W windows in all."""
@@ -150,7 +154,8 @@ def _checked_precision(folder: Folder, now: Mapping[str, str]) -> str:
     """Return what a folder was computed in; raise UserError naming what else than `now` made it."""
     made = folder.fingerprint
     precision = made.get("dtype", "")
-    then = {name: made.get(name, TRUNCATED if name == LONG_TEXTS else "not known") for name in now}
+    names = dict.fromkeys([*READABLE, *now])
+    then = {name: made.get(name, TRUNCATED if name == LONG_TEXTS else "not known") for name in names if name in now}
     then["dtype"] = "auto" if now["dtype"] == "auto" else dtype_of(precision or "not known")
     if difference := first_difference(then, now):
         raise UserError(f"{folder.path} was made with {difference}; its audits are of that")
