@@ -116,7 +116,7 @@ def check_enough(args: argparse.Namespace, history: History) -> None:
         left_out = f"; {nights(history.change.nights_before)} before that are left out" * (
             history.change.nights_before > 0
         )
-        print_line(f"the limit that they were held to is broken, since the night of {history.change.since}{left_out}")
+        print_line(f"the limit that they were held to is broken, at the latest since {history.change.since}{left_out}")
     if history.damaged:
         print_line(f"{history.damaged:,} files of audits are gone, damaged or of another model, and are left out")
     needed = rows_needed(args.max_disagreement, args.confidence) or 0

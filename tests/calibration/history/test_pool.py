@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.calibration.curve import TRUNCATED
 from pipeline.calibration.history.nights import Change, change_of, night_of
 from pipeline.calibration.history.pool import History, read_history
-from pipeline.calibration.sequential import log_evidence_of_change
+from pipeline.calibration.sequential import log_evidence_above, log_evidence_of_change
 from pipeline.corpus.listing import Corpus
 from pipeline.errors import UserError
 from pipeline.nights import Night
@@ -222,7 +222,7 @@ NIGHTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=12
 
 
 @given(first=NIGHTS, second=NIGHTS, limit=st.sampled_from([None, 0.01, 0.1, 0.5]))
-def test_the_nights_of_a_broken_limit_are_those_since_its_change(
+def test_the_nights_of_a_broken_limit_begin_where_its_change_is_hardly_yet_to_come(
     first: list[tuple[int, int]], second: list[tuple[int, int]], limit: float | None
 ) -> None:
     def night(number: int, counts: tuple[int, int]) -> Night:
@@ -234,10 +234,24 @@ def test_the_nights_of_a_broken_limit_are_those_since_its_change(
     if limit is None or not audited:
         assert change is None
         return
-    evidence, start = log_evidence_of_change([(n.differing, n.audited) for n in audited], limit)
+    evidence, likeliest = log_evidence_of_change([(n.differing, n.audited) for n in audited], limit)
     assert (change is not None) == (evidence >= np.log(100))
     if change is not None:
-        assert change == Change(since=audited[start].published, nights_before=start)
+        weights = [
+            float(
+                np.exp(
+                    log_evidence_above(
+                        sum(n.differing for n in audited[s:]), sum(n.audited for n in audited[s:]), limit
+                    )
+                )
+            )
+            for s in range(len(audited))
+        ]
+        start = change.nights_before
+        assert change.since == audited[start].published
+        assert sum(weights[: start + 1]) >= 0.95 * sum(weights) * (1 - 1e-9)
+        assert start == 0 or sum(weights[:start]) < 0.95 * sum(weights) * (1 + 1e-9)
+        assert start >= likeliest or sum(weights[likeliest:]) < 0.05 * sum(weights)
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8, unique=True), st.integers(0, 60))
