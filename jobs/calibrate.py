@@ -5,9 +5,14 @@ Give it a random sample of the texts to come. Labels are not needed: a predictio
 model at full depth. Every row goes through every exit once, in the precision of classify.py. The result is written into the
 model directory: calibration.json, with thresholds for any target, and calibration.png, a picture of it.
 
+Once classify.py has run with --audit, the audited rows are such a sample: what every exit says of them is in the output folder.
+With --from-audits, which takes a folder or several, all their nights are one sample, or the nights since the limit was broken,
+if the audit says it is. A table shows what each limit had so far and has from now on; with --plan nothing is written.
+
   python jobs/calibrate.py --model my-model --data sample.parquet
   python jobs/classify.py --model my-model --input corpus/ --output out/ --max-disagreement 1% --audit 0.5%
   python jobs/classify.py --model my-model --input corpus/ --output out/ --target-speedup 2
+  python jobs/calibrate.py --model my-model --from-audits out/ --plan
 
 The table of sample sizes says how large a sample a limit on a rare class takes (classify.py --max-missed spam=2%). Where some
 rows have true labels, limits on lost accuracy can be asked for too (--label-column, then classify.py --max-quality-loss 1%).
@@ -28,15 +33,19 @@ from jobs.cli.parser import JobParser
 from models.exits.criterion import THRESHOLD_CRITERIA
 from pipeline.calibration.guarantees import CONFIDENCE
 from pipeline.engine.config import DTYPE_NAMES
-from pipeline.errors import require
+from pipeline.errors import InputError, require
 
 
 def main(args: argparse.Namespace) -> None:
     """Do the work, whose modules are loaded here: by now the options are known to be right."""
     require("matplotlib", extra="report")
-    from jobs.work.calibrate import run
+    if (args.data is None) == (args.from_audits is None):
+        raise InputError("data", "or --from-audits says where the rows are: give one of the two")
+    if args.plan and args.temperature:
+        raise InputError("plan", "writes nothing, and --temperature writes into the model's weights")
+    from jobs.work import calibrate, recalibrate
 
-    run(args)
+    (calibrate if args.from_audits is None else recalibrate).run(args)
 
 
 def build_parser() -> JobParser:
@@ -50,11 +59,15 @@ def build_parser() -> JobParser:
         metavar="DIR",
         help="early-exit model; the calibration is written there",
     )
-    add("--data", required=True, metavar="PATH", help="sample of the texts to come: file, folder or glob")
+    add("--data", metavar="PATH", help="sample of the texts to come: file, folder or glob")
+    audits = "in place of --data: the audited rows of these output folders of classify.py, local or s3://"
+    add("--from-audits", nargs="+", metavar="DIR", help=audits)
     add("--rows", type=options.positive, default=20_000, metavar="N", help="rows to use at most, drawn at random")
     add("--criterion", choices=THRESHOLD_CRITERIA, help="uncertainty that decides (default: the model's, else entropy)")
-    tolerance = "values, with regression, differ if they are further apart"
-    add("--tolerance", type=float, default=0.1, metavar="X", help=tolerance)
+    tolerance = (
+        "values, with regression, differ if they are further apart (default: 0.1; with --from-audits, as so far)"
+    )
+    add("--tolerance", type=float, metavar="X", help=tolerance)
     options.add_label_threshold_option(parser)
     limit = "a limit to report, beside usual ones"
     add("--max-disagreement", type=options.fraction, default=0.01, metavar="E", help=limit)
@@ -66,6 +79,7 @@ def build_parser() -> JobParser:
     label += "--temperature fit to them (default: to the predictions at full depth)"
     add("--label-column", metavar="NAME", help=label)
     options.add_label_separator_option(parser)
+    add("--plan", action="store_true", help="print what can be asked for, and what would change, and write nothing")
     add("--no-timing", action="store_true", help="leave out the wall-clock measurement")
     add("--seed", type=int, default=0, metavar="N", help="seed of the sample and of its split")
     add("--dtype", choices=DTYPE_NAMES, default="auto", help="precision of the matrices, as for classify.py")

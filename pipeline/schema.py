@@ -53,6 +53,21 @@ REJECTS = pa.schema(
 )
 """Schema of files in the folder of rejects."""
 
+SHARD, LENGTHS, LTE = "shard", "lengths", "lte"
+AUDITS = pa.schema(
+    [
+        pa.field(SHARD, pa.string(), nullable=False),
+        pa.field(ROW, pa.int64(), nullable=False),
+        pa.field(TRUNCATED, pa.bool_(), nullable=False),
+        pa.field(LENGTHS, pa.list_(pa.int32()), nullable=False),  # tokens of every window, one without windows
+        pa.field(
+            LOGITS, pa.list_(pa.float32()), nullable=False
+        ),  # [W, E, C]: of every window, at every exit of the model
+        pa.field(LTE, pa.list_(pa.float32()), nullable=False),  # [W, E]: empty unless the model has learned exits
+    ]
+)
+"""Schema of files in the folder of audits: what every exit says of a row that was audited."""
+
 
 def kept_schema(keep: pa.Schema) -> pa.Schema:
     """Return the kept columns as they travel between stages, under their prefix."""

@@ -85,13 +85,20 @@ def run(args: argparse.Namespace) -> None:
         scalings=scalings,
         choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
     )
+    save(args, model, calibration, f"{len(counts):,} rows of {Path(args.data).name}")
+
+
+def save(args: argparse.Namespace, model: EarlyExitModel, calibration: Calibration, rows: str) -> None:
+    """Print what can be asked for, and write the calibration into the model, with a section of its card and a picture."""
+    curve = calibration.curve
     tables = [calibration_table(calibration, args.confidence), sizes_table(curve, args.confidence)]
     table = "\n\n".join(table.markdown() for table in tables)
     print(f"\n{table}\n")
+    if args.plan:
+        print_line("nothing is written")
+        return
     print_line(f"the calibration is in {calibration.save(args.model)}")
-    about = (
-        f"By {len(counts):,} rows of {Path(args.data).name}, in {calibration.precision}; uncertainty: {criterion.name}."
-    )
+    about = f"By {rows}, in {calibration.precision}; uncertainty: {curve.criterion}."
     card.write_section(Path(args.model), model, "Calibration", f"{about}\n\n{table}")
     disagreement_curve(curve, args.confidence).savefig(Path(args.model) / "calibration.png")
 

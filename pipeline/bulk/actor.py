@@ -24,6 +24,7 @@ from pipeline.bulk.quarantine import Isolated, describe, isolate
 from pipeline.bulk.spec import ClassifySpec
 from pipeline.calibration.audit import AuditSpec, audit
 from pipeline.calibration.drift.cells import BINS, cells_of
+from pipeline.calibration.history.recording import ExitRecorder
 from pipeline.cluster.resources import ActorPlan
 from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
@@ -82,6 +83,7 @@ class ClassifyActor:
             self.labels, self.layers = model.labels, model.shape.layers
             self.engine = TextEngine(Engine(LoadedModel(model, spec.engine, plan.device)), spec.tokenizer.long_texts)
             self.full_depth = self.engine.with_criterion(spec.engine.criterion.at_full_depth())
+            self.recorder = ExitRecorder(self.engine)
         # Whoever computes holds it, and has the only attempt log of this process: if the process dies, that bundle is suspect.
         self._turn = threading.Lock()
         # A process before this one has died: one that dies between tables and arrays must not do so while a bundle computes.
@@ -113,9 +115,12 @@ class ClassifyActor:
         return isolate(work, len(texts), attempts_of(self.spec.output.folder, work.name, bundle.receipts))
 
     def _audit(self, bundle: Bundle, spec: AuditSpec, texts: TextRows, made: TextPredictions) -> None:
-        """Note on the receipts what full depth says to some rows."""
+        """Note on the receipts what full depth says to some rows, and keep what every exit does."""
         shards = {receipt.shard: receipt.rows_out for receipt in bundle.receipts}
         counts = audit(self.engine, self.full_depth, spec, shards, texts, made.predictions)
+        bundle.audits, flops = self.recorder.record(spec, shards, texts, bundle.rows)
+        for shard, spent in flops.items():
+            counts[shard]["audit_flops"] += spent
         bundle.note_each(lambda number: counts.get(bundle.receipts[number].shard, {}))
 
     def _count(self, bundle: Bundle, texts: TextRows, made: TextPredictions) -> None:

@@ -2,8 +2,8 @@
 
 A shard is what is accounted for and resumed; a bundle of shards is what a task works on and what is retried, one call of the
 engine and one part file. Ray Data cuts and joins blocks of many rows as it likes, but it cannot cut a row. So a bundle travels
-as a single row, of a JSON cell that holds its receipts and two list cells that hold its rows, and one bundle in is one bundle
-out of every stage.
+as a single row, of a JSON cell that holds its receipts and list cells that hold its rows, rejects and audits, and one bundle in
+is one bundle out of every stage.
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -24,12 +24,11 @@ from pipeline.output.parts import Output
 from pipeline.output.receipts import Receipt, decode_receipts, encode_receipts
 from pipeline.rejects import Reason, Reject
 from pipeline.rows import IntArray, offsets_of
-from pipeline.schema import DETAIL, FILE, ID, REASON, REJECTS, ROW
+from pipeline.schema import AUDITS, DETAIL, FILE, ID, REASON, REJECTS, ROW, SHARD
 
-RECEIPTS_CELL, SENT_CELL, ROWS_CELL, REJECTS_CELL = "receipts", "sent", "rows", "rejects"
-SHARD = "shard"
-"""Column of travelling rejects: the number of their shard in the bundle."""
+RECEIPTS_CELL, SENT_CELL, ROWS_CELL, REJECTS_CELL, AUDITS_CELL = "receipts", "sent", "rows", "rejects", "audits"
 BUNDLE_REJECTS = pa.schema([*REJECTS, pa.field(SHARD, pa.int32(), nullable=False)])
+"""Columns of travelling rejects, with the number of their shard in the bundle."""
 BUNDLE_ROWS = {"cpu": 16_384, "cuda": 65_536}
 """Rows of a bundle, about, by device: a GPU is through 16,384 short rows in a tenth of a second."""
 BUNDLE_BYTES = 64 << 20
@@ -50,6 +49,8 @@ class Bundle:
     """All others, by BUNDLE_REJECTS."""
     sent: float
     """When the last stage was through with it, in seconds since the epoch."""
+    audits: pa.Table = field(default_factory=AUDITS.empty_table)
+    """What every exit says of some rows, by `schema.AUDITS`."""
 
     @classmethod
     def of_shards(cls, shards: list[Shard], clock: Clock) -> Self:
@@ -75,6 +76,7 @@ class Bundle:
                 SENT_CELL: [time.time()],
                 ROWS_CELL: _to_cell(self.rows),
                 REJECTS_CELL: _to_cell(self.rejects),
+                AUDITS_CELL: _to_cell(self.audits),
             }
         )
 
@@ -85,7 +87,7 @@ class Bundle:
             raise AssertionError(f"a stage got {len(block)} bundles at once")
         receipts = decode_receipts(block[RECEIPTS_CELL][0].as_py())
         rows, rejects = _from_cell(block[ROWS_CELL]), _from_cell(block[REJECTS_CELL])
-        return cls(receipts, rows, rejects, block[SENT_CELL][0].as_py())
+        return cls(receipts, rows, rejects, block[SENT_CELL][0].as_py(), _from_cell(block[AUDITS_CELL]))
 
     @property
     def bounds(self) -> IntArray:
@@ -131,10 +133,10 @@ class Bundle:
         self.note_each(lambda number: {"rows_out": int(counts[number])})
 
     def write(self, output: Output) -> None:
-        """Write the part of the bundle and its rejects, and note on the receipts where their rows are."""
+        """Write the part of the bundle, its rejects and its audits, and note on the receipts where their rows are."""
         if any(r.rows_in != r.rows_out + sum(r.rejected.values()) for r in self.receipts):
             raise AssertionError(f"the bundle that begins with shard {self.receipts[0].shard} lost rows")
-        self.receipts = output.write(self.receipts, self.rows, self.rejects_part())
+        self.receipts = output.write(self.receipts, self.rows, self.rejects_part(), self.audits)
 
     def rejects_part(self) -> pa.Table:
         """Return the rejects as they are written: shard after shard by row, and at its end one for what could not be read."""

@@ -3,7 +3,7 @@
 Rows are drawn by the run's secret, shard and row number, so that a repeated shard draws the same ones, in whatever bundle, and
 nobody who supplies texts knows which. Both passes over them are timed, in calls of the same size: their ratio estimates what
 full depth would have taken for the whole run.
-`calibration.verdict` judges the counts.
+`calibration.verdict` judges the counts; `calibration.history` keeps what every exit says of these rows.
 """
 
 import hashlib
@@ -43,6 +43,15 @@ def draw_rows(shard: str, rows: int, fraction: float, secret: str) -> IntArray:
     return np.flatnonzero(np.random.default_rng(int.from_bytes(digest)).random(rows) < fraction)
 
 
+def draw_from_bundle(shards: Mapping[str, int], fraction: float, secret: str) -> list[IntArray]:
+    """Draw rows of each shard of a bundle, which has these numbers of rows of each: their numbers in the bundle, by shard."""
+    starts = np.cumsum([0, *shards.values()])
+    return [
+        start + draw_rows(shard, rows, fraction, secret)
+        for start, (shard, rows) in zip(starts.tolist(), shards.items(), strict=False)
+    ]
+
+
 def audit(
     engine: "TextEngine",
     full_depth: "TextEngine",
@@ -56,11 +65,7 @@ def audit(
     `shards` has the number of rows of each, in order; `full_depth` is `engine` with exits off. A shard without rows to audit is
     left out. Of a text with several windows the predictions that are compared are those of the text.
     """
-    starts = np.cumsum([0, *shards.values()])
-    by_shard = [
-        start + draw_rows(shard, rows, spec.fraction, spec.secret)
-        for start, (shard, rows) in zip(starts.tolist(), shards.items(), strict=False)
-    ]
+    by_shard = draw_from_bundle(shards, spec.fraction, spec.secret)
     drawn = np.concatenate(by_shard)
     if not len(drawn):
         return {}

@@ -18,9 +18,12 @@ from pipeline.engine.engine import check_exits
 from pipeline.errors import UserError
 from pipeline.rows import FloatArray, IntArray, TokenRows
 
+TOLERANCE = 0.1
+"""The distance from which on values differ, unless another is asked for."""
+
 
 def criterion_for(
-    model: EarlyExitModel, name: str | None, tolerance: float, label_thresholds: tuple[float, ...] = ()
+    model: EarlyExitModel, name: str | None, tolerance: float | None, label_thresholds: tuple[float, ...] = ()
 ) -> Criterion:
     """Return the criterion to calibrate: the named one, else the model's own, else what suits its task.
 
@@ -32,6 +35,7 @@ def criterion_for(
     if len(model.exit_layers) == 1:
         raise UserError("the model has no exits, so there is nothing to calibrate; jobs/distill.py adds them")
     chosen = name or stored or ("lte" if model.regression else "entropy")
+    tolerance = TOLERANCE if tolerance is None else tolerance
     criterion = Criterion(name=chosen, speed=1.0, tolerance=tolerance, label_thresholds=label_thresholds)
     check_exits(model, EngineConfig(criterion=criterion))
     return criterion

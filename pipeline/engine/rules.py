@@ -4,15 +4,18 @@ How the uncertainty is measured is up to the engine's criterion. What is compare
 
     CriterionRule      the criterion's own thresholds, the same for all rows; the default
     PerRowThresholds   thresholds of every row, for a server whose callers differ
+    RecordedExits      none: what every exit says is kept, for calibrations
     ForcedPlan         no threshold at all but a given layer (pipeline.benchmark.workload)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from models.early_exit import ExitOutput
 from models.exits.criterion import Criterion
 from models.exits.uncertainty import exits_at, should_exit
 from pipeline.rows import Thresholds
@@ -65,3 +68,31 @@ class PerRowThresholds:
 
     def exits(self, layer: int, uncertainty_B: Tensor, rows_B: Tensor) -> Tensor:
         return should_exit(uncertainty_B, self.thresholds_BL[rows_B, layer - 1])
+
+
+class RecordedExits:
+    """No row exits before the last layer, and what every exit says of each is kept.
+
+    It is of one call of rows that are numbered from 0 on; runners fill in disjoint rows, and a group that is run once more the
+    same ones.
+    """
+
+    def __init__(self, layers: Sequence[int], rows: int, classes: int, *, learned: bool) -> None:
+        """Make room for E exit layers, the last one included, and B rows of C classes; `learned` if exits predict certainty."""
+        self.layers = tuple(layers)
+        self.logits_BEC = torch.zeros(rows, len(layers), classes)
+        self.lte_BE = torch.zeros(rows, len(layers)) if learned else None
+        """Logits of the learned certainty; the last exit has none, and zeros here."""
+
+    def to(self, device: torch.device) -> Self:
+        return self
+
+    def exits(self, layer: int, uncertainty_B: Tensor, rows_B: Tensor) -> Tensor:
+        return torch.zeros_like(uncertainty_B, dtype=torch.bool)
+
+    def record(self, layer: int, output: ExitOutput, rows_B: Tensor) -> None:
+        """Keep what an exit says of the rows of these numbers."""
+        index, rows_B = self.layers.index(layer), rows_B.cpu()
+        self.logits_BEC[rows_B, index] = output.logits.float().cpu()
+        if self.lte_BE is not None and output.lte is not None:
+            self.lte_BE[rows_B, index] = output.lte.float().cpu()

@@ -25,7 +25,7 @@ from models.early_exit import ExitOutput
 from models.exits.criterion import Criterion
 from models.exits.uncertainty import extend_streak, uncertainty_of
 from pipeline.engine.results import Results
-from pipeline.engine.rules import ExitRule
+from pipeline.engine.rules import ExitRule, RecordedExits
 from pipeline.rows import IntArray, TokenRows
 
 BoolArray = npt.NDArray[np.bool_]
@@ -84,6 +84,8 @@ class Judge:
 
     def judge(self, exit_layer: int, output: ExitOutput, rows_B: Tensor) -> Verdict:
         """Judge the active rows, which have these numbers in the call, by an exit's output."""
+        if isinstance(self.rule, RecordedExits):
+            self.rule.record(exit_layer, output, rows_B)
         patient = self.criterion.name == "patience"
         streak_B = self._extend_streaks(output.logits) if patient else None
         uncertainty_B = uncertainty_of(self.criterion, output.logits, output.lte, streak_B, self._boundaries_C)

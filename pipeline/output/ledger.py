@@ -41,7 +41,7 @@ from pipeline.output.manifest import (
     Manifest,
     read_previous_manifest,
 )
-from pipeline.output.parts import LOCK, MANIFEST, Output
+from pipeline.output.parts import LOCK, MANIFEST, TIME_FORMAT, Output
 from pipeline.output.publish import (
     check_accounted_for,
     clean_up,
@@ -303,7 +303,7 @@ class Ledger:
             check_accounted_for(sources, shards, self.folder)
             generation = self.output.generation
             checked = {**checked, **predicted_facts(shards.totals, bins, self._own_manifest)}
-            published = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            published = time.strftime(TIME_FORMAT, time.gmtime())
             nights = nights_of(shards.totals, self._own_manifest, published, checked)
             checked[NIGHTS] = [asdict(night) for night in nights]
             facts = manifest_facts(

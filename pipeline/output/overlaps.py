@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError, one_line
-from pipeline.output.parts import Output
+from pipeline.output.parts import Output, read_audits
 from pipeline.output.receipt_log import (
     NO_SHARDS,
     Hold,
@@ -89,7 +89,9 @@ def _rewrite(table: pa.Table, output: Output) -> dict[str, dict[str, object]]:
     lost = next((receipt.rejects_part for receipt in receipts if receipt.rejects_part), None)
     spans = [(receipt.rejects_row, receipt.rejects) for receipt in receipts]
     rejected = _slices(output, lost, spans) if lost else pa.table({})
-    placed = output.write(receipts, rows, rejected)
+    found = read_audits(output.folder, receipts[0].part)
+    audits = found and found[0].filter(pc.is_in(found[0]["shard"], value_set=table["shard"].combine_chunks()))
+    placed = output.write(receipts, rows, rejected, audits)
     return {receipt.shard: {name: getattr(receipt, name) for name in POSITION} for receipt in placed}
 
 

@@ -5,11 +5,15 @@ that is done twice in other bundles leaves files beside each other, of which rec
 
 A part, and the file of its rejects, carries the receipts of its shards in its Parquet metadata, under RECEIPTS_KEY. So the
 notes of a folder can be made again from its parts.
+
+What every exit says of the audited rows of a part is in a file of the same name in AUDITS_FOLDER: nothing else names it, it is
+there before its part, and it goes with it.
 """
 
 import hashlib
 import os
 import re
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,16 +28,21 @@ from pipeline.corpus.listing import matches
 from pipeline.errors import InputError, RefusedError
 from pipeline.output.receipts import Receipt, pack_receipts
 from pipeline.rows import offsets_of
+from pipeline.schema import AUDITS
 from pipeline.storage.base import absolute, is_remote
 from pipeline.storage.locate import storage_of
 
 MANIFEST, PREVIOUS_MANIFEST, LOCK = "_manifest.json", "_manifest.previous.json", "_lock"
-REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER = "_rejects", "_receipts", "_attempts"
+REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER, AUDITS_FOLDER = "_rejects", "_receipts", "_attempts", "_audits"
 RECEIPTS_KEY = "offramp.receipts"
 """Key of the receipts in the metadata of a part, by `receipts.pack_receipts`."""
+WRITTEN_KEY = "offramp.written"
+"""Key, in the metadata of a file of audits, of when it was written, by UTC: that tells its night."""
 PART_PATTERN = r"part-([0-9a-f]{16})(?:\.g([2-9]|[1-9][0-9]{1,8}))?\.parquet"
 REJECTS_PATTERN = f"{REJECTS_FOLDER}/{PART_PATTERN}"
 """What a part, and a file of rejects, is called in receipts; no other name of theirs is believed."""
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+"""How times of the folder are written, by UTC: 2026-11-27T02:13:20Z."""
 _PART_NAME = re.compile(PART_PATTERN)
 
 
@@ -48,10 +57,13 @@ class Output:
         """Return the name of the part with this digest of 16 hexadecimal digits: "part-0123456789abcdef.g2.parquet"."""
         return f"part-{content}.parquet" if self.generation == 1 else f"part-{content}.g{self.generation}.parquet"
 
-    def write(self, receipts: Sequence[Receipt], rows: pa.Table, rejects: pa.Table) -> list[Receipt]:
-        """Write the rejects of some shards, if there are any, and then their part; return the receipts with where both are.
+    def write(
+        self, receipts: Sequence[Receipt], rows: pa.Table, rejects: pa.Table, audits: pa.Table | None = None
+    ) -> list[Receipt]:
+        """Write the rejects of some shards and their audits, if there are any, and then their part.
 
-        Rows and rejects lie shard after shard, as many as the receipts count. Raises StorageError naming path and cause.
+        Rows and rejects lie shard after shard, as many as the receipts count; audits, by `schema.AUDITS`, name their shards.
+        Returns the receipts with where rows and rejects are; raises StorageError naming path and cause.
         """
         starts = offsets_of(np.array([receipt.rows_out for receipt in receipts])).tolist()
         rejects_starts = offsets_of(np.array([receipt.rejects for receipt in receipts])).tolist()
@@ -64,12 +76,15 @@ class Output:
         if len(rejects):
             rejects_part = f"{REJECTS_FOLDER}/{self._write(REJECTS_FOLDER, placed, rejects)}"
             placed = [replace(receipt, rejects_part=rejects_part) if receipt.rejects else receipt for receipt in placed]
-        part = self._write("", placed, rows)
+        part = self._write("", placed, rows, audits)
         return [replace(receipt, part=part) for receipt in placed]
 
-    def _write(self, folder: str, receipts: Sequence[Receipt], rows: pa.Table) -> str:
+    def _write(self, folder: str, receipts: Sequence[Receipt], rows: pa.Table, audits: pa.Table | None = None) -> str:
         data = parquet_bytes(rows.replace_schema_metadata(None), {RECEIPTS_KEY: pack_receipts(receipts)})
         name = self.part(hashlib.blake2b(data, digest_size=8).hexdigest())
+        if audits is not None and len(audits):
+            written = {WRITTEN_KEY: time.strftime(TIME_FORMAT, time.gmtime())}
+            storage_of(self.folder).write(f"{self.folder}/{AUDITS_FOLDER}/{name}", parquet_bytes(audits, written))
         storage_of(self.folder).write(f"{self.folder}/{folder}/{name}" if folder else f"{self.folder}/{name}", data)
         return name
 
@@ -87,6 +102,20 @@ class Output:
         candidates = pa.array(names, pa.string())
         pattern = "^" + self.part("|").replace(".", r"\.").replace("|", "[0-9a-f]{16}") + "$"
         return pc.utf8_slice_codeunits(candidates.filter(pc.match_substring_regex(candidates, pattern)), 5, 21)
+
+
+def read_audits(folder: str, part: str) -> tuple[pa.Table, str] | None:
+    """Read the audits of a part, by `schema.AUDITS`, and when they were written; None if they are gone, damaged or foreign."""
+    path = f"{folder}/{AUDITS_FOLDER}/{part}"
+    data = storage_of(path).read(path)
+    if data is None:
+        return None
+    try:
+        with pq.ParquetFile(pa.BufferReader(data[0])) as file:
+            written = (file.metadata.metadata or {}).get(WRITTEN_KEY.encode(), b"").decode()
+            return file.read().cast(AUDITS), written
+    except (pa.ArrowException, OSError, ValueError):
+        return None
 
 
 def generation_of(name: str) -> int | None:
@@ -116,7 +145,7 @@ def prepare_folder(output: str, corpus: str) -> str:
         raise InputError("output", f"{output}: lies inside the input, where the next run would read it as corpus")
     storage, probe = storage_of(folder), f"{folder}/.probe.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        for name in (REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER):
+        for name in (REJECTS_FOLDER, RECEIPTS_FOLDER, ATTEMPTS_FOLDER, AUDITS_FOLDER):
             if os.path.islink(f"{folder}/{name}"):  # what is removed there would be somebody else's
                 raise InputError("output", f"{folder}/{name}: is a link, which leads out of the folder; remove it")
             storage.make_folder(f"{folder}/{name}")

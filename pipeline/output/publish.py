@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import InputError
@@ -34,7 +35,7 @@ from pipeline.output.manifest import (
     read_previous_manifest,
 )
 from pipeline.output.overlaps import separate
-from pipeline.output.parts import MANIFEST, PREVIOUS_MANIFEST, REJECTS_FOLDER, Output, generation_of
+from pipeline.output.parts import AUDITS_FOLDER, MANIFEST, PREVIOUS_MANIFEST, REJECTS_FOLDER, Output, generation_of
 from pipeline.output.receipt_log import (
     NO_SHARDS,
     Hold,
@@ -231,7 +232,8 @@ def _remove_unused_parts(generations: Generations, generation: int, *, alone: bo
     named: set[str] = set()
     receipts = [manifest.read_shards(), *read_segments(segments.get(generation, ())).whole]
     for table in batches(receipts, [PART, REJECTS_PART]):
-        named.update(table[PART].to_pylist(), table[REJECTS_PART].drop_null().to_pylist())
+        parts = pc.unique(table[PART]).to_pylist()
+        named.update(parts, table[REJECTS_PART].drop_null().to_pylist(), (f"{AUDITS_FOLDER}/{part}" for part in parts))
     for location, names in _part_names(folder):
         paths = [f"{location}/{name}" for name in names if generation_of(name) == generation]
         unused = [path for path in paths if path.removeprefix(f"{folder}/") not in named]
@@ -239,8 +241,8 @@ def _remove_unused_parts(generations: Generations, generation: int, *, alone: bo
 
 
 def _part_names(folder: str) -> Iterator[tuple[str, Iterator[str]]]:
-    """Yield the folder of the parts and that of their rejects, each with the names in it that may be parts."""
-    for location in (folder, f"{folder}/{REJECTS_FOLDER}"):
+    """Yield the folder of the parts and those of their rejects and audits, each with the names in it that may be parts."""
+    for location in (folder, f"{folder}/{REJECTS_FOLDER}", f"{folder}/{AUDITS_FOLDER}"):
         yield location, storage_of(folder).names(location, "part-")
 
 
@@ -261,7 +263,7 @@ def remove_leftovers(generations: Generations) -> None:
     """Remove what killed drivers left on a disk: temporary files, and lists of shards that no manifest names."""
     folder, storage = generations.folder, storage_of(generations.folder)
     receipts = [receipts_folder(folder, number) for number in generations.begun]
-    for location in (folder, f"{folder}/{REJECTS_FOLDER}", *receipts):
+    for location in (folder, f"{folder}/{REJECTS_FOLDER}", f"{folder}/{AUDITS_FOLDER}", *receipts):
         hidden = storage.names(location, ".")
         storage.delete(f"{location}/{name}" for name in hidden if TEMPORARY_NAME.fullmatch(name))
     if generations.damaged or generations.may_be_restored():  # what they name is not known, or still wanted

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.calibration.curve import Calibration, Curve, Scaling
 from pipeline.calibration.guarantees import loss_bound, upper_bound
+from pipeline.calibration.history.changes import Change
 from pipeline.calibration.limits.conditions import Condition
 from pipeline.calibration.limits.limits import Limits
 from pipeline.reports.page import Table
@@ -76,3 +77,20 @@ def _sizes(curve: Curve, conditions: Sequence[Condition], confidence: float) -> 
     )
     needed = [condition.sample_rows(0, confidence, curve.sample_of) for condition in conditions]
     return [of, f"{first.rows:,}", f"{bound:.2%}", *("?" if rows is None else f"{rows:,}" for rows in needed)]
+
+
+def changes_table(changes: Sequence[Change], tested: int, confidence: float) -> Table:
+    """Return what each limit had and would have: what is saved, and what differs, both on the audited rows."""
+    rows = []
+    for change in changes:
+        old, new = change.before, change.after
+        before = ["", ""] if old is None else [f"{old.speedup:.2f}x", f"{old.disagreement:.3%}"]
+        bound = upper_bound(new.differing or 0, tested, confidence)
+        after = [f"{new.flops_speedup:.2f}x", f"{(new.differing or 0) / max(tested, 1):.3%}", f"{bound:.3%}"]
+        rows.append([f"{change.limit:g}", *before, *after])
+    head = ["at most", "fewer FLOPs so far", "differ", "fewer FLOPs from now on", "differ", f"bound ({confidence:.0%})"]
+    note = (
+        "So far: the thresholds that the calibration in the model has, on the audited rows. "
+        f"From now on: those that these rows give, and the {tested:,} of them that test what differs."
+    )
+    return Table("What changes", head, rows, note)

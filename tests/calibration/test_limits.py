@@ -16,7 +16,7 @@ from jobs.cli.options import class_limit
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.calibration.curve import Calibration, Curve, choices
-from pipeline.calibration.drift import reference_of
+from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.fit import count_along, fit_curve
 from pipeline.calibration.guarantees import loss_bound, rows_for_loss, upper_bound
 from pipeline.calibration.limits.audited import audit_classes, over_classes

@@ -73,6 +73,7 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     assert "rows differ from full depth" in first.stdout
     assert "expected     " in first.stdout
     assert "in money" in first.stdout
+    calibrate_again(calibrated, out, corpus, tmp_path, manifest["audit"])
 
     before = (out / "_manifest.json").read_bytes()
     pq.write_table(
@@ -90,6 +91,45 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     anyway = run_job_here("classify.py", *options[:6], "--audit", "0.1%", "--max-disagreement", "0.2")
     assert anyway.returncode == 0
     assert json.loads((out / "_manifest.json").read_text())["totals"]["rows_out"] == 3000
+
+
+def calibrate_again(model: Path, out: Path, corpus: Path, tmp_path: Path, audit: dict[str, int]) -> None:
+    """Calibrate a copy of the model on the audited rows of a run, and classify with that."""
+    copy = tmp_path / "again"
+    shutil.copytree(model, copy)
+    before = (copy / "calibration.json").read_bytes()
+    options = ["--model", str(copy), "--from-audits", str(out)]
+    planned = run_job_here("calibrate.py", *options, "--max-disagreement", "0.2", "--plan")
+    assert planned.returncode == 0, planned.stderr
+    assert f"{audit['rows']:,} of {audit['rows']:,} recorded audited rows, of 1 night" in planned.stdout
+    # The thresholds that were in force, on the very rows that the audit counted.
+    (changed,) = [line.split(" | ") for line in planned.stdout.splitlines() if line.startswith("| 0.2 |")]
+    assert abs(float(changed[2].rstrip("%")) / 100 * audit["rows"] - audit["differing"]) <= 2  # but for rounding
+    assert "nothing is written" in planned.stdout
+    assert (copy / "calibration.json").read_bytes() == before
+    done = run_job_here("calibrate.py", *options, "--max-disagreement", "0.2")
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((copy / "calibration.json").read_text())
+    assert (stored["data"]["rows"], stored["data"]["nights"]) == (audit["rows"], 1)
+    assert stored["scalings"] == json.loads(before)["scalings"] != []
+    classified = run_job_here(
+        "classify.py", "--model", str(copy), "--input", str(corpus), "--output", str(tmp_path / "out-2"),
+        "--max-disagreement", "0.2", "--audit", "40%",
+    )  # fmt: skip
+    assert classified.returncode == 0, classified.stderr
+    pooled = run_job_here("calibrate.py", *options, str(tmp_path / "out-2"), "--max-disagreement", "0.2", "--plan")
+    assert pooled.returncode == 0, pooled.stderr
+    assert "of 2 nights" in pooled.stdout
+    for more, culprit in (
+        (["--max-disagreement", "0.1%"], "a limit of 0.100% with 95% confidence takes 2,995 rows or more, and "),
+        (["--max-tokens", "8"], "now it is 8; its audits are of that"),
+        (["--data", "x"], "--data or --from-audits says where the rows are: give one of the two"),
+        (["--temperature"], "--temperature changes the weights that the audits are of"),
+        (["--rows", "5"], "--rows 5 are too few"),
+    ):
+        refused = run_job_here("calibrate.py", *options, *more)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert culprit in refused.stderr
 
 
 @pytest.mark.parametrize(

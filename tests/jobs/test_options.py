@@ -32,9 +32,10 @@ OPTIONS = {
         text-column train wait-for workers
     """,
     "calibrate": """
-        confidence config criterion data dtype label-column label-separator label-threshold long-texts max-disagreement
-        max-tokens max-windows
-        model no-timing pair-column rows seed temperature text-column tolerance window-certain window-combine window-stride
+        confidence config criterion data dtype from-audits label-column label-separator label-threshold long-texts
+        max-disagreement max-tokens
+        max-windows model no-timing pair-column plan rows seed temperature text-column tolerance window-certain window-combine
+        window-stride
     """,
     "evaluate": """
         card choose compare config criterion data dtype label-column label-separator label-threshold max-tokens metric model

@@ -6,13 +6,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.bulk.bundle import BUNDLE_REJECTS, SHARD, Bundle
+from pipeline.bulk.bundle import BUNDLE_REJECTS, Bundle
 from pipeline.corpus.listing import Corpus, list_inputs
 from pipeline.output.ledger import Ledger
 from pipeline.output.parts import prepare_folder
 from pipeline.output.receipts import Receipt
 from pipeline.output.results import open_rejects, open_results, published, shards
-from pipeline.schema import REJECTS
+from pipeline.schema import REJECTS, SHARD
 from pipeline.storage.locate import storage_of
 
 FINGERPRINT = {"model": "m 1", "criterion": "entropy 0.1", "tokenizer": "t 1", "schema": "id, label"}
@@ -58,8 +58,8 @@ def receipt(corpus: Corpus, file: int, start: int, rows: int, *, last: bool) -> 
     )
 
 
-def write(ledger: Ledger, *done: Receipt, label: str = "good") -> list[Receipt]:
-    """Write the part of some shards and their rejects, as the last stage does, and return the receipts that name it."""
+def write(ledger: Ledger, *done: Receipt, label: str = "good", audits: pa.Table | None = None) -> list[Receipt]:
+    """Write the part of some shards, their rejects and audits, as the last stage does; return the receipts that name it."""
     rows, rejects = SCHEMA.empty_table(), REJECTS.empty_table()
     for one in done:
         ids = [f"{Path(one.file).name}:{row}" for row in range(one.start, one.start + one.rows_in)]
@@ -70,6 +70,7 @@ def write(ledger: Ledger, *done: Receipt, label: str = "good") -> list[Receipt]:
             pa.concat_tables([rejects, pa.Table.from_pylist([reject], REJECTS)]),
         )
     bundle = Bundle(receipts=[*done], rows=rows, rejects=with_shards(rejects), sent=0.0)
+    bundle.audits = bundle.audits if audits is None else audits
     bundle.write(ledger.output)
     return bundle.receipts
 
@@ -79,9 +80,9 @@ def with_shards(rejects: pa.Table) -> pa.Table:
     return rejects.append_column(SHARD, pa.array(range(len(rejects)), pa.int32())).cast(BUNDLE_REJECTS)
 
 
-def finish(ledger: Ledger, *done: Receipt, label: str = "good") -> list[Receipt]:
+def finish(ledger: Ledger, *done: Receipt, label: str = "good", audits: pa.Table | None = None) -> list[Receipt]:
     """Write the part of some shards and record them."""
-    receipts = write(ledger, *done, label=label)
+    receipts = write(ledger, *done, label=label, audits=audits)
     ledger.add(receipts)
     return receipts
 

@@ -104,15 +104,18 @@ def load(recording: Path, directory: Path) -> Sample:
     return Sample.of(recorded, CRITERION, kept["lengths"], model.flops)
 
 
-def synthetic(rows: int, seed: int, flops: FlopCounter) -> Sample:
-    """Draw rows whose answers differ with probabilities that are known: 0.5 u^1.5 times what fades from exit to exit."""
+def synthetic(rows: int, seed: int, flops: FlopCounter, worse: float = 1.0) -> Sample:
+    """Draw rows whose answers differ with probabilities that are known: 0.5 u^1.5 times what fades from exit to exit.
+
+    They are `worse` times that, at most 1.
+    """
     random = np.random.default_rng(seed)
     *layers, depth = sorted(flops.exit_heads)
     fade = 1 - 0.8 * np.arange(len(layers))[:, None] / len(layers)
     noise = random.normal(size=(len(layers), rows))
     seen = np.minimum(np.abs(random.beta(0.5, 1.5, rows) * fade + 0.15 * fade * noise), 1).astype(np.float32)
     lengths = np.clip(np.exp(random.normal(3.7, 0.6, rows)).astype(np.int64), 4, 256)
-    differs = random.random(seen.shape) < 0.5 * seen**1.5 * fade
+    differs = random.random(seen.shape) < worse * 0.5 * seen**1.5 * fade
     return Sample(layers=tuple(layers), depth=depth, uncertainty=seen, differs=differs, lengths=lengths, flops=flops)
 
 

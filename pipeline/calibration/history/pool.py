@@ -1,0 +1,230 @@
+"""The audited rows of output folders, pooled: what every exit says of them, for a calibration without a new sample.
+
+    history = read_history(["out"], identity | {"dtype": "auto"}, model, rows=20_000)
+    Sample.of(history.recorded, criterion, history.texts.windows.lengths, model.flops)
+
+Rows are audited by a secret draw, whatever exits say of them, and recorded whatever thresholds are in force. So rows of nights
+with other thresholds are as good as others, as long as the texts are of one kind and the model is the same.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.early_exit import EarlyExitModel
+from pipeline.calibration.curve import LONG_TEXTS, TRUNCATED
+from pipeline.calibration.history.nights import Change, change_of, night_of
+from pipeline.engine.texts.rows import TextRows
+from pipeline.errors import UserError
+from pipeline.evaluation.recorded import AllExits
+from pipeline.identity import dtype_of, first_difference
+from pipeline.nights import Night
+from pipeline.output.generations import Generations
+from pipeline.output.manifest import Fingerprint
+from pipeline.output.parts import TIME_FORMAT, Output, read_audits
+from pipeline.output.publish import nights_of
+from pipeline.output.receipt_log import READERS, parse_ids
+from pipeline.output.results import finished_shards, published, shards
+from pipeline.output.totals import Totals
+from pipeline.rows import TokenRows, offsets_of
+from pipeline.schema import AUDITS, LENGTHS, LOGITS, LTE, ROW, SHARD
+from pipeline.schema import TRUNCATED as CUT
+from pipeline.storage.base import absolute
+
+NIGHT, KEY = "night", "key"
+"""Columns of pooled rows beside those of AUDITS: when their night was published, and what they are drawn by."""
+POOLED = pa.schema([*AUDITS, pa.field(NIGHT, pa.string()), pa.field(KEY, pa.uint64())])
+
+
+READABLE = ("weights", "dtype", "max-tokens", LONG_TEXTS)
+"""Parts that are compared first: another number of tokens, or windows, change the digest of the tokenizer as well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """B audited texts of some nights, of W windows in all."""
+
+    recorded: AllExits
+    """What every exit says of the windows."""
+    texts: TextRows
+    """Their lengths alone: nothing is kept of their tokens, which are zeros here."""
+    truncated: pa.ChunkedArray
+    """Whether each text was cut."""
+    found: int
+    """Rows of these nights that are recorded, of which B were drawn."""
+    nights: int
+    """Nights that they are of."""
+    precision: str
+    """What they were computed in."""
+    change: Change | None
+    """Since when the limit is broken, which decides the nights; None for all nights."""
+    damaged: int
+    """Files of audits that cannot be read, or are of another model, and are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """An output folder, with what a run has done there that is not published: it may be withheld for its audit."""
+
+    path: str
+    fingerprint: Fingerprint
+    shards: pa.Table
+    """The finished ones, with the columns "shard", "part" and "audited" of their receipts."""
+    nights: list[Night]
+    limit: float | None
+    """The limit that its newest published night was held to; None if it was held to none."""
+
+    @classmethod
+    def read(cls, folder: str) -> Self:
+        """Read the newest generation of a folder; raise UserError if it holds none."""
+        generations = Generations.read(absolute(folder))
+        begun = generations.pending.get(generations.newest())
+        manifest = published(folder) if begun is None else generations.manifest
+        if begun is None:
+            assert manifest is not None
+            found, nights = shards(manifest, ["shard", "part", "audited"]), manifest.nights
+        else:
+            output = Output(generations.folder, generations.newest())
+            manifest = manifest if generations.published == output.generation else None
+            found, now = finished_shards(output), time.strftime(TIME_FORMAT, time.gmtime())
+            nights = nights_of(Totals().plus_table(found), manifest, now)
+        limit = manifest and manifest.facts.get("audit", {}).get("limit")
+        return cls(
+            path=generations.folder,
+            fingerprint=manifest.fingerprint if manifest else begun.fingerprint if begun else {},
+            shards=found,
+            nights=nights,
+            limit=limit if isinstance(limit, float) and 0 < limit < 1 else None,
+        )
+
+
+def read_history(
+    folders: Sequence[str],
+    now: Mapping[str, str],
+    model: EarlyExitModel,
+    *,
+    rows: int,
+    seed: int = 0,
+    label_thresholds: tuple[float, ...] = (),
+) -> History:
+    """Read the audited rows of output folders, at most so many, drawn by the seed, each once.
+
+    `now` is what a calibration would be of: the parts of the model's identity, "long-texts", and "dtype". If the limit that the
+    newest night was held to is broken, only the nights since then count. Raises UserError for a folder without results, and
+    if what made them differs from `now`, or from folder to folder.
+    """
+    found_in = [Folder.read(folder) for folder in dict.fromkeys(map(absolute, folders))]
+    precisions = [_checked_precision(folder, now) for folder in found_in]
+    if other := next((number for number, name in enumerate(precisions) if name != precisions[0]), 0):
+        raise UserError(
+            f"{found_in[other].path} was computed in {precisions[other]}, and {found_in[0].path} in {precisions[0]}; "
+            "calibrate on one of them"
+        )
+    newest = max(found_in, key=lambda folder: folder.nights[-1].published)
+    change = change_of([folder.nights for folder in found_in], newest.limit)
+    pooled, found, damaged = POOLED.empty_table(), 0, 0
+    for table in _tables(found_in, model, "" if change is None else change.since):
+        damaged += table is None
+        if table is not None:
+            keys = pa.array(_keys(table, seed))
+            pooled, found = pa.concat_tables([pooled, table.append_column(KEY, keys).cast(POOLED)]), found + len(table)
+            pooled = _least(pooled, rows) if len(pooled) > 2 * rows else pooled
+    pooled = _least(pooled, rows).combine_chunks()
+    recorded, texts = _of_table(pooled, model, label_thresholds)
+    return History(
+        recorded=recorded,
+        texts=texts,
+        truncated=pooled[CUT],
+        found=found,
+        nights=len(pc.unique(pooled[NIGHT])),
+        precision=precisions[0],
+        change=change,
+        damaged=damaged,
+    )
+
+
+def _checked_precision(folder: Folder, now: Mapping[str, str]) -> str:
+    """Return what a folder was computed in; raise UserError naming what else than `now` made it."""
+    made = folder.fingerprint
+    precision = made.get("dtype", "")
+    names = dict.fromkeys([*READABLE, *now])
+    then = {name: made.get(name, TRUNCATED if name == LONG_TEXTS else "not known") for name in names if name in now}
+    then["dtype"] = "auto" if now["dtype"] == "auto" else dtype_of(precision or "not known")
+    if difference := first_difference(then, now):
+        raise UserError(f"{folder.path} was made with {difference}; its audits are of that")
+    return precision
+
+
+def _tables(folders: Sequence[Folder], model: EarlyExitModel, since: str) -> Iterator[pa.Table | None]:
+    """Read the audits of parts, with their NIGHT, of the nights from one on; None for each file that cannot be used."""
+    for folder in folders:
+        listed = folder.shards.filter(pc.greater(folder.shards["audited"], 0))
+        by_part = listed.group_by("part").aggregate([("shard", "list")])
+        parts = dict(zip(by_part["part"].to_pylist(), by_part["shard_list"], strict=True))
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(parts), READERS):  # so many in memory at a time
+                names = [*parts][start : start + READERS]
+                read = pool.map(partial(read_audits, folder.path), names)
+                for name, found in zip(names, read, strict=True):
+                    if found is None or not _is_of(found[0], model):
+                        yield None
+                        continue
+                    night = night_of(found[1], folder.nights)
+                    if night >= since:
+                        rows = found[0].filter(pc.is_in(found[0][SHARD], value_set=parts[name].values))
+                        yield rows.append_column(NIGHT, pa.array([night] * len(rows), pa.string()))
+
+
+def _is_of(rows: pa.Table, model: EarlyExitModel) -> bool:
+    """Return whether records have as many values as this model's exits give: the folder is not ours alone."""
+    exits, learned = len(model.exit_layers), model.lte is not None
+    windows = pc.list_value_length(rows[LENGTHS]).to_numpy()
+    logits, lte = (pc.list_value_length(rows[name]).to_numpy() for name in (LOGITS, LTE))
+    tokens = pc.list_flatten(rows[LENGTHS]).to_numpy()
+    whole = (logits == windows * exits * model.shape.classes).all() and (lte == windows * exits * learned).all()
+    return bool(whole and (windows > 0).all() and (tokens > 0).all())
+
+
+def _keys(rows: pa.Table, seed: int) -> np.ndarray:
+    """Return a number by which each row is drawn, the same wherever it is found: a hash of shard, row and seed: [B].
+
+    The hash is splitmix64 (Steele, Lea and Flood 2014).
+    """
+    keys = parse_ids(rows[SHARD]) + rows[ROW].to_numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    keys = keys + np.uint64(seed & 0xFFFFFFFF) * np.uint64(0xD1B54A32D192ED03)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(keys ^ (keys >> np.uint64(31)))
+
+
+def _least(pooled: pa.Table, rows: int) -> pa.Table:
+    """Return the rows with the least keys, at most so many, each once: in two folders it may have been audited twice."""
+    first = np.unique(pooled[KEY].to_numpy(), return_index=True)[1]
+    return pooled.take(first[:rows])
+
+
+def _of_table(
+    pooled: pa.Table, model: EarlyExitModel, label_thresholds: tuple[float, ...]
+) -> tuple[AllExits, TextRows]:
+    """Turn pooled rows into the outputs of all exits, and texts of the same lengths."""
+    lengths = pc.list_flatten(pooled[LENGTHS]).to_numpy()
+    counts = pc.list_value_length(pooled[LENGTHS]).to_numpy().astype(np.int64)
+    exits = len(model.exit_layers)
+    logits_WEC = pc.list_flatten(pooled[LOGITS]).to_numpy().reshape(len(lengths), exits, model.shape.classes)
+    lte = None if model.lte is None else pc.list_flatten(pooled[LTE]).to_numpy().reshape(len(lengths), exits)
+    recorded = AllExits(
+        layers=model.exit_layers,
+        logits=np.ascontiguousarray(logits_WEC.transpose(1, 0, 2)),
+        lte=None if lte is None else np.ascontiguousarray(lte.T),
+        boundaries=model.boundaries(label_thresholds),
+    )
+    tokens = np.zeros(int(lengths.sum()), np.int32)
+    windows = TokenRows(token_ids=tokens, offsets=offsets_of(lengths.astype(np.int64)), segments=lengths)
+    return recorded, TextRows(windows=windows, counts=counts)
