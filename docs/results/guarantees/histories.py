@@ -98,8 +98,8 @@ def alarmed(
         while len(nights) < MOST_NIGHTS:
             source = before if len(nights) < change else after
             rows.append(drawn(random, source, AUDITED))
-            counts = {"audited": AUDITED, "differing": int(wrong[id(source)][rows[-1]].sum())}
-            nights.append(Night(published=f"{len(nights):04}", **counts))
+            differing = int(wrong[id(source)][rows[-1]].sum())
+            nights.append(Night(published=f"{len(nights):04}", audited=AUDITED, differing=differing))
             found = change_of([nights], LIMIT)
             if found is None:
                 continue
