@@ -43,9 +43,9 @@ def main(args: argparse.Namespace) -> None:
         raise InputError("data", "or --from-audits says where the rows are: give one of the two")
     if args.plan and args.temperature:
         raise InputError("plan", "writes nothing, and --temperature writes into the model's weights")
-    from jobs.work import calibrate, recalibrate
+    from jobs.work.calibration import audits, sample
 
-    (calibrate if args.from_audits is None else recalibrate).run(args)
+    (sample if args.from_audits is None else audits).run(args)
 
 
 def build_parser() -> JobParser:

@@ -18,7 +18,7 @@ The states of a folder, and what takes it from one to the next:
 
 A run that stops leaves the folder as it is, and the same command goes on from there. `_manifest.json` is replaced atomically,
 so whoever trusts it sees the old results or the new ones, whole. Besides, `_lock` is there while a driver has the folder open
-on a disk, `_attempts/` while shards are worked on (`bulk.attempts`), and jobs put `_report.html` beside the manifest. Parts
-with audited rows have a file of the same name in `_audits/`, which is written before them and removed with them. A table in
-`_delta_log/` follows the manifest (`tables.delta`): what a manifest replaces is removed once the table names it no more.
+on a disk, `_attempts/` while shards are worked on (`bulk.attempts`), and jobs put `_report.html` beside the manifest. A part
+with audited rows has a file of the same name in `_audits/`, which is written before it and removed with it. A table
+in `_delta_log/` follows the manifest (`tables.delta`): what a manifest replaces is removed once the table names it no more.
 """

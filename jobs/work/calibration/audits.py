@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.cli.command import print_line
 from jobs.work import loading
-from jobs.work.calibrate import save, tokenizer_spec
+from jobs.work.calibration.sample import save, tokenizer_spec
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
