@@ -23,7 +23,7 @@ from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.columns import Columns
-from pipeline.corpus.labelled import read_texts, tokenize_texts
+from pipeline.corpus.labelled import label_reader, read_texts, tokenize_texts
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, accuracy_by_uncertainty, cheapest_within
@@ -85,8 +85,9 @@ class Work:
         exits_model = self.model(name, model)
         tokenizer = loading.load_tokenizer(str(self.folder / name / model), exits_model, None)
         columns = Columns(pair="text_pair" if name in PAIRS else None, label="label")
-        texts = read_texts(str(self.folder / "data" / f"{name}-{split}.parquet"), columns)
-        return tokenize_texts(texts, tokenizer, exits_model.labels)
+        path = str(self.folder / "data" / f"{name}-{split}.parquet")
+        texts = read_texts(path, columns, read_label=label_reader(exits_model.task, None))
+        return tokenize_texts(texts, tokenizer, exits_model.labels, task=exits_model.task)
 
     def chosen(self, name: str, model: str, criterion: str, drop: float) -> tuple[OperatingPoint, float]:
         """Return the point that dev rows choose, on test rows, and the quality of full depth there."""
