@@ -4,7 +4,6 @@
 python docs/results/better-exits/exits.py --data $DATA --backbone all-MiniLM-L6-v2 --work better
 """
 
-import argparse
 import sys
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from docs.results.papers.run import NAMES as CLASSES
-from docs.results.papers.tables import Work, mean_quality, table
+from docs.results.papers.tables import Work, mean_quality, table, training_options
 from models.exits.criterion import Criterion
 from pipeline.evaluation.evaluation import Evaluation
 from pipeline.rows import FloatArray
@@ -107,15 +106,7 @@ def students(name: str, work: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--backbone", required=True)
-    parser.add_argument("--work", required=True, type=Path)
-    parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=list(SETS))
-    parser.add_argument(
-        "--trained", action="store_true", help="print the tables of the models that are there, and train none"
-    )
-    args = parser.parse_args()
+    args = training_options(__doc__, SETS)
     work = Work(args.work, tuple(args.sets))
     if not args.trained:
         prepare(args.data, args.work)

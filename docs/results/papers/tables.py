@@ -9,7 +9,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -94,6 +94,19 @@ class Work:
         found = cheapest_within(self.evaluation(name, model, "dev").curve(criterion), drop).criterion
         test = self.evaluation(name, model, "test")
         return test.at(found), test.full_depth().quality
+
+
+def training_options(about: str | None, sets: Iterable[str]) -> argparse.Namespace:
+    """Read the options of a script that trains models on some of these sets, and prints their tables."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, type=Path)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--work", required=True, type=Path)
+    parser.add_argument("--sets", nargs="+", choices=tuple(sets), default=list(sets))
+    parser.add_argument(
+        "--trained", action="store_true", help="print the tables of the models that are there, and train none"
+    )
+    return parser.parse_args()
 
 
 def table(head: list[str], rows: list[list[str]]) -> None:

@@ -4,7 +4,6 @@
 python docs/results/twelve-layers/mpnet.py --data $DATA --backbone all-mpnet-base-v2 --work twelve
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import pandas as pd
 
-from docs.results.papers.tables import DROPS, Work, table
+from docs.results.papers.tables import DROPS, Work, table, training_options
 
 NAMES = {"sst2": "negative,positive", "ag_news": "World,Sports,Business,Sci/Tech"}
 TOKENS = {"sst2": 64, "ag_news": 64}
@@ -94,15 +93,7 @@ def print_tables(work: Work) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path)
-    parser.add_argument("--backbone", required=True)
-    parser.add_argument("--work", required=True, type=Path)
-    parser.add_argument("--sets", nargs="+", choices=tuple(NAMES), default=list(NAMES))
-    parser.add_argument(
-        "--trained", action="store_true", help="print the tables of the models that are there, and train none"
-    )
-    args = parser.parse_args()
+    args = training_options(__doc__, NAMES)
     work = Work(args.work, tuple(args.sets))
     if not args.trained:
         prepare(args.data, args.work)
