@@ -157,6 +157,11 @@ class Predictions:
         return above(self.logits, self.boundaries)
 
     @property
+    def predicted(self) -> npt.NDArray[np.int32] | npt.NDArray[np.bool_]:
+        """The classes, [B], or the label sets, [B, C]; not for values."""
+        return self.label_ids if self.boundaries is None else self.label_sets
+
+    @property
     def scores(self) -> FloatArray:
         """Probability of the most probable class: [B]. For label sets, that of the least probable decision on a label.
 

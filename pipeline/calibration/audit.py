@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.calibration.limits.counts import Predicted, missed_by_class, rows_by_class
+from pipeline.calibration.limits.counts import missed_by_class, rows_by_class
 from pipeline.clock import Clock
 from pipeline.engine.texts.rows import TextRows
 from pipeline.histograms import bin_counts
@@ -97,12 +97,8 @@ def audit(
 
 def _by_class(full: Predictions, published: Predictions, rows: slice) -> dict[str, list[int]]:
     """Count some rows by class at full depth, and those of them that are missed, as fields of a receipt."""
-    classes, of, now = full.logits.shape[1], _predicted(full)[rows], _predicted(published)[rows]
+    classes, of, now = full.logits.shape[1], full.predicted[rows], published.predicted[rows]
     return {
         "audited_by_class": rows_by_class(of, classes).tolist(),
         "missed_by_class": missed_by_class(of, now, classes).tolist(),
     }
-
-
-def _predicted(predictions: Predictions) -> Predicted:
-    return predictions.label_ids if predictions.boundaries is None else predictions.label_sets

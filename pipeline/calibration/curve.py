@@ -107,17 +107,16 @@ class Curve:
     """Test rows by class, or by label, and those of them that are missed; None for values, and in files of older versions."""
     quality: QualityCounts | None = None
     """Right answers of the test rows that have a label; None without labels."""
+    cell_rows: list[list[int]] = field(default_factory=list)
+    """Test rows by `drift.cells.count_cells`, those at full depth last: [P, E x BINS + 1]; empty in files of older versions."""
+    cell_differing: list[list[int]] = field(default_factory=list)
+    """Those of them whose prediction is not that of full depth: [P, E x BINS + 1]."""
 
     def __post_init__(self) -> None:
         if isinstance(self.classes, dict):  # from JSON
             object.__setattr__(self, "classes", ClassCounts(**self.classes))
         if isinstance(self.quality, dict):
             object.__setattr__(self, "quality", QualityCounts(**self.quality))
-
-    cell_rows: list[list[int]] = field(default_factory=list)
-    """Test rows by `drift.cells.count_cells`, those at full depth last: [P, E x BINS + 1]; empty in files of older versions."""
-    cell_differing: list[list[int]] = field(default_factory=list)
-    """Those of them whose prediction is not that of full depth: [P, E x BINS + 1]."""
 
     def risks_at(self, point: float) -> Risks | None:
         """Return what was counted by cell at a choice's point of the path; None for a file of an older version."""

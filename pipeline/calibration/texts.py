@@ -111,8 +111,7 @@ class TextSample:
         """Return the class of each text with these thresholds [E], as [B], or its label set, as [B, C]; None for values."""
         if self.recorded.regression:
             return None
-        predictions = self._published(self.windows.first_exits(speeds)).predictions
-        return predictions.label_ids if predictions.boundaries is None else predictions.label_sets
+        return self._published(self.windows.first_exits(speeds)).predictions.predicted
 
     def cells(self, speeds: Floats) -> IntArray:
         """Count all texts by cell with these thresholds [E], and those that differ, by `count_cells`: [2, E x BINS + 1].

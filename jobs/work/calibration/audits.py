@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.cli.command import print_line
 from jobs.work import loading
-from jobs.work.calibration.sample import save, tokenizer_spec
+from jobs.work.calibration.sample import sample_of, save, tokenizer_spec
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
@@ -23,6 +23,7 @@ from pipeline.calibration.thresholds import Sample
 from pipeline.errors import InputError, UserError
 from pipeline.identity import ModelIdentity
 from pipeline.reports.calibration_report import changes_table
+from pipeline.rows import FloatArray
 from pipeline.windows import LongTexts
 
 WITHOUT = {
@@ -55,12 +56,9 @@ def run(args: argparse.Namespace) -> None:
         label_thresholds=criterion.label_thresholds,
     )
     check_enough(args, history)
-    sample = sample_of(history, criterion, model, spec.long_texts)
+    sample, uncertainty = seen_by(criterion, history, model, spec.long_texts)
     curve = fit.fit_curve(sample, criterion, args.seed, names=model.labels)
     limits = sorted({*LIMITS, args.max_disagreement})
-    uncertainty = sample.full_depth.predictions.uncertainty if isinstance(sample, TextSample) else None
-    if uncertainty is None:
-        uncertainty = history.recorded.uncertainty(criterion)[-1]
     rows, data = history.texts.windows, fit.describe_data(history.texts.windows, 0, args.seed)
     digest = hashlib.blake2b(history.recorded.logits.tobytes() + rows.offsets.tobytes(), digest_size=8).hexdigest()
     calibration = Calibration(
@@ -74,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         choices=choices(curve, args.confidence, limits),
     )
     old = criterion if before is None else earlier_criterion(before)
-    seen = sample if old == criterion else sample_of(history, old, model, spec.long_texts)
+    seen = sample if old == criterion else seen_by(old, history, model, spec.long_texts)[0]
     table = changes_table(
         changes(before, seen, curve, limits=limits, confidence=args.confidence), curve.tested, args.confidence
     )
@@ -99,14 +97,12 @@ def earlier_criterion(before: Calibration) -> Criterion:
     return Criterion(name=curve.criterion, speed=1.0, tolerance=curve.tolerance, label_thresholds=thresholds)
 
 
-def sample_of(
-    history: History, criterion: Criterion, model: EarlyExitModel, long_texts: LongTexts | None
-) -> Sample | TextSample:
-    """Make the sample of the audited rows as a criterion sees them."""
+def seen_by(
+    criterion: Criterion, history: History, model: EarlyExitModel, long_texts: LongTexts | None
+) -> tuple[Sample | TextSample, FloatArray]:
+    """Make the sample of the audited rows as a criterion sees them; return it with their uncertainty at full depth: [B]."""
     recorded = replace(history.recorded, boundaries=model.boundaries(criterion.label_thresholds))
-    if long_texts is None:
-        return Sample.of(recorded, criterion, history.texts.windows.lengths, model.flops)
-    return TextSample.of(recorded, criterion, history.texts, model.flops, long_texts)
+    return sample_of(recorded, criterion, history.texts, model, long_texts)
 
 
 def check_enough(args: argparse.Namespace, history: History) -> None:

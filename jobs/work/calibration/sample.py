@@ -28,12 +28,13 @@ from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.texts.engine import check_combination
 from pipeline.engine.texts.rows import TextRows
 from pipeline.errors import InputError
-from pipeline.evaluation.recorded import record_as_run
+from pipeline.evaluation.recorded import AllExits, record_as_run
 from pipeline.identity import ModelIdentity
 from pipeline.reports import card
 from pipeline.reports.calibration_report import calibration_table, scaling_table, sizes_table
 from pipeline.reports.plots import disagreement_curve
 from pipeline.rows import FloatArray
+from pipeline.windows import LongTexts
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,12 +60,7 @@ def run(args: argparse.Namespace) -> None:
     model = EarlyExitModel.from_pretrained(args.model)
     recorded = record_as_run(model, examples, args.dtype, device, criterion.label_thresholds)
     rows = TextRows(windows=tokens.rows, counts=counts)
-    if long_texts is None:
-        sample: Sample | TextSample = Sample.of(recorded, criterion, tokens.rows.lengths, model.flops)
-        uncertainty = recorded.uncertainty(criterion)[-1]
-    else:
-        sample = TextSample.of(recorded, criterion, rows, model.flops, long_texts)
-        uncertainty = sample.full_depth.predictions.uncertainty
+    sample, uncertainty = sample_of(recorded, criterion, rows, model, long_texts)
     curve = fit.fit_curve(
         sample,
         criterion,
@@ -86,6 +82,17 @@ def run(args: argparse.Namespace) -> None:
         choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
     )
     save(args, model, calibration, f"{len(counts):,} rows of {Path(args.data).name}")
+
+
+def sample_of(
+    recorded: AllExits, criterion: Criterion, texts: TextRows, model: EarlyExitModel, long_texts: LongTexts | None
+) -> tuple[Sample | TextSample, FloatArray]:
+    """Make the sample of rows as a criterion sees them, and return with it their uncertainty at full depth: [B]."""
+    if long_texts is None:
+        sample = Sample.of(recorded, criterion, texts.windows.lengths, model.flops)
+        return sample, recorded.uncertainty(criterion)[-1]
+    of_texts = TextSample.of(recorded, criterion, texts, model.flops, long_texts)
+    return of_texts, of_texts.full_depth.predictions.uncertainty
 
 
 def save(args: argparse.Namespace, model: EarlyExitModel, calibration: Calibration, rows: str) -> None:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from scipy.special import gammaincinv
 
 from pipeline.calibration.drift.cells import BINS, describe_cells
-from pipeline.calibration.drift.signals import BY_CHANCE
+from pipeline.calibration.drift.signals import BY_CHANCE, beyond_chance
 from pipeline.rows import IntArray
 
 Floats = npt.NDArray[np.float64]
@@ -36,7 +36,7 @@ Floats = npt.NDArray[np.float64]
 LEAST_ROWS = 100
 """Calibration rows of a cell; cells of fewer are joined with their neighbors."""
 WATCH_RATIO, ALARM_RATIO = 1.1, 1.25
-"""Times the calibration's disagreement from which more of it, beyond chance, is worth a look, and is an alarm."""
+"""Times the disagreement of the calibration, or its hard rows, from which more, beyond chance, is worth a look, and is an alarm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,5 +188,4 @@ def standardized_bounds(counts: Floats, weights: Floats, confidence: float) -> t
 def _chance(risk: Floats, fractions: Floats, tested: float, rows: float) -> float:
     """Return by how much unchanged rows of these fractions by cell may be expected to differ more."""
     variance = max(float(fractions @ risk**2 - (fractions @ risk) ** 2), 0.0) * (1 / tested + 1 / rows)
-    odds = -math.log(BY_CHANCE)
-    return math.sqrt(2 * variance * odds) + odds * float(risk.max(initial=0.0)) / (3 * min(tested, rows))
+    return beyond_chance(variance, -math.log(BY_CHANCE), min(tested, rows), float(risk.max(initial=0.0)))

@@ -13,11 +13,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from pipeline.calibration.drift.expected import ComparedCells
-from pipeline.calibration.drift.signals import BY_CHANCE
+from pipeline.calibration.drift.expected import ALARM_RATIO, WATCH_RATIO, ComparedCells
+from pipeline.calibration.drift.signals import BY_CHANCE, beyond_chance
 
-WATCH_RATIO, ALARM_RATIO = 1.1, 1.25
-"""Times the calibration's fraction from which more hard rows, beyond chance, are worth a look, and are an alarm."""
 LEAST_MORE = 0.02
 """Fraction of all rows by which hard rows must have grown for either."""
 STATES = ("ok", "watch", "alarm")
@@ -88,8 +86,8 @@ def _risky(cells: ComparedCells) -> Iterator[Counted]:
 
 
 def _compared(kind: Counted, odds: float) -> HardRows:
-    """Compare two fractions; the chance is Bernstein's (1946), of a pooled fraction."""
+    """Compare two fractions; the chance is that of a pooled fraction."""
     rows, before, of, now, out_of = kind
     pooled = (before + now) / (of + out_of)
-    chance = math.sqrt(2 * pooled * (1 - pooled) * (1 / of + 1 / out_of) * odds) + odds / (3 * min(of, out_of))
+    chance = beyond_chance(pooled * (1 - pooled) * (1 / of + 1 / out_of), odds, min(of, out_of))
     return HardRows(rows=rows, calibration=before / of, now=now / out_of, chance=chance)

@@ -108,9 +108,14 @@ def quantile_edges(uncertainty: npt.ArrayLike) -> list[float]:
 
 def stability_index(expected: npt.ArrayLike, actual: npt.ArrayLike) -> float:
     """Return the population stability index of two sets of counts; half a row more in every bin keeps it finite."""
+    return float(_index_by_bin(expected, actual).sum())
+
+
+def _index_by_bin(expected: npt.ArrayLike, actual: npt.ArrayLike) -> npt.NDArray[np.float64]:
     p, q = (np.asarray(counts, np.float64) + 0.5 for counts in (expected, actual))
     p, q = p / p.sum(), q / q.sum()
-    return float(((q - p) * np.log(q / p)).sum())
+    terms: npt.NDArray[np.float64] = (q - p) * np.log(q / p)
+    return terms
 
 
 def compare(
@@ -122,13 +127,13 @@ def compare(
     before, after = np.array([p for p, _, _ in both]), np.array([q for _, q, _ in both])
     rows, scale = (before.sum(), after.sum()), 1 / before.sum() + 1 / after.sum()
     chance = float(chdtri(max(len(both) - 1, 1), BY_CHANCE)) * scale
-    p, q = (before + 0.5) / (rows[0] + 0.5 * len(both)), (after + 0.5) / (rows[1] + 0.5 * len(both))
-    most = int(np.argmax((q - p) * np.log(q / p)))
+    by_bin = _index_by_bin(before, after)
+    most = int(np.argmax(by_bin))
     fractions = before[most] / rows[0], after[most] / rows[1]
     pooled = (before[most] + after[most]) / sum(rows)
     return Signal(
         name=name,
-        psi=stability_index(before, after),
+        psi=float(by_bin.sum()),
         watch=max(WATCH, chance),
         alarm=max(ALARM, chance),
         moved=f"{both[most][2]} went from {fractions[0]:.1%} to {fractions[1]:.1%}",
@@ -136,13 +141,20 @@ def compare(
     )
 
 
+def beyond_chance(variance: float, odds: float, rows: float, most: float = 1.0) -> float:
+    """Return how far the difference of two means is from 0 with probability exp(-odds) at most (Bernstein 1946).
+
+    The variance is that of the difference; the rows are the fewer ones of both sides; no single row is further than `most` from
+    the mean.
+    """
+    return math.sqrt(2 * variance * odds) + odds * most / (3 * rows)
+
+
 def _has_moved(before: float, after: float, variance: float, rows: float, bins: int) -> bool:
     """Return whether a fraction has changed by more than chance, and by so much that it is worth a look.
 
-    The variance is that of the difference, the rows are the fewer ones of both sides; any of all bins may be the one (Bernstein
-    1946, and a union of both directions of every bin).
+    Variance and rows are those of `beyond_chance`; any of all bins may be the one, in either direction (a union of them all).
     """
     odds = math.log(2 * bins / BY_CHANCE)
     low, high = sorted((before, after))
-    beyond = high - low > math.sqrt(2 * variance * odds) + odds / (3 * rows)
-    return beyond and high - low >= MOVED_BY and high >= MOVED_RATIO * low
+    return high - low > beyond_chance(variance, odds, rows) and high - low >= MOVED_BY and high >= MOVED_RATIO * low
