@@ -36,7 +36,7 @@ Floats = npt.NDArray[np.float64]
 LEAST_ROWS = 100
 """Calibration rows of a cell; cells of fewer are joined with their neighbors."""
 WATCH_RATIO, ALARM_RATIO = 1.1, 1.25
-"""Times the disagreement of the calibration, or its hard rows, from which more, beyond chance, is worth a look, and is an alarm."""
+"""Times the disagreement of the calibration, or its hard rows, from which more, beyond chance, is a watch, and is an alarm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
