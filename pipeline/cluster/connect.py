@@ -1,8 +1,9 @@
 """Join a Ray cluster or start one here. What a run changes in the environment of the processes it starts is changed here.
 
-Ray has no public call for six things that a Ray of our own needs. They are used here and nowhere else, each with its reason
-beside it: `Config.initialize`, `RAY_JOB_CONFIG_JSON_ENV_VAR`, `_metrics_export_port`, `_temp_dir`, `_global_node` and its
-`destroy_external_storage`; and address.py reads the file `ray_current_cluster`.
+Ray has no public call for six things that a Ray of our own needs, nor to wait for the threads of a chain (`DATA_THREADS`). They
+are used here and nowhere else, each with its reason beside it: `Config.initialize`, `RAY_JOB_CONFIG_JSON_ENV_VAR`,
+`_metrics_export_port`, `_temp_dir`, `_global_node` and its `destroy_external_storage`; and address.py reads the file
+`ray_current_cluster`.
 tests/repository/test_private_apis.py checks that the installed version still has them.
 """
 
@@ -54,6 +55,9 @@ JOIN_TRIES = 5
 IDLE_WORKER_MS = 600_000
 """Time until a Ray of our own ends a worker process without work. After Ray's one second, a task that comes between two shards
 would find none, and a new process takes a second of CPU time to import what it needs."""
+DATA_THREADS, DATA_SECONDS = ("StreamingExecutor-", "ray-data-metadata-prefetch"), 10.0
+"""Beginnings of the names of the threads by which Ray Data runs a chain, and the longest wait for them. Ray Data itself gives a
+chain that is closed two seconds, which a busy machine exceeds."""
 DEATH_SECONDS = 3.0
 """Longest wait for killed processes. A busy system takes a second to take down one that holds gigabytes."""
 _ours = threading.Event()
@@ -97,6 +101,7 @@ def shut_down() -> None:
 
     Ray asks its workers to end and does not wait: one that computes in native code would go on for minutes.
     """
+    _wait_for_data()
     own = worker._global_node if has_own_ray() else None
     if own is not None:
         worker._global_node = None  # Ray would end its processes one after the other
@@ -107,6 +112,14 @@ def shut_down() -> None:
     if has_own_ray():
         _wait_for(_end_own_ray(own))
     _ours.clear()
+
+
+def _wait_for_data() -> None:
+    """Wait for the threads of chains that are closed: one that asks Ray for something while it is left ends this process."""
+    deadline = time.monotonic() + DATA_SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith(DATA_THREADS):
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
 
 def leave_ray() -> None:

@@ -4,11 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import psutil
 import pytest
 
-from pipeline.cluster.connect import _kill, _metrics_port, _sigterm_kept, _wait_for
+from pipeline.cluster.connect import DATA_THREADS, _kill, _metrics_port, _sigterm_kept, _wait_for, _wait_for_data
 from pipeline.errors import UserError
 from tests.support.jobs import REPOSITORY, running
 
@@ -99,6 +101,15 @@ command.run(lambda _: join_or_start(), parser.JobParser("A job."), [])
     )
     assert done.returncode == 2
     assert done.stderr == "-c: error: OFFRAMP_METRICS_PORT is 'abc', and no port from 1 to 65535\n"
+
+
+def test_ray_is_not_left_before_its_chains_have_ended() -> None:
+    """A thread that asks Ray for something while it is left ends the process, now and then."""
+    threads = [threading.Thread(target=time.sleep, args=(0.3,), name=name + "1") for name in DATA_THREADS]
+    for thread in threads:
+        thread.start()
+    _wait_for_data()
+    assert not any(thread.is_alive() for thread in threads)
 
 
 LARGE = "held = bytearray(b'x') * (200 << 20); print(len(held), flush=True); input()"

@@ -104,6 +104,18 @@ PRIVATE = [
     ),
     Private(
         "ray",
+        "StreamingExecutor-",
+        mentions("ray.data._internal.execution.streaming_executor", 'f"StreamingExecutor-'),
+        "cluster.connect leaves Ray while a chain is ending, and now and then the process ends with it",
+    ),
+    Private(
+        "ray",
+        "ray-data-metadata-prefetch",
+        mentions("ray.data._internal.execution.metadata_fetcher", 'name="ray-data-metadata-prefetch"'),
+        "cluster.connect leaves Ray while a chain is ending, and now and then the process ends with it",
+    ),
+    Private(
+        "ray",
         "RAY_BACKEND_LOG_LEVEL",
         mentions("ray._raylet", "RAY_BACKEND_LOG_LEVEL"),
         "Ray's C++ core logs an error for every actor pool that may restart",
