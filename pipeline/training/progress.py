@@ -94,11 +94,9 @@ class TrainingLog:
         if time.monotonic() - self.last_line <= LOG_SECONDS:
             return
         self.last_line = time.monotonic()
-        left = seconds * (1 - fraction) / fraction if fraction else float("nan")
+        left = f"  about {seconds * (1 - fraction) / fraction:.0f} s left" if fraction else ""
         rate = state.step * self.config.batch_rows / seconds
-        self.log(
-            f"{fraction:4.0%}  step {state.step:,}  loss {float(loss):.4f}  {rate:,.0f} rows/s  about {left:.0f} s left"
-        )
+        self.log(f"{fraction:4.0%}  step {state.step:,}  loss {float(loss):.4f}  {rate:,.0f} rows/s{left}")
 
     def end_epoch(self, state: TrainState, score: float) -> None:
         """Report an epoch, whose loss and dev scores are the last of the state's; `score` is the one it is judged by."""

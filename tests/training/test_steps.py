@@ -43,6 +43,14 @@ def test_the_loss_is_read_only_where_a_line_is_due(tmp_path: Path) -> None:
     assert lines == [" 50%  step 51  loss 0.5000  102 rows/s  about 2 s left"]
 
 
+def test_no_time_is_named_before_a_part_of_the_training_is_done() -> None:
+    lines: list[str] = []
+    log = TrainingLog(lines.append, None, CONFIG)
+    log.last_line = float("-inf")
+    log.end_step(TrainState(step=1), torch.tensor(0.5), 0.0, 2.0)
+    assert lines == ["  0%  step 1  loss 0.5000  2 rows/s"]
+
+
 @pytest.mark.parametrize("kind", ["pooled", "attention"])
 @pytest.mark.parametrize("strategy", ["joint", "alternating"])
 def test_nothing_of_a_step_is_read_back(
