@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--audit-fail",
         action="store_true",
-        help="end with exit code 1 and publish nothing if the audit shows that the limit is broken, or cannot show that it is "
+        help="end with exit code 1 and publish nothing if the audit shows that a limit is broken, or cannot show that all are "
         "kept and the rows have drifted",
     )
     parser.add_argument(

@@ -58,8 +58,8 @@ def target_of(args: argparse.Namespace) -> Target:
 def calibration_for(args: argparse.Namespace, model: BulkModel) -> Calibration | None:
     """Load the model's calibration if an option needs one; raise UserError if it is missing or about something else."""
     target = target_of(args)
-    if args.audit_fail and (args.audit is None or args.max_disagreement is None):
-        raise InputError("audit_fail", "needs --audit and --max-disagreement")
+    if args.audit_fail and (not args.audit or target.limits is None):
+        raise InputError("audit_fail", "needs --audit and a limit, such as --max-disagreement 1%")
     if not target.needs_calibration:
         return None
     long_texts = model.tokenizer.long_texts
@@ -132,8 +132,6 @@ def _say_audited_rows(args: argparse.Namespace, limit: float, what: str, fractio
 def guarantee(args: argparse.Namespace, calibration: Calibration | None, choice: Choice | None) -> Guarantee:
     """Say what the run is held to."""
     return Guarantee(
-        limit=args.max_disagreement,
-        confidence=args.confidence,
         limits=target_of(args).limits or Limits(confidence=args.confidence),
         exits=() if choice is None else tuple(choice.exits),
         reference=None if calibration is None else calibration.reference,

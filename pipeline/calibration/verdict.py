@@ -1,14 +1,14 @@
 """The verdict on a run: whether the audit's counts keep the guarantee, whether rows have drifted, and what the run cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 from pipeline.calibration.drift.expected import ComparedCells, ExpectedDisagreement, Risks, expected_disagreement
 from pipeline.calibration.drift.hard import HardRows, hard_rows
 from pipeline.calibration.drift.predictions import prediction_signals
 from pipeline.calibration.drift.signals import Reference, Signal
-from pipeline.calibration.guarantees import CONFIDENCE, lower_bound, upper_bound
+from pipeline.calibration.guarantees import lower_bound, upper_bound
 from pipeline.calibration.limits.audited import ClassAudit, audit_classes
 from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.sequential import (
@@ -32,11 +32,8 @@ FALSE_ALARMS = 0.01
 class Guarantee:
     """What a run is held to."""
 
-    limit: float | None = None
-    """Largest fraction of predictions that may differ from those at full depth; None guarantees nothing."""
-    confidence: float = CONFIDENCE
     limits: Limits = field(default_factory=Limits)
-    """All that is guaranteed, `limit` included."""
+    """What is guaranteed, if anything is."""
     labels: tuple[str, ...] = ()
     """Names of the model's classes, or labels."""
     exits: tuple[float, ...] = ()
@@ -64,9 +61,9 @@ class AuditResult:
     """Audited rows whose prediction at full depth is another one."""
     all_nights: Sequence[Night] = ()
     """The nights of these results, tonight last; shards that were made again are in one of them alone."""
-    limit: float | None
-    confidence: float
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits
+    proved: bool
+    """Whether these audited rows alone prove that all limits are kept; without limits there is nothing to prove."""
     classes: Sequence[ClassAudit] = ()
     """The classes that have limits, by all nights together, the nearest to broken first."""
     signals: list[Signal]
@@ -83,6 +80,16 @@ class AuditResult:
     full_depth_seconds: float | None
     """Time that full depth would have taken, estimated by the audited rows; None without any."""
     price_per_hour: float | None
+
+    @property
+    def limit(self) -> float | None:
+        """Largest fraction of all predictions that may differ from those at full depth; None if there is no such limit."""
+        return self.limits.max_disagreement
+
+    @property
+    def confidence(self) -> float:
+        """Probability with which the limits hold, and all bounds."""
+        return self.limits.confidence
 
     @property
     def disagreement(self) -> float:
@@ -150,9 +157,8 @@ class AuditResult:
 
     @property
     def failed(self) -> bool:
-        """Whether a limit is broken, or tonight's rows have drifted and do not prove by themselves that that of all is kept."""
-        unproved = self.limit is not None and self.at_most > self.limit
-        return self.verdict == "broken" or bool(self.broken_classes) or (bool(self.alarms) and unproved)
+        """Whether a limit is broken, or tonight's rows have drifted and do not prove by themselves that all limits are kept."""
+        return self.verdict == "broken" or bool(self.broken_classes) or (bool(self.alarms) and not self.proved)
 
     @property
     def broken_classes(self) -> list[ClassAudit]:
@@ -246,20 +252,21 @@ def judge(
     """
     seconds = totals.seconds.get("classify", 0.0)
     early, full = totals.early_seconds, totals.full_seconds
-    risks = guarantee.risks
+    limits, risks = guarantee.limits, guarantee.risks
     cells = None if risks is None else ComparedCells.of(totals.exit_uncertainty, risks)
     return AuditResult(
         rows=totals.audited,
         differing=totals.differing,
         all_nights=nights,
-        limit=guarantee.limit,
-        confidence=guarantee.confidence,
-        limits=guarantee.limits,
+        limits=limits,
+        proved=all(
+            upper_bound(count, rows, limits.confidence) <= limit for count, rows, limit in _limited(totals, guarantee)
+        ),
         classes=[] if whole is None else _classes(whole, guarantee),
         signals=drift_signals(totals, guarantee, predictions),
         expected=None
         if cells is None
-        else expected_disagreement(cells, limit=guarantee.limit, confidence=guarantee.confidence),
+        else expected_disagreement(cells, limit=limits.max_disagreement, confidence=limits.confidence),
         hard=hard_rows(guarantee.exits, totals.exits, cells),
         flops=totals.flops,
         flops_full_depth=totals.flops_full_depth,
@@ -269,6 +276,22 @@ def judge(
         full_depth_seconds=seconds * full / early if early else None,
         price_per_hour=guarantee.price_per_hour,
     )
+
+
+def _limited(totals: Totals, guarantee: Guarantee) -> Iterator[tuple[int, int, float]]:
+    """Yield what was counted for each limit: rows that count against it, rows that it is about, and the limit.
+
+    Accuracy cannot fall by more than differs, and without labels nothing finer is known of it.
+    """
+    limits = guarantee.limits
+    for limit in (limits.max_disagreement, limits.max_quality_loss):
+        if limit is not None:
+            yield totals.differing, totals.audited, limit
+    if limits.max_missed and not totals.audited_by_class:  # too many classes to be counted one by one
+        yield 0, 0, 0.0
+    for name, rows, missed in zip(guarantee.labels, totals.audited_by_class, totals.missed_by_class, strict=False):
+        if (of_class := limits.missed_of(name)) is not None:
+            yield missed, rows, of_class
 
 
 def _classes(whole: Totals, guarantee: Guarantee) -> list[ClassAudit]:

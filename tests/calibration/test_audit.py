@@ -16,6 +16,7 @@ from pipeline.calibration import verdict
 from pipeline.calibration.audit import AuditSpec, audit, draw_rows
 from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.guarantees import lower_bound, upper_bound
+from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.summary import summary
 from pipeline.calibration.verdict import AuditResult, Guarantee
 from pipeline.engine.config import EngineConfig
@@ -143,7 +144,7 @@ def totals_with(audited: int, differing: int) -> Totals:
     [(2000, 4, "kept"), (2000, 20, "open"), (100, 0, "open"), (2000, 60, "broken"), (2000, 30, "open"), (0, 0, "none")],
 )
 def test_a_limit_is_kept_or_broken_only_if_the_rows_prove_it(audited: int, differing: int, verdict: str) -> None:
-    result = judge(totals_with(audited, differing), Guarantee(limit=0.01))
+    result = judge(totals_with(audited, differing), Guarantee(limits=Limits(max_disagreement=0.01)))
     assert (result.rows, result.differing, result.verdict) == (audited, differing, verdict)
     if audited:
         assert result.at_most == upper_bound(differing, audited, 0.95)
@@ -153,7 +154,7 @@ def test_a_limit_is_kept_or_broken_only_if_the_rows_prove_it(audited: int, diffe
 
 def test_drift_alarms_and_fails_unless_the_limit_is_proved_to_be_kept() -> None:
     reference = reference_of(np.repeat([5, 300], 500), np.zeros(1000, np.bool_), np.linspace(0, 1, 1000))
-    guarantee = Guarantee(limit=0.01, reference=reference, exits=(600, 400))
+    guarantee = Guarantee(limits=Limits(max_disagreement=0.01), reference=reference, exits=(600, 400))
     few, many, worse = (judge(totals_with(*counts), guarantee) for counts in ((100, 0), (2000, 4), (2000, 60)))
     assert few.alarms == many.alarms == ["length"]
     assert [result.failed for result in (few, many, worse)] == [True, False, True]
@@ -169,8 +170,30 @@ def test_drift_alarms_and_fails_unless_the_limit_is_proved_to_be_kept() -> None:
     )  # what was good before says nothing of rows of another kind
 
 
+@pytest.mark.parametrize(
+    ("limits", "proved"),
+    [  # 4 of 2,000 audited rows differ, none of the 50 rare ones
+        (Limits(max_disagreement=0.01), True),
+        (Limits(max_quality_loss=0.01), True),
+        (Limits(max_quality_loss=0.001), False),
+        (Limits(max_missed=((None, 0.2),)), True),
+        (Limits(max_missed=(("rare", 0.02),)), False),
+        (Limits(max_disagreement=0.01, max_missed=(("rare", 0.02),)), False),
+        (Limits(), True),
+    ],
+)
+def test_whatever_is_limited_has_to_be_proved_if_rows_have_drifted(limits: Limits, proved: bool) -> None:
+    reference = reference_of(np.repeat([5, 300], 500), np.zeros(1000, np.bool_), np.linspace(0, 1, 1000))
+    guarantee = Guarantee(limits=limits, reference=reference, exits=(600, 400), labels=("often", "rare"))
+    result = judge(replace(totals_with(2000, 4), audited_by_class=[1950, 50], missed_by_class=[4, 0]), guarantee)
+    assert result.alarms == ["length"]
+    assert (result.proved, result.failed) == (proved, not proved)
+    if limits.max_missed:  # too many classes to be counted one by one
+        assert not judge(totals_with(2000, 4), guarantee).proved
+
+
 def test_all_nights_together_tell_what_one_cannot() -> None:
-    guarantee, tonight = Guarantee(limit=0.01), totals_with(100, 2)
+    guarantee, tonight = Guarantee(limits=Limits(max_disagreement=0.01)), totals_with(100, 2)
     assert judge(tonight, guarantee).verdict == "open"
     bad = [Night(published=f"2026-11-{day:02}", audited=100, differing=3) for day in range(1, 20)]
     broken = judge(tonight, guarantee, bad)
@@ -187,7 +210,7 @@ def test_all_nights_together_tell_what_one_cannot() -> None:
 
 
 def test_an_open_verdict_says_how_many_more_rows_would_tell() -> None:
-    guarantee = Guarantee(limit=0.01)
+    guarantee = Guarantee(limits=Limits(max_disagreement=0.01))
     few = judge(totals_with(100, 0), guarantee)
     assert f"about {few.rows_to_tell:,} more audited rows would tell" in summary(few)[1]
     assert few.rows_to_tell is not None
@@ -200,14 +223,14 @@ def test_an_open_verdict_says_how_many_more_rows_would_tell() -> None:
 
 
 def test_cost_is_that_of_full_depth_by_the_audited_rows() -> None:
-    result = judge(totals_with(2000, 4), Guarantee(limit=0.01, price_per_hour=36.0))
+    result = judge(totals_with(2000, 4), Guarantee(limits=Limits(max_disagreement=0.01), price_per_hour=36.0))
     assert (result.flops, result.flops_full_depth, result.audit_flops) == (200, 500, 5)
     assert (result.device_seconds, result.audit_seconds, result.full_depth_seconds) == (20, 4, 60)
     assert result.money(20) == pytest.approx(0.2)
     cost = summary(result)[-1]
     assert "20.0 device-seconds, 0.24 in money with the audit; full depth 500 FLOPs, about 60.0 device-seconds" in cost
     assert "so 0.36 saved" in cost
-    assert set(result.to_json()) == {"audit", "drift", "cost"}
+    assert set(result.to_json()) == {"audit", "drift", "cost", "guarantee"}
     plain = judge(Totals(), Guarantee())
     assert isinstance(plain, AuditResult)
     assert (plain.verdict, plain.full_depth_seconds, len(summary(plain))) == ("none", None, 1)

@@ -22,6 +22,7 @@ from pipeline.calibration.drift.hard import hard_rows
 from pipeline.calibration.drift.predictions import prediction_signals
 from pipeline.calibration.drift.signals import compare
 from pipeline.calibration.fit import fit_curve
+from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.summary import summary
 from pipeline.calibration.verdict import Guarantee, judge
 from pipeline.output.totals import Totals
@@ -135,7 +136,7 @@ def totals_of(counts: list[int]) -> Totals:
     return Totals(rows_out=sum(counts), exits=exits, exit_uncertainty=counts)
 
 
-GUARANTEE = Guarantee(limit=0.01, exits=(3500, 0, 2100, 400), risks=RISKS)
+GUARANTEE = Guarantee(limits=Limits(max_disagreement=0.01), exits=(3500, 0, 2100, 400), risks=RISKS)
 
 
 def test_what_is_expected_is_what_each_row_brings_along() -> None:

@@ -143,7 +143,10 @@ def calibrate_again(model: Path, out: Path, corpus: Path, tmp_path: Path, audit:
         ),
         (["--max-disagreement", "1%", "--dtype", "int8"], "now it is int8; run jobs/calibrate.py again"),
         (["--max-disagreement", "1%", "--tolerance", "1"], "--tolerance 1: the model was calibrated with 0.1"),
-        (["--max-disagreement", "1%", "--audit-fail"], "--audit-fail needs --audit and --max-disagreement"),
+        (
+            ["--max-disagreement", "1%", "--audit-fail"],
+            "--audit-fail needs --audit and a limit, such as --max-disagreement 1%",
+        ),
         (["--max-missed", "rude=1%"], "--max-missed 'rude' is none of the model's labels: "),
         (["--max-missed", "rude"], "argument --max-missed: rude is no limit, such as 2%, or spam=2% for a class"),
         (["--max-quality-loss", "1%"], "--max-quality-loss needs a calibration on rows with true labels"),

@@ -8,6 +8,7 @@ from pipeline.bulk.progress import Timeline
 from pipeline.calibration.drift.expected import ExpectedDisagreement
 from pipeline.calibration.drift.hard import HardRows
 from pipeline.calibration.drift.signals import Signal
+from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.verdict import AuditResult
 from pipeline.histograms import UNCERTAINTY_BINS, length_histogram, uncertainty_bins
 from pipeline.nights import Night
@@ -58,7 +59,7 @@ AUDIT = AuditResult(
         cells="rows that exit at layer 5 with uncertainty 0.2 to 0.3 went from 5.0% to 10.2%",
     ),
     hard=HardRows(rows="rows that go beyond layer 4", calibration=0.05, now=0.102, chance=0.02),
-    rows=2000, differing=12, limit=0.01, confidence=0.95,
+    rows=2000, differing=12, limits=Limits(max_disagreement=0.01), proved=True,
     signals=[Signal(name="length", psi=0.31, watch=0.1, alarm=0.25, moved="rows of 33 to 48 tokens went from 5.0% to 31.2%")],
     flops=1e12, flops_full_depth=3e12, audit_flops=4e10, device_seconds=3600.0, audit_seconds=120.0,
     full_depth_seconds=9000.0, price_per_hour=2.0,

@@ -26,6 +26,7 @@ from pipeline.calibration.curve import Choice, Curve
 from pipeline.calibration.drift.cells import BINS, cells_of
 from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.fit import fit_curve
+from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.thresholds import Sample
 from pipeline.calibration.verdict import AuditResult, Guarantee, judge
 from pipeline.histograms import LENGTH_EDGES, SCORE_BINS, bins_of
@@ -114,7 +115,12 @@ class Pool:
 
 def guarantee_of(curve: Curve, choice: Choice, sample: Sample, limit: float | None) -> Guarantee:
     reference = reference_of(sample.lengths, np.zeros(len(sample), np.bool_), np.linspace(0, 1, len(sample)))
-    return Guarantee(limit=limit, exits=tuple(choice.exits), reference=reference, risks=curve.risks_at(choice.point))
+    return Guarantee(
+        limits=Limits(max_disagreement=limit),
+        exits=tuple(choice.exits),
+        reference=reference,
+        risks=curve.risks_at(choice.point),
+    )
 
 
 DEEP, RISKY, KIND, FAST = "deepest", "riskiest", "another kind of text", "another kind of text, 10x fewer FLOPs"

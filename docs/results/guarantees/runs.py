@@ -29,6 +29,7 @@ from pipeline.benchmark.workload import Workload
 from pipeline.calibration.audit import AuditSpec, audit
 from pipeline.calibration.curve import Calibration, Curve, WallClock
 from pipeline.calibration.fit import fit_curve
+from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.thresholds import Sample
 from pipeline.calibration.timing import TIMED_ROUNDS, time_curve
 from pipeline.calibration.verdict import Guarantee, judge
@@ -140,7 +141,9 @@ def drift(args: argparse.Namespace) -> None:
     engine = TextEngine(Engine(loaded))
     full_depth = engine.with_criterion(choice.criterion.at_full_depth())
     spec = AuditSpec(fraction=0.25, uncertainty_edges=tuple(calibration.reference.uncertainty_edges))
-    guarantee = Guarantee(limit=0.02, exits=tuple(choice.exits), reference=calibration.reference)
+    guarantee = Guarantee(
+        limits=Limits(max_disagreement=0.02), exits=tuple(choice.exits), reference=calibration.reference
+    )
     head("night", "audited", "differ", "bounds", "verdict", *(f"PSI {name}" for name in SIGNALS), "alarms")
     nights = [(f"movie {night}", texts["movie"][8000 + 1500 * night :][:1500]) for night in range(10)]
     for name, night in [*nights, ("newswire", texts["news"][:1500])]:
