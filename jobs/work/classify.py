@@ -71,7 +71,7 @@ def choose(args: argparse.Namespace, calibration: Calibration | None) -> Choice 
     if calibration is None:
         return None
     target = target_of(args)
-    choice = targets.choose(target, calibration)
+    choice = targets.choose(target, calibration.curve, calibration.timing)
     if target.limits is not None:
         for line in _expected(choice, calibration, target.limits):
             print_line(line)

@@ -34,7 +34,7 @@ from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.api.results import Results
 from pipeline.bulk.codec import name_lists
 from pipeline.calibration.curve import Calibration
-from pipeline.calibration.targets import LabelThreshold, Target, choose, load_calibration, own_criterion
+from pipeline.calibration.targets import Target, by_name, choose, load_calibration, own_criterion
 from pipeline.corpus.reader import check_text
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.config import EngineConfig
@@ -135,9 +135,9 @@ class Classifier:
             speed=speed,
             target_speedup=target_speedup,
             max_disagreement=max_disagreement,
-            max_missed=_by_name(max_missed),
+            max_missed=by_name(max_missed),
             max_quality_loss=max_quality_loss,
-            label_threshold=_by_name(label_threshold),
+            label_threshold=by_name(label_threshold),
         )
         windows = long_texts_of(
             long_texts,
@@ -155,7 +155,7 @@ class Classifier:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if target.needs_calibration:
             calibration = _calibration(directory, loaded, target, self._tokenizer.spec, dtype)
-            self.criterion = choose(target, calibration).criterion
+            self.criterion = choose(target, calibration.curve, calibration.timing).criterion
             dtype = _dtype_of(calibration, dtype, device)
         else:
             self.criterion = own_criterion(target, loaded)
@@ -249,13 +249,6 @@ def _dtype_of(calibration: Calibration, dtype: str, device: str) -> str:
     if here != calibration.computed_in:
         raise InputError("dtype", f"{chosen} is {here} here, and the model was calibrated in {calibration.computed_in}")
     return chosen
-
-
-def _by_name(given: float | Mapping[str, float] | None) -> LabelThreshold | None:
-    """Return thresholds, or limits, of labels as a Target has them."""
-    if given is None:
-        return None
-    return list(given.items()) if isinstance(given, Mapping) else [(None, given)]
 
 
 def _schema(task: Task, *, probabilities: bool, windows: bool) -> pa.Schema:

@@ -8,16 +8,16 @@ Target(max_quality_loss=0.01)      likewise, with which accuracy falls by at mos
 Target()                           the criterion that is stored in the model, else normalized entropy at 0.1
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from models.exits.task import Task
-from pipeline.calibration.curve import Calibration, Choice
+from pipeline.calibration.curve import Calibration, Choice, Curve, WallClock
 from pipeline.calibration.guarantees import CONFIDENCE
 from pipeline.calibration.limits.limits import ByClass, Limits
-from pipeline.errors import InputError, UserError
+from pipeline.errors import InputError
 from pipeline.identity import ModelIdentity
 from pipeline.windows import LongTexts
 
@@ -30,6 +30,13 @@ CALIBRATED = ("criterion", "patience", "exits")
 DEFAULT_SPEED = 0.1
 LabelThreshold = Sequence[tuple[str | None, float]]
 """Probabilities above which labels are predicted, by name; that of None is for all that are not named."""
+
+
+def by_name(given: float | Mapping[str, float] | None) -> ByClass | None:
+    """Return one value for all classes or labels, or some by name, as a Target has them; 0.1 makes [(None, 0.1)]."""
+    if given is None:
+        return None
+    return list(given.items()) if isinstance(given, Mapping) else [(None, given)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +65,7 @@ class Target:
     """Probability with which all limits hold together."""
 
     def __post_init__(self) -> None:
-        groups = [[name for name in group if getattr(self, name) is not None] for group in EXCLUSIVE]
-        given = [group[0] for group in groups if group]
+        given = [group[0] for group in self._given if group]
         if len(given) > 1:
             raise InputError(given[1], f"and `{given[0]}` exclude each other")
         clash = [name for name in CALIBRATED if getattr(self, name) is not None]
@@ -69,6 +75,16 @@ class Target:
         for name, value in [*fractions, *(("max_missed", limit) for _, limit in self.max_missed or ())]:
             if value is not None and not 0 < value < 1:
                 raise InputError(name, f"must be between 0 and 1, not {value:g}")
+
+    @property
+    def _given(self) -> list[list[str]]:
+        """The fields of each of the EXCLUSIVE groups that are set."""
+        return [[name for name in group if getattr(self, name) is not None] for group in EXCLUSIVE]
+
+    @property
+    def asked(self) -> str:
+        """The first field that decides thresholds; empty if the choice is left to the model."""
+        return next((group[0] for group in self._given if group), "")
 
     @property
     def needs_calibration(self) -> bool:
@@ -115,37 +131,35 @@ def label_thresholds(given: LabelThreshold | None, model: EarlyExitModel) -> tup
     if model.task is not Task.LABELS:
         what = "one value" if model.regression else "one class"
         raise InputError("label_threshold", f"is for models of label sets, and this one predicts {what}")
-    by_name = _by_name("label_threshold", given, model)
-    thresholds = tuple(by_name.get(label, by_name.get(None, 0.5)) for label in model.labels)
+    values = _of_labels("label_threshold", given, model)
+    thresholds = tuple(values.get(label, values.get(None, 0.5)) for label in model.labels)
     return Criterion(label_thresholds=thresholds).label_thresholds
 
 
-def _by_name(field: str, given: ByClass, model: EarlyExitModel) -> dict[str | None, float]:
+def _of_labels(field: str, given: ByClass, model: EarlyExitModel) -> dict[str | None, float]:
     """Return values by label; raise InputError for a label that is given twice, or that the model does not have."""
-    by_name = dict(given)
+    values = dict(given)
     names = [name for name, _ in given]
-    if len(names) > len(by_name):
-        twice = next(name for name in by_name if names.count(name) > 1)
+    if len(names) > len(values):
+        twice = next(name for name in values if names.count(name) > 1)
         what = "one for all labels" if twice is None else f"that of '{twice}'"
         raise InputError(field, f"{what} is given twice; name each label: toxic=0.3 spam=0.4")
-    unknown = [name for name in by_name if name is not None and name not in model.labels]
+    unknown = [name for name in values if name is not None and name not in model.labels]
     if unknown:
         raise InputError(field, f"'{unknown[0]}' is none of the model's labels: {', '.join(model.labels)}")
-    return by_name
+    return values
 
 
-def _check_limits(directory: str, target: Target, model: EarlyExitModel, calibration: Calibration) -> None:
-    """Raise UserError unless the calibration has counted what is limited."""
+def check_limits(target: Target, model: EarlyExitModel, curve: Curve) -> None:
+    """Raise InputError unless the calibration has counted what is limited."""
     for name in ("max_missed", "max_quality_loss"):
         if getattr(target, name) is not None and model.task is Task.VALUE:
             raise InputError(name, "is for models of classes or label sets, and this one predicts one value")
     if target.max_missed is not None:
-        _by_name("max_missed", target.max_missed, model)
-        if calibration.curve.classes is None:
-            raise UserError(
-                f"{directory}: calibrated by a version that did not count classes; run jobs/calibrate.py again"
-            )
-    if target.max_quality_loss is not None and calibration.curve.quality is None:
+        _of_labels("max_missed", target.max_missed, model)
+        if curve.classes is None:
+            raise InputError("max_missed", "needs a calibration that counted classes; run jobs/calibrate.py again")
+    if target.max_quality_loss is not None and curve.quality is None:
         raise InputError(
             "max_quality_loss",
             "needs a calibration on rows with true labels; run jobs/calibrate.py with a label column",
@@ -174,26 +188,26 @@ def load_calibration(
         raise InputError(
             "label_threshold", f"is not what the model was calibrated with: {then}; run calibrate.py again"
         )
-    _check_limits(directory, target, model, calibration)
+    check_limits(target, model, calibration.curve)
     return calibration
 
 
-def choose(target: Target, calibration: Calibration) -> Choice:
+def choose(target: Target, curve: Curve, timing: WallClock | None = None) -> Choice:
     """Look up the thresholds for a speed-up or a limit; raise InputError if the speed-up is out of reach."""
     if target.limits is not None:
-        return calibration.curve.within_limits(target.limits)
+        return curve.within_limits(target.limits)
     assert target.target_speedup is not None
     try:
-        return calibration.curve.at_speedup(_in_flops(target, calibration))
+        return curve.at_speedup(_in_flops(target, timing))
     except ValueError as error:
         raise InputError("target_speedup", str(error)) from error
 
 
-def _in_flops(target: Target, calibration: Calibration) -> float:
+def _in_flops(target: Target, timing: WallClock | None) -> float:
     """Convert the wanted speed-up to one in FLOPs."""
     assert target.target_speedup is not None
     if target.speedup_in == "flops":
         return target.target_speedup
-    if calibration.timing is None:
+    if timing is None:
         raise ValueError("in time: calibrate.py was run without timing")
-    return calibration.timing.flops_speedup_for(target.target_speedup)
+    return timing.flops_speedup_for(target.target_speedup)

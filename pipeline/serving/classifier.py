@@ -14,8 +14,9 @@ from fastapi import HTTPException
 from models.exits.criterion import Criterion
 from models.exits.task import Task
 from pipeline.calibration.curve import Curve
-from pipeline.calibration.guarantees import CONFIDENCE
+from pipeline.calibration.targets import Target, check_limits, choose
 from pipeline.corpus.tokenize import Tokenized, Tokenizer
+from pipeline.errors import InputError
 from pipeline.rows import Predictions, Thresholds
 from pipeline.schema import (
     EXIT_LAYER,
@@ -127,29 +128,26 @@ class TextClassifier:
 
     def _criterion_of(self, request: ClassifyRequest) -> Criterion | None:
         """Return the criterion for this request's rows; None where the engine's own has no thresholds to vary."""
-        targets = request.targets()
-        if len(targets) > 1:
-            raise HTTPException(422, f"{' and '.join(targets)} exclude each other")
-        if request.target_speedup is not None:
-            return self._for_speedup(request.target_speedup)
-        if request.max_disagreement is not None:
-            return self._calibration_for("max_disagreement").within(request.max_disagreement, CONFIDENCE).criterion
+        try:
+            target = request.target()
+            if target.needs_calibration:
+                return self._calibrated(target)
+        except InputError as error:
+            raise HTTPException(422, str(error).replace("`", "")) from error
         if not self.takes_speed:
             if request.speed is not None and self.criterion.name == "patience":
                 raise HTTPException(422, f"speed: this model is served with {self.criterion.describe()}")
             return None
         return self.criterion if request.speed is None else replace(self.criterion, speed=request.speed, speeds=())
 
-    def _for_speedup(self, speedup: float) -> Criterion:
-        try:
-            return self._calibration_for("target_speedup").at_speedup(speedup).criterion
-        except ValueError as error:
-            raise HTTPException(422, f"target_speedup: {error}") from error
-
-    def _calibration_for(self, target: str) -> Curve:
+    def _calibrated(self, target: Target) -> Criterion:
+        """Return the calibrated thresholds for a speed-up or limits; raise InputError where there are none."""
         if self.curve is None:
-            raise HTTPException(422, f"{target}: this model is served without a calibration (jobs/calibrate.py)")
-        return self.curve
+            raise InputError(
+                target.asked, "needs a calibration, and this model is served without one (jobs/calibrate.py)"
+            )
+        check_limits(target, self.queue.engine.model, self.curve)
+        return choose(target, self.curve).criterion
 
     def _thresholds(self, criterion: Criterion) -> Thresholds:
         """Return the threshold of every layer, layer 1 first, as [L] float32."""

@@ -6,9 +6,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.calibration.guarantees import CONFIDENCE
+from pipeline.calibration.targets import Target, by_name
 
 NAMES_SHOWN, NAME_CHARACTERS = 3, 40
 """How many unknown fields a refusal names, and the most that it repeats of each."""
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ClassifyRequest(BaseModel):
@@ -35,12 +37,19 @@ class ClassifyRequest(BaseModel):
         ge=1,
         description="in place of speed, for a calibrated model: the factor by which to reduce FLOPs; 2 is half of full depth's",
     )
-    max_disagreement: float | None = Field(
+    max_disagreement: Fraction | None = Field(
         None,
-        gt=0,
-        lt=1,
         description="in place of speed, for a calibrated model: the fastest thresholds at which at most this fraction of "
         f"predictions differs from full depth, with confidence {CONFIDENCE:g}",
+    )
+    max_missed: Fraction | dict[str, Fraction] | None = Field(
+        None,
+        description="likewise, beside or in place of max_disagreement: of the rows that full depth gives a class, at most this "
+        'fraction gets another answer; one number for every class, or {"spam": 0.02}',
+    )
+    max_quality_loss: Fraction | None = Field(
+        None,
+        description="likewise: accuracy at most so far below that of full depth, by the labels that the calibration had",
     )
     probabilities: bool = Field(
         False, description="return the probabilities of all classes, or labels, too; of a model of values, its sigmoid"
@@ -56,10 +65,15 @@ class ClassifyRequest(BaseModel):
             raise ValueError(f"{shown}{others} are no fields of a request")
         return body
 
-    def targets(self) -> dict[str, float]:
-        """Return which of speed, target_speedup and max_disagreement the request sets; more than one is a mistake."""
-        values = {name: getattr(self, name) for name in ("speed", "target_speedup", "max_disagreement")}
-        return {name: value for name, value in values.items() if value is not None}
+    def target(self) -> Target:
+        """Return what is asked of the exits; raise InputError for fields that exclude each other."""
+        return Target(
+            speed=self.speed,
+            target_speedup=self.target_speedup,
+            max_disagreement=self.max_disagreement,
+            max_missed=by_name(self.max_missed),
+            max_quality_loss=self.max_quality_loss,
+        )
 
 
 class Result(BaseModel):

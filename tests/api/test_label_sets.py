@@ -96,5 +96,5 @@ def test_the_server_answers_with_lists_of_labels(tagger: Path, probabilities: np
     assert [answer["labels"] for answer in answers] == names(probabilities[:10] > [0.5, 0.9, 0.5, 0.5, 0.5])
     np.testing.assert_allclose([answer["probabilities"] for answer in answers], probabilities[:10], atol=1e-4)
     assert all("label" not in answer and Result.model_validate(answer) for answer in answers)
-    with pytest.raises(HTTPException, match="served without a calibration"):
+    with pytest.raises(HTTPException, match="max_disagreement needs a calibration"):
         asyncio.run(classifier.classify(ClassifyRequest.model_validate({"text": "a", "max_disagreement": 0.01})))

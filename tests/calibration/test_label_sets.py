@@ -106,7 +106,7 @@ def test_a_calibration_holds_at_its_own_thresholds_of_labels_only(tmp_path: Path
         with pytest.raises(InputError, match=r"is not what the model was calibrated with: above 0\.4"):
             load_calibration(str(tmp_path), target, model, IDENTITY, "fp32")
     target = Target(max_disagreement=0.9, label_threshold=[(None, 0.4)])
-    choice = choose(target, load_calibration(str(tmp_path), target, model, IDENTITY, "fp32"))
+    choice = choose(target, load_calibration(str(tmp_path), target, model, IDENTITY, "fp32").curve)
     assert choice.criterion.label_thresholds == (0.4,)
     model.criterion = Criterion(label_thresholds=(0.4,))  # as the stored one is
     load_calibration(str(tmp_path), Target(max_disagreement=0.2), model, IDENTITY, "fp32")

@@ -234,7 +234,7 @@ def test_a_file_keeps_counts_and_an_older_one_is_calibrated_again(tmp_path: Path
     assert target.limits is not None
     named = replace(CURVE, classes=replace(CURVE.classes, names=names) if CURVE.classes else None)
     stored(tmp_path, model, named)
-    assert choose(target, load(target)) == named.within_limits(target.limits)
+    assert choose(target, load(target).curve) == named.within_limits(target.limits)
     for wrong, problem in (
         (Target(max_missed=[("no such", 0.1)]), f"'no such' is none of the model's labels: {', '.join(names)}"),
         (Target(max_missed=[(None, 0.1), (None, 0.2)]), "one for all labels is given twice"),
@@ -246,7 +246,7 @@ def test_a_file_keeps_counts_and_an_older_one_is_calibrated_again(tmp_path: Path
         del values["curve"][key]
     file.write_text(json.dumps(values | {"version": 3}))
     load(Target(max_disagreement=0.05))
-    with pytest.raises(UserError, match=r"did not count classes; run jobs/calibrate\.py again$"):
+    with pytest.raises(UserError, match=r"needs a calibration that counted classes; run jobs/calibrate\.py again$"):
         load(Target(max_missed=[(None, 0.1)]))
     with pytest.raises(InputError, match=r"needs a calibration on rows with true labels; run jobs/calibrate\.py"):
         load(Target(max_quality_loss=0.1))
@@ -273,7 +273,7 @@ def test_labels_of_label_sets_have_limits_too(tmp_path: Path) -> None:
     target = Target(max_missed=[("staff", 0.1)])
     counts = ClassCounts.of(list(model.labels), np.array([900] * 5), np.zeros((len(CURVE.differing), 5), np.int64))
     stored(tmp_path, model, replace(CURVE, classes=counts))
-    choice = choose(target, load_calibration(str(tmp_path), target, model, IDENTITY, "fp32"))
+    choice = choose(target, load_calibration(str(tmp_path), target, model, IDENTITY, "fp32").curve)
     assert choice.flops_speedup > 1.5  # nothing was counted against it, and no other limit was asked for
 
 

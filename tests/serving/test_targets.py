@@ -35,7 +35,7 @@ def curve(model_directory: Path, tokenizer: Tokenizer) -> Curve:
     model = EarlyExitModel.from_pretrained(model_directory)
     rows = tokenizer([review.text for review in reviews(2000, seed=8)], None).rows
     recorded = record_as_run(model, Chunk(rows=rows, labels=np.zeros(len(rows), np.float32)), "fp32", "cpu")
-    return fit_curve(Sample.of(recorded, CRITERION, rows.lengths, model.flops), CRITERION)
+    return fit_curve(Sample.of(recorded, CRITERION, rows.lengths, model.flops), CRITERION, names=model.labels)
 
 
 def client_of(directory: Path, tokenizer: Tokenizer, curve: Curve | None) -> TestClient:
@@ -51,7 +51,7 @@ def test_a_request_asks_for_a_speedup_or_a_limit(model_directory: Path, tokenize
     assert client.get("/model").json()["calibrated"] is True
     texts = [review.text for review in reviews(400, seed=9)]
 
-    def answers(**asked: float) -> tuple[list[int], list[int]]:
+    def answers(**asked: object) -> tuple[list[int], list[int]]:
         found = []
         for start in range(0, len(texts), 50):
             answer = client.post("/classify", json={"text": texts[start : start + 50], **asked})
@@ -68,28 +68,36 @@ def test_a_request_asks_for_a_speedup_or_a_limit(model_directory: Path, tokenize
     assert min(exits) < 4
     assert np.mean(np.array(labels) != full) < 0.3
     assert answers(max_disagreement=1e-6)[1] == depths  # nothing but full depth can be guaranteed
+    names = client.get("/model").json()["labels"]
+    assert answers(max_disagreement=0.2, max_missed={names[0]: 0.9, names[1]: 0.9})[1] == exits
+    assert answers(max_disagreement=0.2, max_missed={names[0]: 1e-6})[1] == depths
+    assert min(answers(max_missed=0.9)[1]) < 4
 
 
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
-        ({"target_speedup": 50}, "target_speedup: 50 cannot be reached"),
+        ({"target_speedup": 50}, "target_speedup 50 cannot be reached"),
         ({"target_speedup": 0.5}, "greater than or equal to 1"),
         ({"max_disagreement": 1}, "less than 1"),
-        ({"max_disagreement": 0.1, "speed": 0.3}, "speed and max_disagreement exclude each other"),
+        ({"max_missed": {"good": 1.5}}, "less than 1"),
+        ({"max_missed": {"rude": 0.1}}, "max_missed 'rude' is none of the model's labels: "),
+        ({"max_missed": 0.1, "target_speedup": 2}, "max_missed and target_speedup exclude each other"),
+        ({"max_quality_loss": 0.1}, "max_quality_loss needs a calibration on rows with true labels"),
+        ({"max_disagreement": 0.1, "speed": 0.3}, "max_disagreement and speed exclude each other"),
     ],
 )
 def test_what_cannot_be_asked_is_told(
-    model_directory: Path, tokenizer: Tokenizer, curve: Curve, asked: dict[str, float], problem: str
+    model_directory: Path, tokenizer: Tokenizer, curve: Curve, asked: dict[str, object], problem: str
 ) -> None:
     answer = client_of(model_directory, tokenizer, curve).post("/classify", json={"text": "a", **asked})
     assert answer.status_code == 422
     assert problem in answer.json()["detail"]
 
 
-@pytest.mark.parametrize("asked", ["target_speedup", "max_disagreement"])
+@pytest.mark.parametrize("asked", ["target_speedup", "max_disagreement", "max_missed", "max_quality_loss"])
 def test_without_a_calibration_there_is_nothing_to_ask(model_directory: Path, tokenizer: Tokenizer, asked: str) -> None:
     client = client_of(model_directory, tokenizer, None)
     answer = client.post("/classify", json={"text": "a", asked: 1 if asked == "target_speedup" else 0.1})
     assert answer.status_code == 422
-    assert f"{asked}: this model is served without a calibration" in answer.json()["detail"]
+    assert f"{asked} needs a calibration, and this model is served without one" in answer.json()["detail"]
