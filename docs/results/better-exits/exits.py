@@ -16,7 +16,8 @@ import pandas as pd
 from docs.results.papers.run import NAMES as CLASSES
 from docs.results.papers.tables import Work, mean_quality, table, training_options
 from models.exits.criterion import Criterion
-from pipeline.evaluation.evaluation import Evaluation
+from pipeline.calibration.guarantees import loss_bound
+from pipeline.evaluation.evaluation import Evaluation, OperatingPoint
 from pipeline.rows import FloatArray
 
 SETS = {"trec": "questions", "subj": "movie", "sst2": "movie", "ag_news": "news", "qnli": "pairs"}
@@ -24,6 +25,7 @@ SETS = {"trec": "questions", "subj": "movie", "sst2": "movie", "ag_news": "news"
 TRAIN_ROWS = 6_000
 TEXT_ROWS = 6_000
 DEV_ROWS = {"trec": 500, "subj": 1_000, "sst2": 2_000, "ag_news": 2_000, "qnli": 463}
+CALIBRATION_ROWS = 6_000
 TEST = {"trec": "test", "subj": "dev", "sst2": "dev", "ag_news": "test", "qnli": "dev"}
 TEST_ROWS = 3_000
 TEACHER_EPOCHS = {"trec": 3}
@@ -45,13 +47,19 @@ SEEDS = (0, 1, 2)
 STUDENTS = (3, 2, 1)
 DROPS = (0.005, 0.01)
 DIFFERING = 0.02
+KEPT = 0.005
+CONFIDENCES = (0.5, 0.8, 0.95)
 
 
 def prepare(data: Path, work: Path) -> None:
-    """Cut the sets into train, dev (thresholds and epochs are chosen on it) and test, and lay unlabelled text beside train."""
-    if (work / "data").exists():
+    """Cut the sets into train, dev (thresholds and epochs are chosen on it) and test, and lay unlabelled text beside train.
+
+    Where rows are left, thresholds are chosen on some of them too (`kept`): of sst2, whose training rows are phrases and whose
+    test rows are sentences, on rows that end as sentences do.
+    """
+    if (work / "data" / f"{[*SETS][-1]}-calibration.parquet").exists():
         return
-    (work / "data").mkdir(parents=True)
+    (work / "data").mkdir(parents=True, exist_ok=True)
 
     def folder(name: str, split: str) -> pd.DataFrame:
         return pd.concat(pd.read_parquet(file) for file in sorted((data / name).glob(f"{split}*.parquet")))
@@ -67,10 +75,14 @@ def prepare(data: Path, work: Path) -> None:
         rows = pd.read_parquet(data / name / "train.parquet").sample(frac=1, random_state=0)
         dev, train = rows[: DEV_ROWS[name]], rows[DEV_ROWS[name] :][:TRAIN_ROWS]
         test = pd.read_parquet(data / name / f"{TEST[name]}.parquet").sample(frac=1, random_state=0)[:TEST_ROWS]
-        for part, cut in {"dev": dev, "train": train, "test": test}.items():
+        rest = rows[DEV_ROWS[name] + len(train) :]
+        if name == "sst2":
+            rest = rest[rest["text"].str.strip().str.endswith((".", "!", "?"))]
+        calibration = rest[:CALIBRATION_ROWS] if len(rest) else dev
+        for part, cut in {"dev": dev, "train": train, "calibration": calibration, "test": test}.items():
             cut.to_parquet(work / "data" / f"{name}-{part}.parquet", index=False)
         beside = work / "data" / f"{name}-text"
-        beside.mkdir()
+        beside.mkdir(exist_ok=True)
         columns = [column for column in train if column != "id"]
         train[columns].to_parquet(beside / "a.parquet", index=False)
         unlabelled = texts[more].sample(min(TEXT_ROWS, len(texts[more])), random_state=0)
@@ -131,8 +143,11 @@ def print_tables(work: Work) -> None:
         if not models:
             continue
         tests = [work.evaluation(name, model, "test") for model in models]
-        qualities = [mean_quality(test.curve("entropy")) for test in tests]
-        equal.append([name, variant, str(len(models)), f"{np.mean(qualities):.4f}", f"{np.std(qualities):.4f}"])
+        cells = [name, variant, str(len(models))]
+        for measure in ("quality", "agreement"):
+            means = [mean_quality(test.curve("entropy"), measure) for test in tests]
+            cells += [f"{np.mean(means):.4f}", f"{np.std(means):.4f}"]
+        equal.append(cells)
         cells = [name, variant, f"{np.mean([test.full_depth().quality for test in tests]):.4f}"]
         for drop in DROPS:
             chosen = [work.chosen(name, model, "entropy", drop) for model in models]
@@ -142,14 +157,50 @@ def print_tables(work: Work) -> None:
         saved.append(cells)
         by_layer = np.mean([list(test.by_layer().values()) for test in tests], axis=0)
         layers.append([name, variant, *(f"{quality:.3f}" for quality in by_layer)])
-    print("## Quality at equal FLOPs, mean over 30 to 90 % of full depth's\n")
-    table(["set", "exits", "seeds", "quality", "deviation of seeds"], equal)
+    print(
+        "## Quality, and agreement with full depth, at equal FLOPs, mean over 30 to 90 % of full depth's, on test rows\n"
+    )
+    table(["set", "exits", "seeds", "quality", "deviation of seeds", "agreement", "deviation of seeds"], equal)
     print("## Saved at a loss chosen on dev, on test rows\n")
     table(["set", "exits", "full depth", *(f"-{drop:.1%} on dev" for drop in DROPS)], saved)
     print("## Every exit, on test rows\n")
     table(["set", "exits", *map(str, range(1, 7))], layers)
+    print(
+        f"## Saved where rows show with a confidence that at most {KEPT:.1%} is lost, and what is lost on test rows\n"
+    )
+    table(["set", "exits", "rows", *(f"{confidence:.0%}" for confidence in CONFIDENCES)], kept(work))
     print(f"## Fewer FLOPs where {DIFFERING:.0%} of answers may differ on dev, on test rows\n")
     table(["set", "exits", "from own full depth", "from the teacher"], disagreements(work))
+
+
+def kept(work: Work) -> list[list[str]]:
+    """Return what is saved at a loss that `loss_bound` shows on calibration rows, threshold by threshold from the safe end."""
+    rows = []
+    for name, variant in product(work.sets, VARIANTS):
+        models = [f"{variant}-{seed}" for seed in SEEDS if work.there(name, f"{variant}-{seed}")]
+        if not models:
+            continue
+        cells = [name, variant, f"{len(work.evaluation(name, models[0], 'calibration').targets):,}"]
+        for confidence in CONFIDENCES:
+            points = [shown(work, name, model, confidence) for model in models]
+            speedup = 1 / np.mean([1 / point.flops_speedup for point, _ in points])
+            losses = [point.quality - full for point, full in points]
+            cells.append(f"{speedup:.2f}x ({', '.join(f'{loss:+.4f}' for loss in losses)})")
+        rows.append(cells)
+    return rows
+
+
+def shown(work: Work, name: str, model: str, confidence: float) -> tuple[OperatingPoint, float]:
+    """Return the fastest point that is shown to lose at most KEPT, on test rows, and the quality of full depth there."""
+    rows, test = (work.evaluation(name, model, split) for split in ("calibration", "test"))
+    right, found = rows.correct(-1), Criterion()
+    for point in sorted(rows.curve("entropy"), key=lambda each: each.flops_speedup):
+        first_B = rows.recorded.exits_at(point.criterion).argmax(0)
+        now = rows.recorded.answers[first_B, np.arange(len(first_B))] == rows.targets
+        if loss_bound(int((right & ~now).sum()), int((now & ~right).sum()), len(right), confidence) > KEPT:
+            break
+        found = point.criterion
+    return test.at(found), test.full_depth().quality
 
 
 def disagreements(work: Work) -> list[list[str]]:

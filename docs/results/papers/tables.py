@@ -6,6 +6,7 @@ python docs/results/papers/tables.py --work papers > tables.md
 
 import argparse
 import json
+import pickle
 import shlex
 import subprocess
 import sys
@@ -53,7 +54,7 @@ SHARES = np.linspace(0.3, 0.9, 13)
 
 
 class Work:
-    """Models and data under one folder; every evaluation is made once."""
+    """Models and data under one folder; every evaluation is made once, and kept with its model."""
 
     def __init__(self, folder: Path, sets: tuple[str, ...]) -> None:
         self.folder, self.sets = folder, sets
@@ -72,10 +73,16 @@ class Work:
 
     @cache  # noqa: B019 - one object for the whole program
     def evaluation(self, name: str, model: str, split: str) -> Evaluation:
+        kept = self.folder / name / model / f"evaluation-{split}.pickle"
+        if kept.exists():
+            found: Evaluation = pickle.loads(kept.read_bytes())
+            return found
         exits_model = self.model(name, model)
         examples = self.examples(name, model, split)
         with LoadedModel(exits_model, EngineConfig()) as loaded:
-            return Evaluation(loaded.model, examples)
+            made = Evaluation(loaded.model, examples)
+        kept.write_bytes(pickle.dumps(made))
+        return made
 
     def model(self, name: str, model: str) -> EarlyExitModel:
         return EarlyExitModel.from_pretrained(str(self.folder / name / model))
@@ -171,10 +178,15 @@ def self_distillation(work: Work) -> None:
     table(["set", "seeds", "from soft labels", "from labels", "gain", "deviation of seeds"], rows)
 
 
-def mean_quality(points: list[OperatingPoint]) -> float:
-    """Mean quality over SHARES of FLOPs: the best point that costs at most so much."""
-    best = [max(p.quality for p in points if 1 / p.flops_speedup <= share) for share in SHARES if any(
-        1 / p.flops_speedup <= share for p in points)]  # fmt: skip
+def mean_quality(points: list[OperatingPoint], measure: str = "quality") -> float:
+    """Mean quality, or agreement, over SHARES of FLOPs: the best point that costs at most so much."""
+    costs = [1 / point.flops_speedup for point in points]
+    measured = [getattr(point, measure) for point in points]
+    best = [
+        max(m for m, cost in zip(measured, costs, strict=True) if cost <= share)
+        for share in SHARES
+        if share >= min(costs)
+    ]
     return float(np.mean(best))
 
 
