@@ -60,6 +60,13 @@ def calibration_for(args: argparse.Namespace, model: BulkModel) -> Calibration |
     target = target_of(args)
     if args.audit_fail and (not args.audit or target.limits is None):
         raise InputError("audit_fail", "needs --audit and a limit, such as --max-disagreement 1%")
+    classes = len(model.meta.labels)
+    if args.audit_fail and args.max_missed is not None and classes > MAX_CLASS_BINS:
+        raise InputError(
+            "audit_fail",
+            f"cannot judge `max_missed` of {classes:,} classes, since up to {MAX_CLASS_BINS} are audited one by one; "
+            "limit `max_disagreement` in its place",
+        )
     if not target.needs_calibration:
         return None
     long_texts = model.tokenizer.long_texts
@@ -113,7 +120,7 @@ def audit_spec(args: argparse.Namespace, calibration: Calibration | None, classe
         what = f"at most {rarest.limit:.3%} of '{rarest.name}' are missed"
         _say_audited_rows(args, rarest.limit, what, rarest.rows / max(rarest.tested, 1))
     elif args.max_missed is not None:
-        print_line(f"the audit judges all rows together: classes are audited one by one up to {MAX_CLASS_BINS} of them")
+        print_line(f"the audit says nothing of single classes: up to {MAX_CLASS_BINS} are counted one by one")
     edges = () if calibration is None else tuple(calibration.reference.uncertainty_edges)
     return AuditSpec(fraction=args.audit, uncertainty_edges=edges, by_class=by_class)
 

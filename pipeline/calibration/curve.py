@@ -158,7 +158,7 @@ class Curve:
 
     def within_limits(self, limits: Limits) -> Choice:
         """Return the fastest thresholds that are guaranteed to keep all of these limits together; see `within`."""
-        passed = passing(self.conditions(limits), len(self.differing), limits.confidence)
+        passed = passing(self.conditions(limits), limits.confidence)
         best = min(range(passed + 1), key=lambda point: self.flops_fractions[point])
         return self._choice(best, best, 0.0, self.differing[best])
 

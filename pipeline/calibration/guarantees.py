@@ -72,7 +72,7 @@ def rows_needed(limit: float, confidence: float, fraction: float = 0.0) -> int |
     """
     if fraction >= limit:
         return None
-    low, high = 0, max(1, math.ceil(math.log(1 - confidence) / math.log(1 - limit)))
+    low, high = 0, max(1, math.ceil(math.log(1 - confidence) / math.log1p(-limit)))
     while most_allowed(high, limit, confidence) < fraction * high:
         low, high = high, 2 * high
         if high > MAX_ROWS:

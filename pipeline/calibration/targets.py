@@ -65,6 +65,9 @@ class Target:
     """Probability with which all limits hold together."""
 
     def __post_init__(self) -> None:
+        for name in ("max_missed", "label_threshold"):
+            if (by_class := getattr(self, name)) is not None and not by_class:
+                raise InputError(name, "names no class; give one number for all, or one for each of some")
         given = [group[0] for group in self._given if group]
         if len(given) > 1:
             raise InputError(given[1], f"and `{given[0]}` exclude each other")

@@ -63,7 +63,10 @@ class AuditResult:
     """The nights of these results, tonight last; shards that were made again are in one of them alone."""
     limits: Limits
     proved: bool
-    """Whether these audited rows alone prove that all limits are kept; without limits there is nothing to prove."""
+    """Whether these audited rows alone prove that all limits are kept; without limits there is nothing to prove.
+
+    While nights are withheld these rows only grow in number, so it is a bound that may be looked at again and again.
+    """
     classes: Sequence[ClassAudit] = ()
     """The classes that have limits, by all nights together, the nearest to broken first."""
     signals: list[Signal]
@@ -260,7 +263,8 @@ def judge(
         all_nights=nights,
         limits=limits,
         proved=all(
-            upper_bound(count, rows, limits.confidence) <= limit for count, rows, limit in _limited(totals, guarantee)
+            float(upper_bound_ever(count, rows, limits.confidence)) <= limit
+            for count, rows, limit in _limited(totals, guarantee)
         ),
         classes=[] if whole is None else _classes(whole, guarantee),
         signals=drift_signals(totals, guarantee, predictions),

@@ -193,8 +193,13 @@ def label_numbers(labels: Sequence[str | None], classes: Sequence[str]) -> Float
 
 
 def _indices(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Return the class index of each label: all are names of classes, or all are indices."""
+    """Return the class index of each label: all are names of classes, or all are indices.
+
+    Whole numbers may be written as 1.0: pandas makes floats of a column of integers in which one is missing.
+    """
     numbers = {name: index for index, name in enumerate(classes)}
+    if not set(labels) <= set(numbers):
+        labels = [label.removesuffix(".0") for label in labels]
     if not set(labels) <= set(numbers):
         numbers = {str(index): index for index in range(len(classes))}
     unknown = sorted(set(labels) - set(numbers))

@@ -170,6 +170,13 @@ def test_drift_alarms_and_fails_unless_the_limit_is_proved_to_be_kept() -> None:
     )  # what was good before says nothing of rows of another kind
 
 
+def test_uncertainty_in_the_bins_of_another_calibration_is_not_compared() -> None:
+    """A run that was withheld goes on after its model was calibrated again, with thresholds that came out the same."""
+    reference = reference_of(np.repeat([5, 300], 500), np.zeros(1000, np.bool_), np.linspace(0, 1, 1000))
+    counts = {"uncertainty": [10.0] * (len(reference.uncertainty) + 1), "truncation": [100.0, 0.0]}
+    assert [signal.name for signal in reference.signals((), counts)] == ["truncation"]
+
+
 @pytest.mark.parametrize(
     ("limits", "proved"),
     [  # 4 of 2,000 audited rows differ, none of the 50 rare ones

@@ -20,10 +20,11 @@ from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.fit import count_along, fit_curve
 from pipeline.calibration.guarantees import loss_bound, rows_for_loss, upper_bound
 from pipeline.calibration.limits.audited import audit_classes, over_classes
+from pipeline.calibration.limits.conditions import passing
 from pipeline.calibration.limits.counts import ClassCounts, QualityCounts, count
 from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.summary import summary
-from pipeline.calibration.targets import Target, choose, load_calibration
+from pipeline.calibration.targets import Target, by_name, choose, load_calibration
 from pipeline.calibration.thresholds import single_path
 from pipeline.calibration.verdict import Guarantee, judge
 from pipeline.errors import InputError, UserError
@@ -308,3 +309,11 @@ def test_audited_classes_are_judged_by_all_nights_and_one_that_is_broken_fails_t
     alone = audit_classes(NAMES[3:], [400], [38], every, 0.01)
     assert (alone[0].verdict, many[0].verdict) == ("broken", "open")  # of several, one is more often so by chance
     assert over_classes(many).startswith("4 open: 'rare' open (38 of 400 missed")
+
+
+def test_limits_that_name_nothing_are_refused_and_without_a_condition_nothing_passes() -> None:
+    with pytest.raises(InputError, match="max_missed names no class"):
+        Target(max_missed=by_name({}))
+    with pytest.raises(InputError, match="label_threshold names no class"):
+        Target(label_threshold=by_name({}))
+    assert passing([], 0.95) == 0

@@ -104,6 +104,14 @@ def test_bytes_that_are_no_text_are_no_label() -> None:
         label_text(b"\xff")
 
 
+def test_integers_that_pandas_made_floats_are_the_same_labels() -> None:
+    assert label_numbers(["0.0", "1.0"], ["neg", "pos"]).tolist() == [0.0, 1.0]
+    assert label_numbers(["1.0", "5.0", "5"], ["1", "3", "5"]).tolist() == [0.0, 2.0, 2.0]  # names come before indices
+    assert label_numbers(["1.0"], ["0", "1.0"]).tolist() == [1.0]
+    with pytest.raises(UserError, match=r"label '1\.5' is none of"):
+        label_numbers(["0.0", "1.5"], ["neg", "pos"])
+
+
 def test_a_model_of_one_class_takes_values_whatever_the_class_is_called() -> None:
     """Transformers calls it LABEL_0."""
     assert label_numbers(["2.5", "-1", None], ["LABEL_0"]).tolist()[:2] == [2.5, -1.0]

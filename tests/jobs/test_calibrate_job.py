@@ -130,6 +130,18 @@ def calibrate_again(model: Path, out: Path, corpus: Path, tmp_path: Path, audit:
         refused = run_job_here("calibrate.py", *options, *more)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
         assert culprit in refused.stderr
+    file = copy / "calibration.json"
+    values = json.loads(before)
+    points = len(values["curve"]["differing"])
+    values["curve"]["quality"] = {"labelled": 9, "right": 8, "lost": [0] * points, "gained": [0] * points}
+    file.write_text(json.dumps(values))
+    labelled = run_job_here("calibrate.py", *options, "--max-disagreement", "0.2", "--plan")
+    assert labelled.returncode == 2
+    assert "was calibrated with labels, for --max-quality-loss, and audits have none" in labelled.stderr
+    file.write_text("{")
+    damaged = run_job_here("calibrate.py", *options, "--max-disagreement", "0.2", "--plan")
+    assert damaged.returncode == 0, damaged.stderr
+    assert "the calibration so far is left out of account" in damaged.stdout
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,7 @@ def run(args: argparse.Namespace) -> None:
             raise InputError(name, why)
     loading.writable_model(args.model)
     model, weights = EarlyExitModel.from_pretrained(args.model), weights_digest(args.model)
-    before = Calibration.load(args.model) if (Path(args.model) / FILE).exists() else None
-    before = before if before is not None and before.model["weights"] == weights else None
+    before = calibration_so_far(args.model, weights)
     criterion = criterion_of(args, model, before)
     spec = tokenizer_spec(args, model, criterion)
     identity = ModelIdentity.of(model, weights, spec).parts()
@@ -58,26 +57,49 @@ def run(args: argparse.Namespace) -> None:
     check_enough(args, history)
     sample, uncertainty = seen_by(criterion, history, model, spec.long_texts)
     curve = fit.fit_curve(sample, criterion, args.seed, names=model.labels)
+    old = criterion if before is None else earlier_criterion(before)
+    made_of = identity | ({} if spec.long_texts is None else windows)
+    as_before = before is not None and (old, made_of, history.precision) == (criterion, before.model, before.precision)
     limits = sorted({*LIMITS, args.max_disagreement})
     rows, data = history.texts.windows, fit.describe_data(history.texts.windows, 0, args.seed)
     digest = hashlib.blake2b(history.recorded.logits.tobytes() + rows.offsets.tobytes(), digest_size=8).hexdigest()
     calibration = Calibration(
-        model=identity | ({} if spec.long_texts is None else windows),
+        model=made_of,
         precision=history.precision,
         data=data | {"rows": len(sample), "digest": digest, "nights": history.nights},
         curve=curve,
         reference=reference_of(history.texts.lengths, history.truncated.to_numpy(), uncertainty),
-        timing=None if before is None else before.timing,
+        timing=before.timing if before is not None and as_before else None,
         scalings=[] if before is None else before.scalings,
         choices=choices(curve, args.confidence, limits),
     )
-    old = criterion if before is None else earlier_criterion(before)
     seen = sample if old == criterion else seen_by(old, history, model, spec.long_texts)[0]
     table = changes_table(
         changes(before, seen, curve, limits=limits, confidence=args.confidence), curve.tested, args.confidence
     )
     print(f"\n{table.markdown()}\n")
     save(args, model, calibration, f"{len(sample):,} audited rows of {nights(history.nights)}")
+
+
+def calibration_so_far(directory: str, weights: str) -> Calibration | None:
+    """Return the calibration that is to be replaced; None if there is none that is of these weights and can be read.
+
+    Raises UserError if it counted right answers: audits have no labels, so a run held to `--max-quality-loss` would have no
+    calibration any more.
+    """
+    if not (Path(directory) / FILE).exists():
+        return None
+    try:
+        before = Calibration.load(directory)
+    except UserError as error:
+        print_line(f"{error}: the calibration so far is left out of account")
+        return None
+    if before.curve.quality is not None:
+        raise UserError(
+            f"{directory}: was calibrated with labels, for --max-quality-loss, and audits have none; calibrate on --data with "
+            f"--label-column, or remove {FILE} to calibrate without"
+        )
+    return before if before.model["weights"] == weights else None
 
 
 def criterion_of(args: argparse.Namespace, model: EarlyExitModel, before: Calibration | None) -> Criterion:

@@ -73,7 +73,7 @@ class Reference:
         """Compare with the counts of a run by name; `exits` are the rows by exit layer to expect at its thresholds.
 
         Example: `reference.signals((600, 400), {"exits": [300, 200], "length": [...]})`. A property that has no rows on
-        either side is left out.
+        either side is left out, and so is uncertainty that was counted in the bins of another calibration.
         """
         expected = {"exits": exits, "length": self.lengths, "truncation": self.truncation}
         expected["uncertainty"] = self.uncertainty
@@ -85,7 +85,9 @@ class Reference:
             "uncertainty": [f"rows of uncertainty {low} to {high} at full depth" for low, high in pairwise(edges)],
         }
         pairs = {name: (expected[name], actual) for name, actual in counts.items()}
-        return [compare(name, p, q, names[name]) for name, (p, q) in pairs.items() if sum(p) and sum(q)]
+        return [
+            compare(name, p, q, names[name]) for name, (p, q) in pairs.items() if sum(p) and sum(q) and len(p) == len(q)
+        ]
 
 
 def reference_of(lengths: npt.ArrayLike, truncated: npt.ArrayLike, uncertainty: npt.ArrayLike) -> Reference:

@@ -108,12 +108,12 @@ def conditions(
     return found
 
 
-def passing(conditions: Sequence[Condition], points: int, confidence: float) -> int:
+def passing(conditions: Sequence[Condition], confidence: float) -> int:
     """Return the last of the points before the first that does not pass every condition; 0 is full depth, which needs no test.
 
     Testing the largest p-value of every point by `guarantees.fixed_sequence` is to take the shortest of their sequences.
     """
-    return min((condition.passed(confidence) for condition in conditions), default=points - 1)
+    return min((condition.passed(confidence) for condition in conditions), default=0)
 
 
 def shortage(unmet: Sequence[Condition], confidence: float, sample_of: SampleOf) -> str:
