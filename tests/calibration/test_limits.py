@@ -130,7 +130,10 @@ def test_a_point_passes_only_if_every_limit_does(
     assert curve.classes is not None
     assert curve.quality is not None
     for point in range(1, len(curve.differing)):
-        good = all_rows is None or within_binomial(curve.differing[point], curve.tested, all_rows, confidence)
+        good = limits.to_json() != {}  # without a limit nothing is shown to be kept
+        good = good and (
+            all_rows is None or within_binomial(curve.differing[point], curve.tested, all_rows, confidence)
+        )
         for index, name in enumerate(NAMES):
             limit = rare if name == "rare" and rare is not None else every
             lost, of = curve.classes.missed(index, len(curve.differing))[point], curve.classes.rows[index]

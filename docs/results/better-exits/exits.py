@@ -45,7 +45,7 @@ which reads the training text alone, and twice as often, so that it sees as many
 THREE_SEEDS = ("labels", "soft", "both")
 SEEDS = (0, 1, 2)
 STUDENTS = (3, 2, 1)
-DROPS = (0.005, 0.01)
+DROPS = (0.0025, 0.005, 0.01)
 DIFFERING = 0.02
 KEPT = 0.005
 CONFIDENCES = (0.5, 0.8, 0.95)
@@ -162,7 +162,7 @@ def print_tables(work: Work) -> None:
     )
     table(["set", "exits", "seeds", "quality", "deviation of seeds", "agreement", "deviation of seeds"], equal)
     print("## Saved at a loss chosen on dev, on test rows\n")
-    table(["set", "exits", "full depth", *(f"-{drop:.1%} on dev" for drop in DROPS)], saved)
+    table(["set", "exits", "full depth", *(f"-{drop:.2%} on dev" for drop in DROPS)], saved)
     print("## Every exit, on test rows\n")
     table(["set", "exits", *map(str, range(1, 7))], layers)
     print(
