@@ -49,10 +49,9 @@ class Night:
     """What had drifted so far that it was an alarm: "length: rows of 33 to 48 tokens went from 5.0% to 31.2%"."""
 
     @classmethod
-    def between(
+    def of(
         cls,
         totals: Mapping[str, Any],
-        earlier: Mapping[str, Any],
         *,
         published: str,
         drift: Mapping[str, float],
@@ -60,10 +59,8 @@ class Night:
         expected: Mapping[str, Any] = MappingProxyType({}),
         alarms: Sequence[str] = (),
     ) -> Self:
-        """Take what totals, as a manifest has them, count more than earlier ones; nothing is below 0."""
+        """Make a night of the totals of its shards, as a manifest has them."""
         names = {"rows": "rows_out"} | {n: n for n in ("audited", "differing", "flops", "flops_full_depth")}
-        more = {name: max(totals.get(key, 0) - earlier.get(key, 0), 0) for name, key in names.items()}
-        more["differing"] = min(more["differing"], more["audited"])  # shards that were made again drew other rows
         often = sorted(classes.items(), key=lambda item: -item[1])[:MOST_CLASSES]
         return cls(
             published=published,
@@ -71,7 +68,7 @@ class Night:
             classes={name: rows for name, rows in often if rows},
             alarms=[printable(alarm, ALARM_CHARACTERS) for alarm in alarms[:MOST_ALARMS]],
             expected={name: expected[name] for name in EXPECTED if name in expected},
-            **more,
+            **{name: totals.get(key, 0) for name, key in names.items()},
         )
 
     def plus(self, later: "Night") -> Self:

@@ -185,7 +185,7 @@ class Ledger:
 
     def nights(self) -> list[Night]:
         """Return what each publishing of these results added, the oldest first, and what the next one would add, as of now."""
-        return nights_of(self.totals(), self._own_manifest)
+        return nights_of(self._new, self._own_manifest)
 
     def compare(self, bins: PredictionBins) -> Comparison:
         """Compare what is predicted with what the manifest says that is to be replaced."""
@@ -246,7 +246,7 @@ class Ledger:
         for line in found.remarks:
             self._remark(line)
         inventory = take_inventory(published, found.data, self._stored_parts() if published or found.data else None)
-        self._published, self._unpublished = inventory.published, inventory.unpublished
+        self._published, self._unpublished, self._new = inventory.published, inventory.unpublished, inventory.new
         self._index, self._lost = inventory.index, inventory.lost
         if not len(self._lost):
             return
@@ -289,6 +289,8 @@ class Ledger:
     def _on_stored(self, receipt: Receipt) -> None:
         """Count a receipt that is stored; called by the log's thread."""
         self._unpublished = self._unpublished.plus(receipt)
+        if not (self._lost == int(receipt.shard, 16)).any():
+            self._new = self._new.plus(receipt)
         self._index.add(receipt)
 
     def _try_to_publish(self, seconds: float, checked: Mapping[str, object], bins: PredictionBins) -> bool:
@@ -297,14 +299,14 @@ class Ledger:
         try:
             # What is published stays: its parts are safe, while another driver may remove unused ones of ours.
             found = read_found_receipts(before, self.output).data
-            sources = [*self._published_receipts(), *found, *self._own_receipts()]
+            published, others = self._published_receipts(), [*found, *self._own_receipts()]
             stored = self._stored_parts()
-            shards = list_shards(sources, stored.hold if stored else None, self.output)
-            check_accounted_for(sources, shards, self.folder)
+            shards = list_shards(published, others, stored.hold if stored else None, self.output)
+            check_accounted_for([*published, *others], shards, self.folder)
             generation = self.output.generation
             checked = {**checked, **predicted_facts(shards.totals, bins, self._own_manifest)}
-            published = time.strftime(TIME_FORMAT, time.gmtime())
-            nights = nights_of(shards.totals, self._own_manifest, published, checked)
+            at = time.strftime(TIME_FORMAT, time.gmtime())
+            nights = nights_of(shards.new, self._own_manifest, at, checked)
             checked[NIGHTS] = [asdict(night) for night in nights]
             facts = manifest_facts(
                 shards,
@@ -312,11 +314,11 @@ class Ledger:
                 self.schema,
                 generation=generation,
                 seconds=seconds,
-                published=published,
+                published=at,
                 checked=checked,
             )
             if done := write_manifest(before, facts, shards):
-                self._published, self._unpublished = shards.totals, Totals()
+                self._published, self._unpublished, self._new = shards.totals, Totals(), Totals()
             return done
         except StorageError:
             # A concurrent publisher may have deleted what we were reading.

@@ -92,7 +92,7 @@ class Manifest:
         if NIGHTS in self.facts:
             return [Night.from_json(night) for night in self.facts[NIGHTS]]
         totals, published = self.facts["totals"], str(self.facts.get("published", ""))
-        return [Night.between(totals, {}, published=published, drift={}, classes={})]
+        return [Night.of(totals, published=published, drift={}, classes={})]
 
     @property
     def shards_path(self) -> str:
@@ -177,7 +177,7 @@ def _check(facts: dict[str, Any]) -> None:
         if key in facts:
             Predicted.from_json(facts[key])
     totals = facts["totals"]
-    Night.between(totals, {}, published="", drift={}, classes={}).check()
+    Night.of(totals, published="", drift={}, classes={}).check()
     for night in facts.get(NIGHTS, []):
         Night.from_json(night)
     for counts in (totals.get("label_counts", []), totals.get("score_histogram", []), [totals.get("rows_out", 0)]):

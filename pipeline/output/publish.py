@@ -39,6 +39,7 @@ from pipeline.output.parts import AUDITS_FOLDER, MANIFEST, PREVIOUS_MANIFEST, RE
 from pipeline.output.receipt_log import (
     NO_SHARDS,
     Hold,
+    ShardIds,
     are_among,
     batches,
     distinct,
@@ -68,27 +69,36 @@ class ShardList:
     shards: int
     files: int
     totals: Totals
+    new: Totals
+    """The sum of the shards that were never published: not of parts that were lost and made again."""
 
 
-def list_shards(sources: list[bytes], hold: Hold | None, output: Output) -> ShardList:
+def list_shards(published: list[bytes], others: list[bytes], hold: Hold | None, output: Output) -> ShardList:
     """Put receipts together, each shard once, from the first source that has it and whose part is there.
 
-    Parts that share shards with others are written anew without them.
+    `published` is the list that is replaced. Parts that share shards with others are written anew without them.
     """
-    moves = separate(sources, hold, output)
-    totals, index, sink = Totals(), ShardIndex(), pa.BufferOutputStream()
+    sources = [*published, *others]
+    moves, known = separate(sources, hold, output), _ids(published)
+    totals, new, index, sink = Totals(), Totals(), ShardIndex(), pa.BufferOutputStream()
     with pq.ParquetWriter(sink, RECEIPTS, compression="zstd") as writer:
         for table in distinct(sources, hold):
             totals = totals.plus_table(table)
+            new = new.plus_table(table.filter(pa.array(~are_among(shard_ids(table), known))))
             index.add_table(table)
             writer.write_table(moves.apply(table))
     data = sink.getvalue().to_pybytes()
-    return ShardList(data=data, shards=len(index), files=len(index.files), totals=totals)
+    return ShardList(data=data, shards=len(index), files=len(index.files), totals=totals, new=new)
+
+
+def _ids(sources: list[bytes]) -> ShardIds:
+    """Return the ids of the shards of receipts, ascending."""
+    return np.sort(np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches(sources, ["shard"]))]))
 
 
 def check_accounted_for(sources: list[bytes], shards: ShardList, folder: str) -> None:
     """Raise InputError, naming a file, unless a list has every shard of some receipts: nothing vanishes without a word."""
-    listed = np.sort(np.concatenate([NO_SHARDS, *(shard_ids(table) for table in batches([shards.data], ["shard"]))]))
+    listed = _ids([shards.data])
     for table in batches(sources, ["shard", "file", "start"]):
         for missing in table.filter(pa.array(~are_among(shard_ids(table), listed))).slice(0, 1).to_pylist():
             what = f"the part with rows of {missing['file']} from row {missing['start']} on is gone"
@@ -123,12 +133,15 @@ def predicted_facts(totals: Totals, bins: PredictionBins, replaced: Manifest | N
 
 
 def nights_of(
-    totals: Totals, replaced: Manifest | None, published: str = "", checked: Mapping[str, Any] = MappingProxyType({})
+    new: Totals, replaced: Manifest | None, published: str = "", checked: Mapping[str, Any] = MappingProxyType({})
 ) -> list[Night]:
-    """Return the nights of the manifest of this generation that is replaced, and tonight, of which `checked` may tell more."""
-    tonight = Night.between(
-        asdict(totals),
-        replaced.facts["totals"] if replaced else {},
+    """Return the nights of the manifest of this generation that is replaced, and tonight, of which `checked` may tell more.
+
+    Tonight is what was `new`. Parts that are made again draw other rows for their audit, and a difference of two draws is of no
+    rows at all: it would break limits that are kept, and hide those that are broken.
+    """
+    tonight = Night.of(
+        asdict(new),
         published=published,
         drift={name: signal["psi"] for name, signal in checked.get("drift", {}).items()},
         classes=checked.get(NEW_PREDICTIONS, {}).get("classes", {}),

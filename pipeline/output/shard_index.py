@@ -185,6 +185,8 @@ class Inventory:
     """The sum of the published shards whose parts are there."""
     unpublished: Totals = field(default_factory=Totals)
     """The sum of all other shards that are done."""
+    new: Totals = field(default_factory=Totals)
+    """The sum of those of the others that were never published: not of parts that were lost and are made again."""
     index: ShardIndex = field(default_factory=ShardIndex)
     lost: ShardIds = field(default_factory=lambda: NO_SHARDS)
     """Shards that were done, and of which no part is there any more."""
@@ -198,7 +200,7 @@ def take_inventory(published: list[bytes], found: list[bytes], stored: StoredPar
     ids, there = ids_of([*published, *found], stored.hold if stored else None)
     wanted = first_ones(ids, there)
     gone = ~are_among(ids, np.sort(ids[wanted]))
-    inventory, row = Inventory(lost=np.unique(ids[gone])), 0
+    inventory, row, known = Inventory(lost=np.unique(ids[gone])), 0, NO_SHARDS
 
     def count(sources: list[bytes]) -> Totals:
         nonlocal row
@@ -208,8 +210,12 @@ def take_inventory(published: list[bytes], found: list[bytes], stored: StoredPar
             done = table.filter(pa.array(wanted[rows]))
             inventory.index.add_lost(table.filter(pa.array(gone[rows])))
             inventory.index.add_table(done)
+            inventory.new = inventory.new.plus_table(
+                table.filter(pa.array(wanted[rows] & ~are_among(ids[rows], known)))
+            )
             totals, row = totals.plus_table(done), rows.stop
         return totals
 
-    inventory.published, inventory.unpublished = count(published), count(found)
+    inventory.published, inventory.new, known = count(published), Totals(), np.sort(ids[:row])
+    inventory.unpublished = count(found)
     return inventory

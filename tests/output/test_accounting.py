@@ -176,7 +176,7 @@ def test_a_list_that_lacks_a_published_shard_is_not_published(tmp_path: Path) ->
     part = "part-0123456789abcdef.parquet"
     receipts = [replace(receipt(corpus, 0, start, 20, last=False), part=part) for start in (0, 20)]
     before, after = (parquet_bytes(receipts_table(some)) for some in (receipts, receipts[:1]))
-    whole = ShardList(data=before, shards=2, files=1, totals=Totals())
+    whole = ShardList(data=before, shards=2, files=1, totals=Totals(), new=Totals())
     check_accounted_for([after], whole, "/out")
     with pytest.raises(
         InputError, match=r"/out: the part with rows of .*/a\.txt from row 20 on is gone; .*`overwrite`"
@@ -186,6 +186,6 @@ def test_a_list_that_lacks_a_published_shard_is_not_published(tmp_path: Path) ->
 
 def test_counts_below_zero_are_never_published() -> None:
     totals = replace(Totals(), rejected={"null_text": -1})
-    shards_of = ShardList(data=b"", shards=0, files=0, totals=totals)
+    shards_of = ShardList(data=b"", shards=0, files=0, totals=totals, new=Totals())
     with pytest.raises(AssertionError, match="counts below zero"):
         manifest_facts(shards_of, FINGERPRINT, pa.schema([]), generation=1, seconds=0.0, published="", checked={})

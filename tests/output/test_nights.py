@@ -71,6 +71,41 @@ def test_a_part_that_is_lost_and_made_again_is_no_night_of_its_own(tmp_path: Pat
     assert [(night.audited, night.differing) for night in manifest.nights] == [(20, 1), (0, 0)]
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("again", [(0, 0), (29, 29)])
+def test_what_is_new_beside_a_part_that_is_made_again_is_the_night(
+    tmp_path: Path, again: tuple[int, int], stopped: bool
+) -> None:
+    """Whether fewer or more of its rows are audited and differ the second time, also if the run was stopped between the two."""
+    corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
+    publish(folder, corpus, 0, 20)
+    for part in Path(folder).glob("part-*"):
+        part.unlink()
+    audited, differing = again
+    lost = replace(receipt(corpus, 0, 0, 30, last=True), audited=audited, differing=differing)
+    new = replace(receipt(corpus, 1, 0, 30, last=True), audited=9, differing=8)
+    with Ledger(folder, FINGERPRINT) as ledger:
+        ledger.begin(SCHEMA)
+        finish(ledger, lost)
+        if not stopped:
+            finish(ledger, new)
+            ledger.flush()
+            nights = ledger.nights()
+            ledger.publish(1.0, {})
+    if stopped:
+        with Ledger(folder, FINGERPRINT) as ledger:
+            assert [(night.audited, night.differing) for night in ledger.nights()] == [(20, 1), (0, 0)]
+            ledger.begin(SCHEMA)
+            finish(ledger, new)
+            ledger.flush()
+            nights = ledger.nights()
+            ledger.publish(1.0, {})
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    for found in (nights, manifest.nights):
+        assert [(night.audited, night.differing) for night in found] == [(20, 1), (9, 8)]
+
+
 def test_a_manifest_of_before_is_one_night_and_what_is_no_night_is_damage(tmp_path: Path) -> None:
     corpus, folder = make_corpus(str(tmp_path)), make_folder(str(tmp_path))
     publish(folder, corpus, 0, 10)
