@@ -80,6 +80,8 @@ class Folder:
     nights: list[Night]
     limit: float | None
     """The limit that its newest published night was held to; None if it was held to none."""
+    judged: bool
+    """Whether it has a published night, of whatever generation."""
 
     @classmethod
     def read(cls, folder: str) -> Self:
@@ -94,14 +96,18 @@ class Folder:
             output = Output(generations.folder, generations.newest())
             manifest = manifest if generations.published == output.generation else None
             found, now = finished_shards(output), time.strftime(TIME_FORMAT, time.gmtime())
-            nights = nights_of(Totals().plus_table(found), manifest, now)
-        limit = manifest and manifest.facts.get("audit", {}).get("limit")
+            known = shards(manifest, ["shard"])["shard"] if manifest else pa.array([], found["shard"].type)
+            new = found.filter(pc.invert(pc.is_in(found["shard"], value_set=known)))
+            nights = nights_of(Totals().plus_table(new), manifest, now)
+        latest = manifest or generations.manifest
+        limit = (latest.facts.get("audit") or {}).get("limit") if latest else None
         return cls(
             path=generations.folder,
             fingerprint=manifest.fingerprint if manifest else begun.fingerprint if begun else {},
             shards=found,
             nights=nights,
             limit=limit if isinstance(limit, float) and 0 < limit < 1 else None,
+            judged=latest is not None,
         )
 
 
@@ -127,8 +133,10 @@ def read_history(
             f"{found_in[other].path} was computed in {precisions[other]}, and {found_in[0].path} in {precisions[0]}; "
             "calibrate on one of them"
         )
-    newest = max(found_in, key=lambda folder: folder.nights[-1].published)
-    change = change_of([folder.nights for folder in found_in], newest.limit)
+    # A first night that was withheld has no manifest to say what it was held to: as the nights before it, it is taken.
+    judged = [folder for folder in found_in if folder.judged]
+    limit = max(judged, key=lambda folder: folder.nights[-1].published).limit if judged else None
+    change = change_of([folder.nights for folder in found_in], limit)
     pooled, found, damaged = POOLED.empty_table(), 0, 0
     for table in _tables(found_in, model, "" if change is None else change.since):
         damaged += table is None

@@ -282,3 +282,35 @@ def test_nights_before_a_change_are_left_out(tmp_path: Path, monkeypatch: pytest
     assert history.change == Change(since="2026-11-22T00:00:00Z", nights_before=2)
     assert history.nights == 2
     assert {draw for _, draw in rows_in(history)} == {2.0, 3.0}
+
+
+@pytest.mark.parametrize("ends", ["published", "withheld"])
+def test_a_night_that_breaks_a_limit_is_seen_in_a_folder_of_its_own_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """One that was withheld has no manifest to say which limit it broke."""
+    corpus, folders = make_corpus(str(tmp_path), FILES), []
+    for number, end in enumerate(("published", ends)):
+        now = f"2026-11-2{number}T00:00:00Z"
+        monkeypatch.setattr("time.strftime", lambda *_, now=now: now)
+        (tmp_path / str(number)).mkdir()
+        folders.append(make_folder(str(tmp_path / str(number))))
+        with Ledger(folders[-1], MADE) as ledger:
+            ledger.begin(SCHEMA)
+            receipts = shards_of(corpus, number)
+            audits = audits_of(receipts, number)
+            counts = [len(rows_of(audits, done)) for done in receipts]
+            finish(
+                ledger,
+                *(
+                    replace(one, audited=count, differing=number * count)
+                    for one, count in zip(receipts, counts, strict=True)
+                ),
+                audits=audits,
+            )
+            ledger.flush()
+            if end == "published":
+                ledger.publish(1.0, {"audit": {"limit": 0.01}})
+    history = read(*folders)
+    assert history.change == Change(since="2026-11-21T00:00:00Z", nights_before=1)
+    assert {draw for _, draw in rows_in(history)} == {1.0}
