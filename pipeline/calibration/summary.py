@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.calibration.drift.expected import ExpectedDisagreement
 from pipeline.calibration.drift.signals import Signal
 from pipeline.calibration.limits.audited import over_classes
+from pipeline.calibration.limits.limits import percent
 from pipeline.calibration.verdict import AuditResult
 
 
@@ -21,7 +22,7 @@ def summary(result: AuditResult) -> list[str]:
 def _guarantee_lines(result: AuditResult) -> list[str]:
     """Return what is guaranteed, where it is more than the disagreement of all rows."""
     clauses, confidence = "; ".join(result.limits.describe()), result.limits.confidence
-    return [f"guarantee    {clauses}: together, with {confidence:.0%} confidence"] if result.limits.finer else []
+    return [f"guarantee    {clauses}: together, with {percent(confidence)} confidence"] if result.limits.finer else []
 
 
 def _audit_lines(result: AuditResult) -> list[str]:
@@ -29,7 +30,7 @@ def _audit_lines(result: AuditResult) -> list[str]:
     extra = result.audit_flops / result.flops if result.flops else 0.0
     return [
         f"audit        {result.differing:,} of {result.rows:,} rows differ from full depth ({result.disagreement:.3%}), "
-        f"at most {result.at_most:.3%} with {result.confidence:.0%} confidence",
+        f"at most {result.at_most:.3%} with {percent(result.confidence)} confidence",
         *_night_lines(result),
         f"audit cost   {result.audit_seconds:,.1f} device-seconds, {extra:.1%} of the FLOPs on top",
     ]
@@ -63,8 +64,8 @@ def _drift_line(signals: Sequence[Signal]) -> str:
 def _expected_line(expected: ExpectedDisagreement) -> str:
     return (
         f"expected     {expected.expected:.3%} of these rows differ from full depth, {expected.at_least:.3%} to "
-        f"{expected.at_most:.3%} ({expected.confidence:.0%} each), if rows are as risky as they look; of the calibration's "
-        f"{expected.calibration:.3%} did"
+        f"{expected.at_most:.3%} ({percent(expected.confidence)} each), if rows are as risky as they look; of the "
+        f"calibration's {expected.calibration:.3%} did"
     )
 
 

@@ -6,7 +6,7 @@ from pipeline.calibration.curve import Calibration, Curve, Scaling
 from pipeline.calibration.guarantees import loss_bound, upper_bound
 from pipeline.calibration.history.changes import Change
 from pipeline.calibration.limits.conditions import Condition
-from pipeline.calibration.limits.limits import Limits
+from pipeline.calibration.limits.limits import Limits, percent
 from pipeline.reports.page import Table
 
 USUAL_LIMITS = (0.01, 0.02, 0.05)
@@ -34,7 +34,7 @@ def calibration_table(calibration: Calibration, confidence: float) -> Table:
         thresholds = "full depth" if choice.criterion.full_depth else choice.criterion.describe()
         differing = "" if choice.differing is None else f"{choice.differing:,}"
         rows.append([target, thresholds, f"{choice.flops_speedup:.2f}x", time, differing, bound])
-    head = ["target", "thresholds", "fewer FLOPs", "faster", "differing", f"bound ({confidence:.0%})"]
+    head = ["target", "thresholds", "fewer FLOPs", "faster", "differing", f"bound ({percent(confidence)})"]
     note = (
         f"Differing: of the {curve.tested:,} test rows, those whose prediction is not that of full depth; "
         "bound: Clopper-Pearson, on the fraction of all rows."
@@ -52,7 +52,7 @@ def sizes_table(curve: Curve, confidence: float) -> Table:
     head = ["of", "tested rows", "least limit", *(f"rows for {limit:.0%}" for limit in USUAL_LIMITS)]
     more = len(of_class) - CLASSES_SHOWN
     note = (
-        f"Rows to calibrate on for a limit ({confidence:.0%}), if rows are like these and nothing changes at the safest "
+        f"Rows to calibrate on for a limit ({percent(confidence)}), if rows are like these and nothing changes at the safest "
         "thresholds: about four times as many where half of the limit is used up. Least limit: the lowest that the tested rows "
         "can show."
     )
@@ -88,7 +88,14 @@ def changes_table(changes: Sequence[Change], tested: int, confidence: float) -> 
         bound = upper_bound(new.differing or 0, tested, confidence)
         after = [f"{new.flops_speedup:.2f}x", f"{(new.differing or 0) / max(tested, 1):.3%}", f"{bound:.3%}"]
         rows.append([f"{change.limit:g}", *before, *after])
-    head = ["at most", "fewer FLOPs so far", "differ", "fewer FLOPs from now on", "differ", f"bound ({confidence:.0%})"]
+    head = [
+        "at most",
+        "fewer FLOPs so far",
+        "differ",
+        "fewer FLOPs from now on",
+        "differ",
+        f"bound ({percent(confidence)})",
+    ]
     note = (
         "So far: the thresholds that the calibration in the model has, on the audited rows. "
         f"From now on: those that these rows give, and the {tested:,} of them that test what differs."

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pipeline.calibration.limits.limits import percent
 from pipeline.calibration.sequential import lower_bound_ever, upper_bound_ever
 from pipeline.calibration.verdict import AuditResult
 from pipeline.nights import EXPECTED, Night
@@ -68,7 +69,7 @@ def _disagreement(nights: Sequence[Night], audit: AuditResult) -> list[Lines]:
     values = {name: (100 * line).tolist() for name, line in lines.items()}
     note = (
         f"Percent of the audited rows of all nights so far, {counts[1, -1]:,} in the end. Each bound holds on every night, "
-        f"with {audit.confidence:.0%} confidence, if the true rate is the same on all of them."
+        f"with {percent(audit.confidence)} confidence, if the true rate is the same on all of them."
     )
     return [_chart("Disagreement with full depth, over the nights", audited, values, "percent", note)]
 

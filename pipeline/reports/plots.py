@@ -16,6 +16,7 @@ import numpy as np
 from models.exits.criterion import Criterion
 from pipeline.calibration.curve import Curve
 from pipeline.calibration.guarantees import upper_bound
+from pipeline.calibration.limits.limits import percent
 from pipeline.errors import printable, require
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, accuracy_by_uncertainty
 from pipeline.reports.palette import CYCLE
@@ -237,7 +238,9 @@ def disagreement_curve(curve: Curve, confidence: float) -> "Figure":
     observed = 100 * np.array(curve.differing) / max(curve.tested, 1)
     bounds = [100 * upper_bound(count, curve.tested, confidence) for count in curve.differing]
     axes.plot(curve.flops_fractions, observed, color=CYCLE[0], label=f"observed on {curve.tested:,} rows")
-    axes.plot(curve.flops_fractions[1:], bounds[1:], color=CYCLE[1], label=f"upper bound, {confidence:.0%} confidence")
+    axes.plot(
+        curve.flops_fractions[1:], bounds[1:], color=CYCLE[1], label=f"upper bound, {percent(confidence)} confidence"
+    )
     axes.set_xlim(0, 1.02)
     axes.set_ylim(0, 5 if max(bounds[1:], default=0) > 5 else None)
     axes.legend(frameon=False, loc="upper right")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from pipeline.bulk.progress import ROWS, Timeline, duration
 from pipeline.calibration.limits.audited import over_classes
+from pipeline.calibration.limits.limits import percent
 from pipeline.calibration.summary import over_all_nights
 from pipeline.calibration.verdict import AuditResult
 from pipeline.histograms import length_bounds
@@ -174,7 +175,7 @@ def guarantee(result: AuditResult) -> Section | None:
     if not clauses:
         return None
     note = (
-        f"All of it together, with {result.confidence:.0%} confidence, by the calibration, for rows drawn like its own. "
+        f"All of it together, with {percent(result.confidence)} confidence, by the calibration, for rows drawn like its own. "
         "An audit judges all rows and single classes; quality takes labels, which it does not have."
     )
     return Facts("What is guaranteed", [(f"{number}", clause) for number, clause in enumerate(clauses, 1)], note)
@@ -187,7 +188,7 @@ def audit(result: AuditResult) -> Section | None:
     pairs = [
         ("audited", f"{result.rows:,} rows went to full depth as well"),
         ("differ", f"{result.differing:,} ({result.disagreement:.3%})"),
-        ("true fraction", f"at most {result.at_most:.3%}, with {result.confidence:.0%} confidence"),
+        ("true fraction", f"at most {result.at_most:.3%}, with {percent(result.confidence)} confidence"),
     ]
     if result.verdict != "none":
         pairs.append(("all nights", over_all_nights(result)))
@@ -213,7 +214,7 @@ def expected(result: AuditResult) -> Section | None:
         return None
     pairs = [
         ("expected", f"{found.expected:.3%} of {found.rows:,} rows, by exit and uncertainty"),
-        ("bounds", f"{found.at_least:.3%} to {found.at_most:.3%}, with {found.confidence:.0%} confidence each"),
+        ("bounds", f"{found.at_least:.3%} to {found.at_most:.3%}, with {percent(found.confidence)} confidence each"),
         ("calibration", f"{found.calibration:.3%} of its rows; {found.chance:.3%} more may be chance"),
     ]
     pairs += [] if found.limit is None else [("limit", f"{found.limit:.3%}")]

@@ -20,9 +20,9 @@ from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.fit import count_along, fit_curve
 from pipeline.calibration.guarantees import loss_bound, rows_for_loss, upper_bound
 from pipeline.calibration.limits.audited import audit_classes, over_classes
-from pipeline.calibration.limits.conditions import passing
+from pipeline.calibration.limits.conditions import Condition, passing
 from pipeline.calibration.limits.counts import ClassCounts, QualityCounts, count
-from pipeline.calibration.limits.limits import Limits
+from pipeline.calibration.limits.limits import Limits, percent
 from pipeline.calibration.summary import summary
 from pipeline.calibration.targets import Target, by_name, choose, load_calibration
 from pipeline.calibration.thresholds import single_path
@@ -320,3 +320,9 @@ def test_limits_that_name_nothing_are_refused_and_without_a_condition_nothing_pa
     with pytest.raises(InputError, match="label_threshold names no class"):
         Target(label_threshold=by_name({}))
     assert passing([], 0.95) == 0
+
+
+def test_confidences_are_written_as_they_were_given() -> None:
+    assert [percent(confidence) for confidence in (0.95, 0.995, 0.9999)] == ["95%", "99.5%", "99.99%"]
+    counted = Condition(limit=0.01, rows=1000, tested=1000, worse=[0, 1])
+    assert counted.shown(1, 0.995).endswith("(99.5%)")

@@ -17,6 +17,7 @@ from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.guarantees import rows_needed
 from pipeline.calibration.history.changes import changes
 from pipeline.calibration.history.pool import History, read_history
+from pipeline.calibration.limits.limits import percent
 from pipeline.calibration.targets import label_thresholds
 from pipeline.calibration.texts import TextSample
 from pipeline.calibration.thresholds import Sample
@@ -139,9 +140,7 @@ def check_enough(args: argparse.Namespace, history: History) -> None:
     if history.damaged:
         print_line(f"{history.damaged:,} files of audits are gone, damaged or of another model, and are left out")
     needed = rows_needed(args.max_disagreement, args.confidence) or 0
-    limit = (
-        f"a limit of {args.max_disagreement:.3%} with {args.confidence:.0%} confidence takes {needed:,} rows or more"
-    )
+    limit = f"a limit of {args.max_disagreement:.3%} with {percent(args.confidence)} confidence takes {needed:,} rows or more"
     if args.rows < needed:
         raise InputError("rows", f"{args.rows:,} are too few: {limit}")
     if rows < needed:

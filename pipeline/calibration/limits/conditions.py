@@ -19,7 +19,7 @@ from pipeline.calibration.guarantees import (
     upper_bound,
 )
 from pipeline.calibration.limits.counts import ClassCounts, QualityCounts
-from pipeline.calibration.limits.limits import Limits
+from pipeline.calibration.limits.limits import Limits, percent
 
 NAMED = 3
 """A line names at most this many conditions."""
@@ -81,11 +81,9 @@ class Condition:
         """Return what was counted at a point that passes, and what follows from it."""
         if self.better is not None:
             fall = loss_bound(self.worse[point], self.better[point], self.rows, confidence)
-            return f"{self.counted(point)}, so accuracy falls by at most {fall:.3%} ({confidence:.0%})"
+            return f"{self.counted(point)}, so accuracy falls by at most {fall:.3%} ({percent(confidence)})"
         bound = upper_bound(self.worse[point], self.rows, confidence)
-        return (
-            f"{self.counted(point).replace(' rows', ' calibration rows', 1)}, so at most {bound:.3%} ({confidence:.0%})"
-        )
+        return f"{self.counted(point).replace(' rows', ' calibration rows', 1)}, so at most {bound:.3%} ({percent(confidence)})"
 
 
 def conditions(

@@ -49,12 +49,12 @@ class Limits:
         """
         clauses = []
         if self.max_disagreement is not None:
-            clauses.append(f"at most {_percent(self.max_disagreement)} of all rows differ from full depth")
+            clauses.append(f"at most {percent(self.max_disagreement)} of all rows differ from full depth")
         for name, limit in self.max_missed:
             of = "every class" + " not named" * (len(self.max_missed) > 1) if name is None else f"'{name}'"
-            clauses.append(f"at most {_percent(limit)} of the rows that full depth gives {of} get another answer")
+            clauses.append(f"at most {percent(limit)} of the rows that full depth gives {of} get another answer")
         if self.max_quality_loss is not None:
-            clauses.append(f"accuracy is at most {_percent(self.max_quality_loss)} below that of full depth")
+            clauses.append(f"accuracy is at most {percent(self.max_quality_loss)} below that of full depth")
         return clauses
 
     @property
@@ -63,5 +63,6 @@ class Limits:
         return bool(self.max_missed) or self.max_quality_loss is not None
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """Write a fraction in percent, with as many digits as it was given: 0.995 is "99.5%"."""
     return f"{100 * fraction:.6g}%"
