@@ -36,6 +36,7 @@ from pipeline.rows import Predictions, TokenRows
 from pipeline.training.frozen import FrozenBackbone
 from tests.models.test_families import our_last_logits, reference_logits
 from tests.support.engines import EngineOfGpuRunners
+from tests.support.gpu import unfused
 from tests.support.models import BERT_SIZES, SPECIAL_IDS, TOLERANCE, random_exits, random_rows, spread_weights
 
 LONGEST = 150
@@ -257,8 +258,12 @@ def test_fused_layers_give_nearly_the_same(name: str) -> None:
 @pytest.mark.parametrize("on_gpu", [False, True], ids=["cpu", "gpu's operators"])
 @pytest.mark.parametrize("kind", ["pooled", "attention"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_heads_read_of_a_frozen_backbone_what_they_read_of_the_model(name: str, kind: str, on_gpu: bool) -> None:
+def test_heads_read_of_a_frozen_backbone_what_they_read_of_the_model(
+    name: str, kind: str, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
+    if on_gpu:
+        unfused(monkeypatch)
     model = EarlyExitModel(copy.deepcopy(VARIANTS[name]))
     model.add_exits(kind)
     frozen = FrozenBackbone(model.eval(), with_last=True)

@@ -3,8 +3,17 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import pytest
 import torch
+
+from pipeline.engine.config import EngineConfig
+
+
+def unfused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load frozen backbones in fp32, with the weights that the operators for GPUs read: in bf16 CPUs fuse them into others."""
+    monkeypatch.setattr("pipeline.training.frozen.EngineConfig", partial(EngineConfig, dtype="fp32"))
 
 
 @contextmanager

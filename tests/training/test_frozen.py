@@ -14,6 +14,7 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.engine.packing import sort_by_length, training_batches
 from pipeline.rows import TokenRows
 from pipeline.training.frozen import CALLS_AHEAD, STATE_BYTES, FrozenBackbone, States
+from tests.support.gpu import unfused
 from tests.support.models import random_rows
 
 
@@ -84,7 +85,10 @@ def test_calls_are_under_way_before_their_batches_are_asked_for(
 
 @pytest.mark.parametrize("kind", ["pooled", "attention"])
 @pytest.mark.parametrize("last", ["classifier", "attention"])
-def test_the_operators_for_gpus_give_the_same_states(kind: str, last: str, exit_model: EarlyExitModel) -> None:
+def test_the_operators_for_gpus_give_the_same_states(
+    kind: str, last: str, exit_model: EarlyExitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfused(monkeypatch)
     model = EarlyExitModel(exit_model.config, last_head=last)
     model.add_exits(kind)
     found = FrozenBackbone(model.eval(), with_last=True)
@@ -102,6 +106,7 @@ def test_the_operators_for_gpus_give_the_same_states(kind: str, last: str, exit_
 def test_rows_that_do_not_fit_together_are_encoded_in_smaller_parts(
     kind: str, exit_model: EarlyExitModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    unfused(monkeypatch)
     model = EarlyExitModel(exit_model.config)
     model.add_exits(kind)
     found = FrozenBackbone(model.eval(), with_last=True)
