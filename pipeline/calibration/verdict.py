@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain, repeat
 
 from pipeline.calibration.drift.expected import ComparedCells, ExpectedDisagreement, Risks, expected_disagreement
 from pipeline.calibration.drift.hard import HardRows, hard_rows
@@ -291,9 +292,9 @@ def _limited(totals: Totals, guarantee: Guarantee) -> Iterator[tuple[int, int, f
     for limit in (limits.max_disagreement, limits.max_quality_loss):
         if limit is not None:
             yield totals.differing, totals.audited, limit
-    if limits.max_missed and not totals.audited_by_class:  # too many classes to be counted one by one
-        yield 0, 0, 0.0
-    for name, rows, missed in zip(guarantee.labels, totals.audited_by_class, totals.missed_by_class, strict=False):
+    counted = zip(totals.audited_by_class, totals.missed_by_class, strict=True)
+    uncounted = repeat((0, 0))  # without an audited row, or of too many classes to count them one by one
+    for name, (rows, missed) in zip(guarantee.labels, chain(counted, uncounted), strict=False):
         if (of_class := limits.missed_of(name)) is not None:
             yield missed, rows, of_class
 

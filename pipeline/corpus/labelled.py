@@ -198,8 +198,7 @@ def _indices(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
     Whole numbers may be written as 1.0: pandas makes floats of a column of integers in which one is missing.
     """
     numbers = {name: index for index, name in enumerate(classes)}
-    if not set(labels) <= set(numbers):
-        labels = [label.removesuffix(".0") for label in labels]
+    labels = [label if label in numbers else label.removesuffix(".0") for label in labels]
     if not set(labels) <= set(numbers):
         numbers = {str(index): index for index in range(len(classes))}
     unknown = sorted(set(labels) - set(numbers))

@@ -43,6 +43,7 @@ from pipeline.output.receipt_log import (
     are_among,
     batches,
     distinct,
+    not_among,
     read_segments,
     shard_ids,
 )
@@ -84,7 +85,7 @@ def list_shards(published: list[bytes], others: list[bytes], hold: Hold | None, 
     with pq.ParquetWriter(sink, RECEIPTS, compression="zstd") as writer:
         for table in distinct(sources, hold):
             totals = totals.plus_table(table)
-            new = new.plus_table(table.filter(pa.array(~are_among(shard_ids(table), known))))
+            new = new.plus_table(not_among(table, known))
             index.add_table(table)
             writer.write_table(moves.apply(table))
     data = sink.getvalue().to_pybytes()

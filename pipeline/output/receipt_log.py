@@ -216,6 +216,11 @@ def shard_ids(receipts: pa.Table) -> ShardIds:
     return parse_ids(receipts["shard"])
 
 
+def not_among(receipts: pa.Table, known: ShardIds) -> pa.Table:
+    """Return the receipts of other shards than these, whose ids ascend."""
+    return receipts.filter(pa.array(~are_among(shard_ids(receipts), known)))
+
+
 def part_ids(receipts: pa.Table) -> ShardIds:
     """Return the ids of the parts in a table of receipts, the digests in their names: [N]."""
     return _digests(receipts["part"], len("part-"))

@@ -5,7 +5,7 @@
 
 import itertools
 from array import array
-from collections.abc import Iterable, KeysView
+from collections.abc import Iterable, Iterator, KeysView
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -25,6 +25,7 @@ from pipeline.output.receipt_log import (
     batches,
     first_ones,
     ids_of,
+    not_among,
     parse_ids,
     part_ids,
     rejects_ids,
@@ -200,22 +201,21 @@ def take_inventory(published: list[bytes], found: list[bytes], stored: StoredPar
     ids, there = ids_of([*published, *found], stored.hold if stored else None)
     wanted = first_ones(ids, there)
     gone = ~are_among(ids, np.sort(ids[wanted]))
-    inventory, row, known = Inventory(lost=np.unique(ids[gone])), 0, NO_SHARDS
+    inventory, row = Inventory(lost=np.unique(ids[gone])), 0
 
-    def count(sources: list[bytes]) -> Totals:
+    def done_of(sources: list[bytes]) -> Iterator[pa.Table]:
         nonlocal row
-        totals = Totals()
         for table in batches(sources, RECEIPTS.names):
             rows = slice(row, row + len(table))
-            done = table.filter(pa.array(wanted[rows]))
+            row, done = rows.stop, table.filter(pa.array(wanted[rows]))
             inventory.index.add_lost(table.filter(pa.array(gone[rows])))
             inventory.index.add_table(done)
-            inventory.new = inventory.new.plus_table(
-                table.filter(pa.array(wanted[rows] & ~are_among(ids[rows], known)))
-            )
-            totals, row = totals.plus_table(done), rows.stop
-        return totals
+            yield done
 
-    inventory.published, inventory.new, known = count(published), Totals(), np.sort(ids[:row])
-    inventory.unpublished = count(found)
+    for done in done_of(published):
+        inventory.published = inventory.published.plus_table(done)
+    known = np.sort(ids[:row])
+    for done in done_of(found):
+        inventory.unpublished = inventory.unpublished.plus_table(done)
+        inventory.new = inventory.new.plus_table(not_among(done, known))
     return inventory

@@ -108,6 +108,8 @@ def test_integers_that_pandas_made_floats_are_the_same_labels() -> None:
     assert label_numbers(["0.0", "1.0"], ["neg", "pos"]).tolist() == [0.0, 1.0]
     assert label_numbers(["1.0", "5.0", "5"], ["1", "3", "5"]).tolist() == [0.0, 2.0, 2.0]  # names come before indices
     assert label_numbers(["1.0"], ["0", "1.0"]).tolist() == [1.0]
+    with pytest.raises(UserError, match=r"label 'v1\.0' is none of"):
+        label_numbers(["v1.0", "x"], ["v1.0", "v2"])
     with pytest.raises(UserError, match=r"label '1\.5' is none of"):
         label_numbers(["0.0", "1.5"], ["neg", "pos"])
 

@@ -81,6 +81,7 @@ def test_a_request_asks_for_a_speedup_or_a_limit(model_directory: Path, tokenize
         ({"target_speedup": 0.5}, "greater than or equal to 1"),
         ({"max_disagreement": 1}, "less than 1"),
         ({"max_missed": {"good": 1.5}}, "less than 1"),
+        ({"max_missed": {}}, "max_missed names no class"),
         ({"max_missed": {"rude": 0.1}}, "max_missed 'rude' is none of the model's labels: "),
         ({"max_missed": 0.1, "target_speedup": 2}, "max_missed and target_speedup exclude each other"),
         ({"max_quality_loss": 0.1}, "max_quality_loss needs a calibration on rows with true labels"),

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     curve = fit.fit_curve(sample, criterion, args.seed, names=model.labels)
     old = criterion if before is None else earlier_criterion(before)
     made_of = identity | ({} if spec.long_texts is None else windows)
-    as_before = before is not None and (old, made_of, history.precision) == (criterion, before.model, before.precision)
+    made = criterion, made_of, history.precision
     limits = sorted({*LIMITS, args.max_disagreement})
     rows, data = history.texts.windows, fit.describe_data(history.texts.windows, 0, args.seed)
     digest = hashlib.blake2b(history.recorded.logits.tobytes() + rows.offsets.tobytes(), digest_size=8).hexdigest()
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         data=data | {"rows": len(sample), "digest": digest, "nights": history.nights},
         curve=curve,
         reference=reference_of(history.texts.lengths, history.truncated.to_numpy(), uncertainty),
-        timing=before.timing if before is not None and as_before else None,
+        timing=before.timing if before is not None and made == (old, before.model, before.precision) else None,
         scalings=[] if before is None else before.scalings,
         choices=choices(curve, args.confidence, limits),
     )
@@ -95,12 +95,14 @@ def calibration_so_far(directory: str, weights: str) -> Calibration | None:
     except UserError as error:
         print_line(f"{error}: the calibration so far is left out of account")
         return None
+    if before.model["weights"] != weights:
+        return None
     if before.curve.quality is not None:
         raise UserError(
             f"{directory}: was calibrated with labels, for --max-quality-loss, and audits have none; calibrate on --data with "
             f"--label-column, or remove {FILE} to calibrate without"
         )
-    return before if before.model["weights"] == weights else None
+    return before
 
 
 def criterion_of(args: argparse.Namespace, model: EarlyExitModel, before: Calibration | None) -> Criterion:

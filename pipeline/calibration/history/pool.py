@@ -30,7 +30,7 @@ from pipeline.output.generations import Generations
 from pipeline.output.manifest import Fingerprint
 from pipeline.output.parts import TIME_FORMAT, Output, read_audits
 from pipeline.output.publish import nights_of
-from pipeline.output.receipt_log import READERS, parse_ids
+from pipeline.output.receipt_log import READERS, not_among, parse_ids, shard_ids
 from pipeline.output.results import finished_shards, published, shards
 from pipeline.output.totals import Totals
 from pipeline.rows import TokenRows, offsets_of
@@ -96,8 +96,7 @@ class Folder:
             output = Output(generations.folder, generations.newest())
             manifest = manifest if generations.published == output.generation else None
             found, now = finished_shards(output), time.strftime(TIME_FORMAT, time.gmtime())
-            known = shards(manifest, ["shard"])["shard"] if manifest else pa.array([], found["shard"].type)
-            new = found.filter(pc.invert(pc.is_in(found["shard"], value_set=known)))
+            new = not_among(found, np.sort(shard_ids(shards(manifest, ["shard"])))) if manifest else found
             nights = nights_of(Totals().plus_table(new), manifest, now)
         latest = manifest or generations.manifest
         limit = (latest.facts.get("audit") or {}).get("limit") if latest else None

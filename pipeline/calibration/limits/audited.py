@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from pipeline.calibration.guarantees import CONFIDENCE
-from pipeline.calibration.limits.limits import Limits
+from pipeline.calibration.limits.limits import Limits, percent
 from pipeline.calibration.sequential import log_evidence_above, upper_bound_ever
 
 NAMED = 3
@@ -33,7 +33,7 @@ class ClassAudit:
 
     def describe(self) -> str:
         """Return what is proved in a clause: "'spam' kept (0 of 1,200 missed, limit 2%)"."""
-        return f"'{self.name}' {self.verdict} ({self.missed:,} of {self.rows:,} missed, limit {100 * self.limit:.6g}%)"
+        return f"'{self.name}' {self.verdict} ({self.missed:,} of {self.rows:,} missed, limit {percent(self.limit)})"
 
     def to_json(self) -> dict[str, object]:
         """Lay it out as a manifest has it."""
