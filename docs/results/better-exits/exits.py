@@ -195,8 +195,7 @@ def shown(work: Work, name: str, model: str, confidence: float) -> tuple[Operati
     rows, test = (work.evaluation(name, model, split) for split in ("calibration", "test"))
     right, found = rows.correct(-1), Criterion()
     for point in sorted(rows.curve("entropy"), key=lambda each: each.flops_speedup):
-        first_B = rows.recorded.exits_at(point.criterion).argmax(0)
-        now = rows.recorded.answers[first_B, np.arange(len(first_B))] == rows.targets
+        now = answers_at(rows, point.criterion) == rows.targets
         if loss_bound(int((right & ~now).sum()), int((now & ~right).sum()), len(right), confidence) > KEPT:
             break
         found = point.criterion
@@ -226,9 +225,15 @@ def agreeing(work: Work, name: str, model: str, whose: str) -> str:
 
 def differing(evaluation: Evaluation, criterion: Criterion, answers_B: FloatArray) -> float:
     """Return the fraction of answers under a criterion that are not these."""
+    return float((answers_at(evaluation, criterion) != answers_B).mean())
+
+
+def answers_at(evaluation: Evaluation, criterion: Criterion) -> FloatArray:
+    """Return the answers under a criterion: [B]."""
     recorded = evaluation.recorded
     first_B = recorded.exits_at(criterion).argmax(0)
-    return float((recorded.answers[first_B, np.arange(len(first_B))] != answers_B).mean())
+    answers_B: FloatArray = recorded.answers[first_B, np.arange(len(first_B))]
+    return answers_B
 
 
 if __name__ == "__main__":
