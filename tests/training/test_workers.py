@@ -16,6 +16,7 @@ import pytest
 import ray
 import torch
 from ray.data import DataContext
+from ray.exceptions import RayActorError
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from models.early_exit import EarlyExitModel
@@ -121,6 +122,9 @@ def lose_the_queue(_folder: str) -> None:
         while not lines and time.monotonic() < deadline:
             time.sleep(0.01)
         ray.kill(queue.actor)
+        with pytest.raises(RayActorError):  # `kill` does not wait for the death
+            while time.monotonic() < deadline:
+                queue.size()
         send(queue, "after")
     print(json.dumps(lines))
 
