@@ -46,15 +46,22 @@ Name = str | os.PathLike[str]
 def find_file(name: Name, file: str) -> Path:
     """Find a file of a directory or hub id.
 
-    Raises OSError if there is none, UnsupportedModelError if it is a pointer or empty.
+    Raises FileNotFoundError if there is none, another OSError if the hub cannot be asked, UnsupportedModelError if it is a
+    pointer or empty.
     """
     path = Path(name) / file
     if not path.is_file():
         if Path(name).is_dir():
             raise FileNotFoundError(f"{name}: no {file} there")
+        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
         from transformers.utils import cached_file  # takes the better part of a second, which a directory does without
 
-        path = Path(cached_file(str(name), file))
+        try:
+            path = Path(cached_file(str(name), file))
+        except OSError as error:
+            if try_to_load_from_cache(str(name), file) is _CACHED_NO_EXIST:  # the hub has answered that there is none
+                raise FileNotFoundError(f"{name}: no {file} there") from error
+            raise
     with open(path, "rb") as content:
         start = content.read(len(POINTER))
     if start == POINTER:

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from models.early_exit import EarlyExitModel
 from pipeline.corpus.columns import Columns, source_of
 from pipeline.corpus.listing import InputFile
+from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.identity import ModelIdentity
 from pipeline.output.generations import Generations
 from pipeline.output.manifest import Fingerprint
 from pipeline.version import code_version
-from pipeline.windows import LongTexts
 
 FOLDERS = "folders"
 
@@ -23,17 +23,19 @@ def fingerprint_of(
     precision: str,
     columns: Mapping[str, str | None],
     schema: Sequence[str],
-    long_texts: LongTexts | None = None,
+    tokenizer: TokenizerSpec,
 ) -> Fingerprint:
     """Name everything that decides predictions, but not where it lies: a copy of a model is the same model.
 
     `precision` is by `models.precision.precision_on`; `columns` maps meanings to columns of the input, `schema` names those of
-    the output. Texts that are truncated, without `long_texts`, are not named: so were those of runs before there were windows.
+    the output. Of the tokenizer, what its digest leaves out is named: windows, and a faster library. Runs before there were any
+    of them named none.
     """
-    windows = {} if long_texts is None else {"long-texts": long_texts.describe()}
+    long_texts, library = tokenizer.long_texts, tokenizer.fast_tokenizer
     return (
         identity.parts()
-        | windows
+        | ({} if long_texts is None else {"long-texts": long_texts.describe()})
+        | ({} if library is None else {"fast-tokenizer": library})
         | {
             "dtype": precision,
             "criterion": engine.criterion.describe(),

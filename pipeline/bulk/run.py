@@ -120,7 +120,7 @@ class BulkRequest:
             precision=precision,
             columns=columns,
             schema=[*self.results, *self.keep],
-            long_texts=model.tokenizer.long_texts,
+            tokenizer=model.tokenizer,
         )
 
 

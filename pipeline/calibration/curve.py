@@ -21,13 +21,15 @@ from typing import Any, Self, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from models.directory.files import find_file
+from models.errors import UnsupportedModelError
 from models.exits.criterion import Criterion
 from pipeline.calibration.drift.expected import Risks
 from pipeline.calibration.drift.signals import Reference
 from pipeline.calibration.limits.conditions import Condition, conditions, passing, shortage
 from pipeline.calibration.limits.counts import ClassCounts, QualityCounts
 from pipeline.calibration.limits.limits import Limits
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.identity import ModelIdentity, dtype_of, first_difference, is_precision
 from pipeline.storage.locate import write_text
 from pipeline.windows import LongTexts
@@ -49,6 +51,10 @@ SPLIT_ROWS = 4000
 (docs/results/guarantees/README.md)."""
 FIT_FRACTION = 0.25
 """The fraction of a sample that fits thresholds, or temperatures."""
+
+
+class NotCalibratedError(UserError):
+    """A model has no calibration."""
 
 
 class Scaling(TypedDict):
@@ -257,13 +263,21 @@ class Calibration:
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """Read calibration.json from a model's directory; raise UserError if there is none or it has another layout."""
-        path = Path(directory) / FILE
-        if not path.is_file():
-            raise UserError(
+        """Read calibration.json of a model's directory, or of its hub id.
+
+        Raises NotCalibratedError if there is none, UserError if it has another layout, or the hub cannot be asked.
+        """
+        try:
+            path = find_file(directory, FILE)
+        except FileNotFoundError as error:
+            raise NotCalibratedError(
                 f"{directory}: not calibrated, so nothing is known of speed and disagreement; calibrate "
                 "it on a random sample of the texts to come (jobs/calibrate.py)"
-            )
+            ) from error
+        except OSError as error:
+            raise UserError(f"{directory}: its {FILE} cannot be read: {one_line(error)}") from error
+        except UnsupportedModelError as error:
+            raise UserError(f"{error}; or run jobs/calibrate.py again") from error
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values.pop("version")

@@ -51,19 +51,20 @@ def fit_curve(
     criterion: Criterion,
     seed: int = 0,
     *,
-    temperatures_fitted: bool = False,
+    fitted: IntArray | None = None,
     names: Sequence[str] = (),
     labels: FloatArray | None = None,
 ) -> Curve:
     """Fit a path of thresholds on a part of a sample, and count along it on the rest.
 
-    A small sample is counted as a whole, along a path fixed beforehand, unless temperatures were fitted on its `fit_rows`.
+    A small sample is counted as a whole, along a path fixed beforehand, but for rows on which temperatures were `fitted`; these
+    then fit the path of a large one.
     With the `names` of classes, or labels, each of them is counted too; with true `labels`, by `corpus.labelled.label_array`,
     right answers are.
     """
-    fit, large = fit_rows(len(sample), seed), len(sample) >= SPLIT_ROWS
+    fit, large = fit_rows(len(sample), seed) if fitted is None else fitted, len(sample) >= SPLIT_ROWS
     path = cheapest_path(_rows(sample.take(fit))) if large else single_path(len(sample.layers))
-    tested = np.delete(np.arange(len(sample)), fit if large or temperatures_fitted else [])
+    tested = np.delete(np.arange(len(sample)), fit if large or fitted is not None else [])
     rows = sample.take(tested)
     curve = count_along(path, sample, rows, criterion)
     full = rows.predicted(np.array(curve.speeds[0]))

@@ -92,11 +92,14 @@ def scale_stored_model(
         what = "a value" if model.task is Task.VALUE else "label sets"
         raise InputError("temperature", f"needs classes, and the model predicts {what}")
     used = examples.take(np.flatnonzero(~np.isnan(examples.labels))) if to_labels else examples
-    if not len(used):
+    recorded = record_as_run(model, used, dtype, device)
+    finite = np.flatnonzero(recorded.finite)
+    if not len(finite):
         raise InputError(
             "temperature", f"cannot be fitted: none of the {len(examples):,} rows for it can be used; give more"
         )
-    scalings = fit_exits(record_as_run(model, used, dtype, device), used.labels.astype(np.int64) if to_labels else None)
+    labels = used.labels[finite].astype(np.int64) if to_labels else None
+    scalings = fit_exits(recorded.take(finite), labels)
     model = EarlyExitModel.from_pretrained(directory)  # once more, since recording has cast the weights
     scale_exits(model, scalings)
     model.save_weights(directory)

@@ -78,11 +78,10 @@ class TextSample:
         """Return these texts in this order."""
         counts = self.counts[texts]
         rows = spans(offsets_of(self.counts)[:-1][texts], counts)
-        lte = None if self.recorded.lte is None else self.recorded.lte[:, rows]
         return replace(
             self,
             windows=self.windows.take(rows),
-            recorded=replace(self.recorded, logits=self.recorded.logits[:, rows], lte=lte),
+            recorded=self.recorded.take(rows),
             measured=self.measured[:, rows],
             counts=counts,
         )
@@ -141,6 +140,16 @@ class TextSample:
             np.add.reduceat(computed_W.astype(np.int64), offsets_of(self.counts)[:-1]) if len(self) else self.counts
         )
         return Published(combine(self.long_texts.combine, windows.take(np.flatnonzero(computed_W)), counts), computed_W)
+
+
+def without_broken(recorded: AllExits, texts: TextRows) -> tuple[IntArray, AllExits, TextRows]:
+    """Leave out texts of which an exit gives a window NaN or infinity; return which are kept, and both of these.
+
+    A NaN has no rank among uncertainties, and neither differs nor agrees.
+    """
+    broken_W = np.flatnonzero(~recorded.finite)
+    kept = np.delete(np.arange(len(texts)), np.searchsorted(texts.bounds, broken_W, side="right") - 1)
+    return kept, recorded.take(spans(texts.bounds[:-1][kept], texts.counts[kept])), texts.take(kept)
 
 
 def until_certain(certain_W: Bools, counts: IntArray) -> Bools:

@@ -1,6 +1,7 @@
 """The outputs of every exit for every row, recorded in one pass: what any threshold would do follows by arithmetic."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.engine.all_exits import all_exits_as_run
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
-from pipeline.rows import FloatArray, above
+from pipeline.rows import FloatArray, IntArray, above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,16 @@ class AllExits:
     """[E, B]: logits of the learned certainty; the last exit has none, and zeros here."""
     boundaries: tuple[float, ...] | None = None
     """The logits above which labels are predicted: C of them; None where rows have one class, or a value."""
+
+    @property
+    def finite(self) -> npt.NDArray[np.bool_]:
+        """Whether every exit gives a row numbers, and neither NaN nor infinity: [B]."""
+        finite: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(self.logits), axis=(0, 2))
+        return finite if self.lte is None else finite & np.logical_and.reduce(np.isfinite(self.lte), axis=0)
+
+    def take(self, rows: IntArray) -> Self:
+        """Return these rows in this order."""
+        return replace(self, logits=self.logits[:, rows], lte=None if self.lte is None else self.lte[:, rows])
 
     @property
     def answers(self) -> FloatArray:

@@ -1,13 +1,11 @@
 """What a replica needs to serve a model, as plain values, and how it follows from the model. No Ray."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
-from pipeline.calibration.curve import FILE as CALIBRATION_FILE
-from pipeline.calibration.curve import Calibration, Curve
+from pipeline.calibration.curve import Calibration, Curve, NotCalibratedError
 from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.errors import UserError
@@ -54,9 +52,10 @@ def usable_calibration(directory: str, engine: EngineConfig, identity: ModelIden
 
     Raises UserError if it is about another model or other settings than those of the server.
     """
-    if not (Path(directory) / CALIBRATION_FILE).is_file():
+    try:
+        calibration = Calibration.load(directory)
+    except NotCalibratedError:
         return None
-    calibration = Calibration.load(directory)
     calibration.check(identity, engine.dtype)
     if calibration.curve.criterion != engine.criterion.name:
         raise UserError(

@@ -1,7 +1,10 @@
 """The Python face: lists of texts, batches of every kind, bad rows, and what is asked of the exits."""
 
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from pipeline.calibration.drift.signals import reference_of
 from pipeline.errors import InputError, UserError
 from pipeline.identity import ModelIdentity
 from pipeline.schema import RESULTS
+from tests.support.hub_server import TOKEN, Repository, hub_server
+from tests.support.jobs import REPOSITORY
 from tests.support.models import regression_model
 
 TEXTS = [review.text for review in reviews(200, seed=3)]
@@ -227,6 +232,48 @@ def test_a_speed_up_or_a_limit_is_looked_up_in_the_calibration(model_directory: 
     assert classify(TEXTS).exit_layers.tolist() == wanted.exit_layers.tolist()
     automatic = Classifier(model, max_disagreement=0.01)  # in the precision that was calibrated, whatever is best here
     assert automatic(TEXTS).table.equals(classify(TEXTS).table)
+
+
+FROM_HUB = """
+from models.early_exit import EarlyExitModel
+from pipeline.api.classifier import Classifier, load_tokenizer_spec, weights_digest
+from pipeline.engine.config import EngineConfig
+from pipeline.errors import UserError
+from pipeline.identity import ModelIdentity
+from pipeline.serving.spec import usable_calibration
+
+print(Classifier("me/calibrated", max_disagreement=0.01, dtype="fp32").criterion.describe())
+for name in ("me/plain", "me/other"):
+    try:
+        Classifier(name, max_disagreement=0.01)
+    except (UserError, FileNotFoundError) as error:
+        print(str(error).partition(",")[0])
+for name in ("me/plain", "me/calibrated"):
+    model = EarlyExitModel.from_config(name)
+    identity = ModelIdentity.of(model, weights_digest(name), load_tokenizer_spec(name, model))
+    print(name, usable_calibration(name, EngineConfig(dtype="fp32"), identity) is not None)
+"""
+
+
+@pytest.mark.e2e
+def test_a_calibration_comes_with_a_model_of_the_hub(model_directory: Path, tmp_path: Path) -> None:
+    model = calibrate(tmp_path / "calibrated", model_directory)
+    with hub_server() as hub:
+        for name, directory in (("calibrated", model), ("plain", model_directory)):
+            files = {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+            hub.repositories[f"me/{name}"] = Repository(private=False, files=files)
+        environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+        environment = os.environ | environment | {"HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0"}
+        command = [sys.executable, "-W", "ignore", "-c", FROM_HUB]
+        done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        Classifier(model, max_disagreement=0.01, dtype="fp32").criterion.describe(),
+        "me/plain: not calibrated",
+        "me/other: neither a directory here nor a model that the hub gives",
+        "me/plain False",
+        "me/calibrated True",
+    ]
 
 
 @pytest.mark.parametrize(

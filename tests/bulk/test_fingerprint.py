@@ -30,6 +30,7 @@ from pipeline.identity import ModelIdentity
 from pipeline.output.ledger import Ledger
 from pipeline.output.manifest import Fingerprint, difference
 from pipeline.storage.model_cache import checked_model
+from pipeline.windows import LongTexts
 from tests.support.ledger import FINGERPRINT, SCHEMA
 from tests.support.models import random_classifier
 
@@ -48,7 +49,13 @@ def fingerprint(
     columns = {"text": text, "pair": None}
     identity = ModelIdentity.of(model, weights_digest(directory), tokenizer)
     return fingerprint_of(
-        model, identity, engine or EngineConfig(), precision=precision, columns=columns, schema=schema
+        model,
+        identity,
+        engine or EngineConfig(),
+        precision=precision,
+        columns=columns,
+        schema=schema,
+        tokenizer=tokenizer,
     )
 
 
@@ -70,8 +77,7 @@ def test_the_parts_of_each_document_are_these(model_directory: Path) -> None:
     document = config_document(model.config, model.exits_block)
     assert [*document] == ["family", "shape", "labels", "last_head", "branch_head", "lte"]
     assert [*TOKENIZER.document()] == ["tokenizer_json", "max_tokens", "segments", "cut_left"]
-    other = replace(TOKENIZER, fast_tokenizer="nanotoken 0.1.0", split_special=True)
-    assert other.document() == TOKENIZER.document() | {"fast_tokenizer": "nanotoken 0.1.0", "split_special": True}
+    assert replace(TOKENIZER, split_special=True).document() == TOKENIZER.document() | {"split_special": True}
     of_all_families = {field.name for field in fields(Shape) if field.default is MISSING}
     assert shape_document(model.shape).keys() == of_all_families - ONLY_IN_TRAINING
 
@@ -138,6 +144,16 @@ def test_every_choice_that_changes_predictions_changes_the_fingerprint(model_dir
     }
     for name, other in changes.items():
         assert difference(plain, other) == f"{name} was {plain[name]}, is {other[name]}"
+
+
+def test_what_the_tokenizers_digest_leaves_out_is_named(model_directory: Path) -> None:
+    plain, windows = fingerprint(model_directory), LongTexts(stride=3)
+    for change in ({"fast_tokenizer": "nanotoken 0.1.0"}, {"long_texts": windows}):
+        other = replace(TOKENIZER, **change)
+        assert other.digest == TOKENIZER.digest  # so that a calibration without it holds
+        (name,) = change
+        named = {name.replace("_", "-"): windows.describe() if name == "long_texts" else change[name]}
+        assert fingerprint(model_directory, tokenizer=other) == plain | named
 
 
 CONFIG_CHANGES: dict[str, dict[str, Any]] = {

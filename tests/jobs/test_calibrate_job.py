@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections import Counter
+from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoTokenizer
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
@@ -174,6 +178,47 @@ def test_targets_that_cannot_be_met_are_named(
     )
     assert done.returncode == 2
     assert culprit in done.stderr
+
+
+def test_rows_without_finite_numbers_cost_themselves(model_directory: Path, tmp_path: Path) -> None:
+    texts, model = [review.text for review in reviews(4400, seed=3)], tmp_path / "model"
+    shutil.copytree(model_directory, model)
+    spoiled = EarlyExitModel.from_pretrained(model)
+    tokens = [set(ids) for ids in AutoTokenizer.from_pretrained(model)(texts)["input_ids"]]
+    rows_of = Counter(chain.from_iterable(tokens))
+    rare = min((token for token in rows_of if rows_of[token] > 20), key=lambda token: rows_of[token])
+    spoiled.backbone.embeddings.word_embeddings.weight.data[rare] = 1e30  # finite, and its square is not
+    spoiled.save_pretrained(model)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    broken = rows_of[rare]
+    for more in ([], ["--temperature"]):
+        options = ["--model", str(model), "--data", str(tmp_path / "a.parquet"), "--dtype", "fp32", "--no-timing"]
+        done = run_job_here("calibrate.py", *options, *more)
+        assert done.returncode == 0, done.stderr
+        assert f"{broken} of the rows are left out: an exit makes no finite numbers of them" in done.stdout
+        stored = json.loads((model / "calibration.json").read_text())
+        whole = 4400 - broken
+        assert (stored["data"]["rows"], stored["data"]["rejected"]) == (whole, broken)
+        fitted = np.random.default_rng(0).permutation(4400)[:1100] if more else np.arange(whole // 4)
+        tested = whole - sum(rare not in tokens[row] for row in fitted) if more else whole - len(fitted)
+        assert stored["curve"]["tested"] == tested
+
+
+@pytest.mark.skipif(find_spec("nanotoken") is None, reason="needs nanotoken")
+def test_a_calibration_holds_for_a_faster_tokenizer(calibrated: Path, tmp_path: Path) -> None:
+    corpus = write(tmp_path / "a.parquet", 50, 8)
+    options = ["--model", str(calibrated), "--input", corpus, "--max-disagreement", "0.2", "--audit", "50%"]
+    results = []
+    for more in ([], ["--fast-tokenizer"]):
+        done = run_job_here("classify.py", *options, "--output", str(out := tmp_path / f"out{len(more)}"), *more)
+        assert done.returncode == 0, done.stderr
+        results.append(pd.read_parquet(out).sort_values("id", ignore_index=True))
+    assert results[0].equals(results[1])
+    made = json.loads((tmp_path / "out1" / "_manifest.json").read_text())["fingerprint"]
+    assert made["fast-tokenizer"].startswith("nanotoken ")
+    audits = ["--from-audits", str(tmp_path / "out0"), str(tmp_path / "out1"), "--max-disagreement", "0.2", "--plan"]
+    done = run_job_here("calibrate.py", "--model", str(calibrated), *audits)
+    assert done.returncode == 0, done.stderr
 
 
 def test_targets_need_a_calibration_and_a_calibration_needs_exits(model_directory: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The few endpoints of the Hugging Face Hub by which a model is published, on a real HTTP server.
+"""The few endpoints of the Hugging Face Hub by which a model is published and fetched, on a real HTTP server.
 
-Written after huggingface_hub's own requests (2.4): repository, preupload, LFS by its basic transfer, commit.
+Written after huggingface_hub's own requests (2.4): repository, preupload, LFS by its basic transfer, commit, resolve.
 """
 
 import base64
@@ -23,6 +23,10 @@ class Repository:
     private: bool
     files: dict[str, bytes] = field(default_factory=dict)
     commits: int = 0
+
+    @property
+    def sha(self) -> str:
+        return hashlib.sha1(str(self.commits).encode()).hexdigest()
 
 
 class Hub(ThreadingHTTPServer):
@@ -48,7 +52,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -86,10 +91,25 @@ class Handler(BaseHTTPRequestHandler):
         self.server.repositories.setdefault(f"me/{asked['name']}", Repository(private=bool(private)))
         return self.reply(200, {"url": f"{self.server.url}/me/{asked['name']}"})
 
+    def send(self, repository: Repository, file: str) -> None:
+        commit, data = {"X_Repo_Commit": repository.sha}, repository.files.get(file)
+        if data is None:
+            return self.reply(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", **commit)
+        self.send_response(200)
+        named = commit | {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "Content_Length": str(len(data))}
+        for header, value in named.items():
+            self.send_header(header.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
     def about(self, name: str, repository: Repository, what: str, body: bytes) -> None:
+        for revision in ("main", repository.sha):
+            if what.startswith(f"/resolve/{revision}/"):
+                return self.send(repository, what.removeprefix(f"/resolve/{revision}/"))
         if not what:
-            sha = hashlib.sha1(str(repository.commits).encode()).hexdigest()
-            return self.reply(200, {"id": name, "private": repository.private, "sha": sha, "siblings": [], "tags": []})
+            known = {"id": name, "private": repository.private, "sha": repository.sha}
+            return self.reply(200, known | {"siblings": [], "tags": []})
         if what == "/preupload/main":
             files = json.loads(body)["files"]
             modes = [{"path": f["path"], "uploadMode": _mode(f["path"]), "shouldIgnore": False} for f in files]

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 
 from jobs.cli.command import print_line
 from jobs.work import loading
@@ -12,7 +11,7 @@ from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.calibration import fit
-from pipeline.calibration.curve import FILE, LIMITS, LONG_TEXTS, TRUNCATED, Calibration, choices
+from pipeline.calibration.curve import FILE, LIMITS, LONG_TEXTS, TRUNCATED, Calibration, NotCalibratedError, choices
 from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.guarantees import rows_needed
 from pipeline.calibration.history.changes import changes
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     made_of = identity | ({} if spec.long_texts is None else windows)
     made = criterion, made_of, history.precision
     limits = sorted({*LIMITS, args.max_disagreement})
-    rows, data = history.texts.windows, fit.describe_data(history.texts.windows, 0, args.seed)
+    rows, data = history.texts.windows, fit.describe_data(history.texts.windows, history.broken, args.seed)
     digest = hashlib.blake2b(history.recorded.logits.tobytes() + rows.offsets.tobytes(), digest_size=8).hexdigest()
     calibration = Calibration(
         model=made_of,
@@ -88,10 +87,10 @@ def calibration_so_far(directory: str, weights: str) -> Calibration | None:
     Raises UserError if it counted right answers: audits have no labels, so a run held to `--max-quality-loss` would have no
     calibration any more.
     """
-    if not (Path(directory) / FILE).exists():
-        return None
     try:
         before = Calibration.load(directory)
+    except NotCalibratedError:
+        return None
     except UserError as error:
         print_line(f"{error}: the calibration so far is left out of account")
         return None
@@ -139,6 +138,8 @@ def check_enough(args: argparse.Namespace, history: History) -> None:
             history.change.nights_before > 0
         )
         print_line(f"the limit that they were held to is broken, at the latest since {history.change.since}{left_out}")
+    if history.broken:
+        print_line(f"{history.broken:,} of the rows are left out: an exit made no finite numbers of them")
     if history.damaged:
         print_line(f"{history.damaged:,} files of audits are gone, damaged or of another model, and are left out")
     needed = rows_needed(args.max_disagreement, args.confidence) or 0

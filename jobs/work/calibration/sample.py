@@ -19,7 +19,7 @@ from pipeline.calibration.curve import LIMITS, LONG_TEXTS, Calibration, Scaling,
 from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.targets import label_thresholds
 from pipeline.calibration.temperature import scale_stored_model
-from pipeline.calibration.texts import TextSample
+from pipeline.calibration.texts import TextSample, without_broken
 from pipeline.calibration.thresholds import Sample
 from pipeline.calibration.timing import time_curve
 from pipeline.corpus.chunks import Chunk
@@ -27,7 +27,7 @@ from pipeline.corpus.labelled import label_array, label_reader, sample_texts
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.texts.engine import check_combination
 from pipeline.engine.texts.rows import TextRows
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UserError
 from pipeline.evaluation.recorded import AllExits, record_as_run
 from pipeline.identity import ModelIdentity
 from pipeline.reports import card
@@ -56,16 +56,23 @@ def run(args: argparse.Namespace) -> None:
     print_line(
         f"{args.model}: {len(counts):,} rows of {args.data}; {texts.rejected:,} cannot be used{labelled(args, labels)}"
     )
-    scalings = scale(args, examples, device) if args.temperature else []
+    fitting = fit.fit_rows(len(examples), args.seed) if args.temperature else None
+    scalings = [] if fitting is None else scale(args, examples.take(fitting), device)
     model = EarlyExitModel.from_pretrained(args.model)
     recorded = record_as_run(model, examples, args.dtype, device, criterion.label_thresholds)
     rows = TextRows(windows=tokens.rows, counts=counts)
+    kept, recorded, rows = without_broken(recorded, rows)
+    if broken := len(counts) - len(kept):
+        print_line(f"{broken:,} of the rows are left out: an exit makes no finite numbers of them")
+    if not len(kept):
+        raise UserError(f"{args.model}: makes no finite numbers of any row of {args.data}; the model is damaged")
+    labels = labels[kept]
     sample, uncertainty = sample_of(recorded, criterion, rows, model, long_texts)
     curve = fit.fit_curve(
         sample,
         criterion,
         args.seed,
-        temperatures_fitted=args.temperature,
+        fitted=None if fitting is None else np.flatnonzero(np.isin(kept, fitting)),
         names=model.labels,
         labels=None if args.label_column is None else labels,
     )
@@ -74,14 +81,14 @@ def run(args: argparse.Namespace) -> None:
     calibration = Calibration(
         model=identity | ({} if long_texts is None else {LONG_TEXTS: long_texts.describe()}),
         precision=precision_on(args.dtype, torch.device(device)),
-        data=fit.describe_data(tokens.rows, texts.rejected, args.seed) | {"rows": len(counts)},
+        data=fit.describe_data(rows.windows, texts.rejected + broken, args.seed) | {"rows": len(kept)},
         curve=curve,
-        reference=reference_of(rows.lengths, tokens.truncated, uncertainty),
-        timing=time_curve(args.model, curve, tokens.rows, args.dtype, device) if timed else None,
+        reference=reference_of(rows.lengths, tokens.truncated[kept], uncertainty),
+        timing=time_curve(args.model, curve, rows.windows, args.dtype, device) if timed else None,
         scalings=scalings,
         choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
     )
-    save(args, model, calibration, f"{len(counts):,} rows of {Path(args.data).name}")
+    save(args, model, calibration, f"{len(kept):,} rows of {Path(args.data).name}")
 
 
 def sample_of(
@@ -130,9 +137,8 @@ def tokenizer_spec(args: argparse.Namespace, model: EarlyExitModel, criterion: C
     return spec.with_windows(long_texts)
 
 
-def scale(args: argparse.Namespace, examples: Chunk, device: str) -> list[Scaling]:
+def scale(args: argparse.Namespace, fitting: Chunk, device: str) -> list[Scaling]:
     """Put temperatures on the exits of the stored model, and print what they did."""
-    fitting = examples.take(fit.fit_rows(len(examples), args.seed))
     to_labels = args.label_column is not None
     scalings, removed = scale_stored_model(args.model, fitting, to_labels=to_labels, dtype=args.dtype, device=device)
     if removed is not None:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from models.early_exit import EarlyExitModel
 from pipeline.calibration.curve import LONG_TEXTS, TRUNCATED
 from pipeline.calibration.history.nights import Change, change_of, night_of
+from pipeline.calibration.texts import without_broken
 from pipeline.engine.texts.rows import TextRows
 from pipeline.errors import UserError
 from pipeline.evaluation.recorded import AllExits
@@ -58,7 +59,9 @@ class History:
     truncated: pa.ChunkedArray
     """Whether each text was cut."""
     found: int
-    """Rows of these nights that are recorded, of which B were drawn."""
+    """Rows of these nights that are recorded, of which B were drawn, and the broken ones."""
+    broken: int
+    """Drawn rows that are left out, since an exit made no finite numbers of them."""
     nights: int
     """Nights that they are of."""
     precision: str
@@ -144,12 +147,13 @@ def read_history(
             pooled, found = pa.concat_tables([pooled, table.append_column(KEY, keys).cast(POOLED)]), found + len(table)
             pooled = _least(pooled, rows) if len(pooled) > 2 * rows else pooled
     pooled = _least(pooled, rows).combine_chunks()
-    recorded, texts = _of_table(pooled, model, label_thresholds)
+    kept, recorded, texts = without_broken(*_of_table(pooled, model, label_thresholds))
     return History(
         recorded=recorded,
         texts=texts,
-        truncated=pooled[CUT],
+        truncated=pooled[CUT].take(kept),
         found=found,
+        broken=len(pooled) - len(kept),
         nights=len(pc.unique(pooled[NIGHT])),
         precision=precisions[0],
         change=change,
