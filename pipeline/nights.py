@@ -6,6 +6,7 @@ They are what tests and pages over all nights need, and no more: a year of them 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ MOST_NIGHTS = 1000
 MOST_ROWS = 1 << 62
 EXPECTED = ("expected", "at_least", "at_most", "calibration")
 """What a night keeps of the disagreement that is expected of its rows: with its bounds, and that of the calibration's rows."""
-LATER = {"expected", "alarms"}
+LATER = {"expected", "alarms", "nights"}
 """Fields that nights of the first manifests that had some do not have."""
 MOST_ALARMS, ALARM_CHARACTERS = 8, 200
 """Drift alarms that a night keeps, and characters of each."""
@@ -45,6 +46,8 @@ class Night:
     """Rows by predicted class."""
     expected: dict[str, float] = field(default_factory=dict)
     """The disagreement that the calibration lets one expect of these rows, by the names of EXPECTED; empty if it is unknown."""
+    nights: int = 1
+    """Nights that it is the sum of."""
     alarms: list[str] = field(default_factory=list)
     """What had drifted so far that it was an alarm: "length: rows of 33 to 48 tokens went from 5.0% to 31.2%"."""
 
@@ -73,7 +76,7 @@ class Night:
 
     def plus(self, later: "Night") -> Self:
         """Add up two nights; what cannot be added is that of the later one."""
-        names = ("rows", "audited", "differing", "flops", "flops_full_depth")
+        names = ("rows", "audited", "differing", "flops", "flops_full_depth", "nights")
         return type(self)(**(asdict(later) | {name: getattr(self, name) + getattr(later, name) for name in names}))
 
     @classmethod
@@ -87,7 +90,7 @@ class Night:
 
     def check(self) -> None:
         """Raise ValueError for counts that are none: whoever may write to the folder may have written any of them."""
-        counts = [self.rows, self.audited, self.differing, *self.classes.values()]
+        counts = [self.rows, self.audited, self.differing, self.nights, *self.classes.values()]
         amounts = [self.flops, self.flops_full_depth, *self.drift.values(), *self.expected.values()]
         counted = all(type(count) is int and 0 <= count < MOST_ROWS for count in counts)
         measured = all(type(amount) in (int, float) and 0 <= amount < math.inf for amount in amounts)
@@ -99,8 +102,35 @@ class Night:
             not (counted and measured and dated and named)
             or len(self.alarms) > MOST_ALARMS
             or self.differing > self.audited
+            or not self.nights
         ):
             raise ValueError("no night")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedNights:
+    """The nights that had an audit, as tests take them: N nights, the oldest first."""
+
+    nights: list[Night]
+    """The nights themselves, as [N]."""
+    counts: list[tuple[int, int]]
+    """Differing and audited rows of each, as [N]."""
+    numbers: list[int]
+    """How many nights there were before each, with or without an audit, as [N]: also where old ones have been added up."""
+
+    @classmethod
+    def of(cls, nights: Sequence[Night]) -> Self:
+        """Take those of some nights, the oldest first."""
+        before = accumulate((night.nights for night in nights), initial=0)
+        audited = [(number, night) for number, night in zip(before, nights, strict=False) if night.audited]
+        return cls(
+            nights=[night for _, night in audited],
+            counts=[(night.differing, night.audited) for _, night in audited],
+            numbers=[number for number, _ in audited],
+        )
+
+    def __len__(self) -> int:
+        return len(self.nights)
 
 
 def with_tonight(nights: Sequence[Night], tonight: Night) -> list[Night]:

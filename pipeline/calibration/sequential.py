@@ -82,17 +82,20 @@ def _bisect(low: Floats, high: Floats, goes_up: Callable[[Floats], npt.NDArray[n
     return high
 
 
-def log_evidence_of_change(nights: Sequence[tuple[int, int]], limit: float) -> tuple[float, int]:
+def log_evidence_of_change(
+    nights: Sequence[tuple[int, int]], limit: float, numbers: Sequence[int] | None = None
+) -> tuple[float, int]:
     """Return the logarithm of the evidence that the fraction is above `limit` since some night, and that night's index.
 
     `nights` has differing and audited rows of each night, the oldest first. What was good for a year is not to hide what became
     bad last week: so the evidence since night s, for every s, is mixed with weights 1 / ((s + 1)(s + 2)), whose sum is below 1,
-    and the mixture is as rarely large as each of them (Shin, Ramdas and Rinaldo 2024, e-detectors).
+    and the mixture is as rarely large as each of them (Shin, Ramdas and Rinaldo 2024, e-detectors). `numbers` are the s of the
+    nights where some have been left out or added up: a weight that grew with time would let the mixture be large more often.
     """
     if not nights:
         return -np.inf, 0
     since = np.cumsum(np.asarray(nights, np.int64)[::-1], axis=0)[::-1]
-    start = np.arange(len(nights))
+    start = np.arange(len(nights)) if numbers is None else np.asarray(numbers, np.int64)
     terms = log_evidence_above(since[:, 0], since[:, 1], limit) - np.log((start + 1.0) * (start + 2.0))
     return float(np.logaddexp.reduce(terms)), int(terms.argmax())
 

@@ -44,11 +44,11 @@ def over_all_nights(result: AuditResult) -> str:
     """Say what all nights together prove of the limit, and what would if they do not."""
     differing, audited = result.pooled
     line = (
-        f"{differing:,} of {audited:,} audited rows in {len(result.nights):,} night{'s' * (len(result.nights) > 1)}, "
+        f"{differing:,} of {audited:,} audited rows in {result.nights:,} night{'s' * (result.nights > 1)}, "
         f"at most {result.ever_at_most:.3%} whenever looked at; the limit of {result.limit:.3%} is "
     )
     if result.verdict == "broken":
-        return f"{line}broken{f', since {result.broken_since}' * bool(result.broken_since)}"
+        return f"{line}broken, since {result.broken_since or 'tonight'}"
     if result.verdict == "kept":
         return f"{line}kept"
     more = result.rows_to_tell

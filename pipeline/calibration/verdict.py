@@ -18,7 +18,7 @@ from pipeline.calibration.sequential import (
     rows_until,
     upper_bound_ever,
 )
-from pipeline.nights import Night
+from pipeline.nights import AuditedNights, Night
 from pipeline.output.manifest import EXPECTED_DISAGREEMENT, HARD_ROWS
 from pipeline.output.totals import Totals
 from pipeline.predicted import Comparison
@@ -26,7 +26,7 @@ from pipeline.predicted import Comparison
 EXPECTED, HARD = "expected disagreement", "hard rows"
 NO_COMPARISON = Comparison()
 FALSE_ALARMS = 0.01
-"""Probability of *ever* calling a limit broken, in all nights together, if the true disagreement is the limit itself."""
+"""Probability of *ever* calling any limit broken, in all nights together, if the true fractions are the limits themselves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,14 +111,19 @@ class AuditResult:
         return lower_bound(self.differing, self.rows, self.confidence)
 
     @property
-    def nights(self) -> list[tuple[int, int]]:
-        """Differing and audited rows of every night that had an audit."""
-        return [(night.differing, night.audited) for night in self.all_nights if night.audited]
+    def nights(self) -> int:
+        """Nights that had an audit."""
+        return sum(night.nights for night in self.all_nights if night.audited)
 
     @property
     def pooled(self) -> tuple[int, int]:
         """Differing and audited rows of all nights."""
-        return sum(differing for differing, _ in self.nights), sum(audited for _, audited in self.nights)
+        return sum(night.differing for night in self.all_nights), sum(night.audited for night in self.all_nights)
+
+    @property
+    def false_alarms(self) -> float:
+        """Probability of ever calling the limit of all rows broken if it is kept: classes with limits have their part, too."""
+        return FALSE_ALARMS / self.limits.audited_kinds
 
     @property
     def ever_at_most(self) -> float:
@@ -135,18 +140,18 @@ class AuditResult:
         """'kept' or 'broken' as far as all nights prove it, 'open' if that is not known yet, 'none' without a limit or rows."""
         if self.limit is None or not self.nights:
             return "none"
-        evidence, _ = log_evidence_of_change(self.nights, self.limit)
-        return (
-            "broken" if evidence >= -math.log(FALSE_ALARMS) else "kept" if self.ever_at_most <= self.limit else "open"
-        )
+        audited = AuditedNights.of(self.all_nights)
+        evidence, _ = log_evidence_of_change(audited.counts, self.limit, audited.numbers)
+        broken = evidence >= -math.log(self.false_alarms)
+        return "broken" if broken else "kept" if self.ever_at_most <= self.limit else "open"
 
     @property
     def broken_since(self) -> str:
         """When the night was published from which on the evidence against the limit is largest; empty if it is tonight."""
         if self.limit is None or not self.nights:
             return ""
-        audited = [night for night in self.all_nights if night.audited]
-        return audited[log_evidence_of_change(self.nights, self.limit)[1]].published
+        audited = AuditedNights.of(self.all_nights)
+        return audited.nights[log_evidence_of_change(audited.counts, self.limit, audited.numbers)[1]].published
 
     @property
     def rows_to_tell(self) -> int | None:
@@ -156,7 +161,8 @@ class AuditResult:
             return None
         fraction = differing / audited
         above = fraction > self.limit
-        rows = rows_until(self.limit, 2 / FALSE_ALARMS if above else 1 / (1 - self.confidence), fraction, above=above)
+        asked = 2 / self.false_alarms if above else 1 / (1 - self.confidence)
+        rows = rows_until(self.limit, asked, fraction, above=above)
         return None if rows is None else max(rows - audited, 1)
 
     @property
@@ -230,13 +236,13 @@ class AuditResult:
     def _all_nights(self) -> dict[str, object]:
         differing, audited = self.pooled
         return {
-            "nights": len(self.nights),
+            "nights": self.nights,
             "rows": audited,
             "differing": differing,
             "disagreement": differing / max(audited, 1),
             "at_most": self.ever_at_most,
             "at_least": self.ever_at_least,
-            "false_alarms": FALSE_ALARMS,
+            "false_alarms": self.false_alarms,
             "broken_since": self.broken_since if self.verdict == "broken" else None,
             "rows_to_tell": self.rows_to_tell,
         }
@@ -301,7 +307,7 @@ def _limited(totals: Totals, guarantee: Guarantee) -> Iterator[tuple[int, int, f
 
 def _classes(whole: Totals, guarantee: Guarantee) -> list[ClassAudit]:
     counts = whole.audited_by_class, whole.missed_by_class
-    return audit_classes(guarantee.labels, *counts, guarantee.limits, FALSE_ALARMS)
+    return audit_classes(guarantee.labels, *counts, guarantee.limits, FALSE_ALARMS / guarantee.limits.audited_kinds)
 
 
 def drift_signals(totals: Totals, guarantee: Guarantee, predictions: Comparison = NO_COMPARISON) -> list[Signal]:

@@ -89,9 +89,9 @@ def _rewrite(table: pa.Table, output: Output) -> dict[str, dict[str, object]]:
     lost = next((receipt.rejects_part for receipt in receipts if receipt.rejects_part), None)
     spans = [(receipt.rejects_row, receipt.rejects) for receipt in receipts]
     rejected = _slices(output, lost, spans) if lost else pa.table({})
-    found = read_audits(output.folder, receipts[0].part)
-    audits = found and found[0].filter(pc.is_in(found[0]["shard"], value_set=table["shard"].combine_chunks()))
-    placed = output.write(receipts, rows, rejected, audits)
+    found, written = read_audits(output.folder, receipts[0].part) or (None, "")
+    audits = found and found.filter(pc.is_in(found["shard"], value_set=table["shard"].combine_chunks()))
+    placed = output.write(receipts, rows, rejected, audits, written)
     return {receipt.shard: {name: getattr(receipt, name) for name in POSITION} for receipt in placed}
 
 

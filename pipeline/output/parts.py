@@ -58,12 +58,18 @@ class Output:
         return f"part-{content}.parquet" if self.generation == 1 else f"part-{content}.g{self.generation}.parquet"
 
     def write(
-        self, receipts: Sequence[Receipt], rows: pa.Table, rejects: pa.Table, audits: pa.Table | None = None
+        self,
+        receipts: Sequence[Receipt],
+        rows: pa.Table,
+        rejects: pa.Table,
+        audits: pa.Table | None = None,
+        written: str = "",
     ) -> list[Receipt]:
         """Write the rejects of some shards and their audits, if there are any, and then their part.
 
-        Rows and rejects lie shard after shard, as many as the receipts count; audits, by `schema.AUDITS`, name their shards.
-        Returns the receipts with where rows and rejects are; raises StorageError naming path and cause.
+        Rows and rejects lie shard after shard, as many as the receipts count; audits, by `schema.AUDITS`, name their shards. A
+        part with audited rows has a file of audits, though none of them may be recorded; it says that it was `written` now,
+        unless it was before. Returns the receipts with where rows and rejects are; raises StorageError naming path and cause.
         """
         starts = offsets_of(np.array([receipt.rows_out for receipt in receipts])).tolist()
         rejects_starts = offsets_of(np.array([receipt.rejects for receipt in receipts])).tolist()
@@ -76,14 +82,17 @@ class Output:
         if len(rejects):
             rejects_part = f"{REJECTS_FOLDER}/{self._write(REJECTS_FOLDER, placed, rejects)}"
             placed = [replace(receipt, rejects_part=rejects_part) if receipt.rejects else receipt for receipt in placed]
-        part = self._write("", placed, rows, audits)
+        kept = audits if any(receipt.audited for receipt in receipts) else None
+        part = self._write("", placed, rows, kept, written)
         return [replace(receipt, part=part) for receipt in placed]
 
-    def _write(self, folder: str, receipts: Sequence[Receipt], rows: pa.Table, audits: pa.Table | None = None) -> str:
+    def _write(
+        self, folder: str, receipts: Sequence[Receipt], rows: pa.Table, audits: pa.Table | None = None, at: str = ""
+    ) -> str:
         data = parquet_bytes(rows.replace_schema_metadata(None), {RECEIPTS_KEY: pack_receipts(receipts)})
         name = self.part(hashlib.blake2b(data, digest_size=8).hexdigest())
-        if audits is not None and len(audits):
-            written = {WRITTEN_KEY: time.strftime(TIME_FORMAT, time.gmtime())}
+        if audits is not None:
+            written = {WRITTEN_KEY: at or time.strftime(TIME_FORMAT, time.gmtime())}
             storage_of(self.folder).write(f"{self.folder}/{AUDITS_FOLDER}/{name}", parquet_bytes(audits, written))
         storage_of(self.folder).write(f"{self.folder}/{folder}/{name}" if folder else f"{self.folder}/{name}", data)
         return name

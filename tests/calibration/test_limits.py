@@ -29,6 +29,7 @@ from pipeline.calibration.thresholds import single_path
 from pipeline.calibration.verdict import Guarantee, judge
 from pipeline.errors import InputError, UserError
 from pipeline.identity import ModelIdentity
+from pipeline.nights import Night
 from pipeline.output.totals import Totals
 from pipeline.reports.calibration_report import calibration_table, sizes_table
 from tests.support.models import BERT_SIZES, label_set_model, regression_model
@@ -307,6 +308,13 @@ def test_audited_classes_are_judged_by_all_nights_and_one_that_is_broken_fails_t
     kept = replace(whole, missed_by_class=[900, 10, 0, 25])
     assert not judge(Totals(), guarantee, [], whole=kept).failed  # 6.25 % of 400 prove nothing
     assert judge(Totals(), guarantee, [], whole=Totals()).classes == []
+    both = replace(guarantee, limits=replace(limits, max_disagreement=0.01))
+    night = [Night(audited=1000, differing=24)]  # enough for a chance of 1 % in all, and not for a half of it
+    for held, verdict, missed_rare in ((guarantee, "none", 60), (both, "open", 60), (both, "open", 40)):
+        found = judge(Totals(), held, night, whole=replace(whole, missed_by_class=[900, 10, 0, missed_rare]))
+        assert (found.verdict, found.false_alarms) == (verdict, 0.01 / held.limits.audited_kinds)
+    alone_limit = replace(both, limits=Limits(max_disagreement=0.01))
+    assert judge(Totals(), alone_limit, night).verdict == "broken"
     every = Limits(max_missed=((None, 0.05),))
     many = audit_classes(NAMES, [1, 1, 10, 400], [0, 0, 0, 38], every, 0.01)
     alone = audit_classes(NAMES[3:], [400], [38], every, 0.01)

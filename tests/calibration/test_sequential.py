@@ -18,6 +18,7 @@ from pipeline.calibration.sequential import (
     rows_until,
     upper_bound_ever,
 )
+from pipeline.nights import AuditedNights, Night
 
 COUNTS = st.integers(0, 400).flatmap(lambda rows: st.tuples(st.integers(0, rows), st.just(rows)))
 LIMITS = st.floats(0.002, 0.9)
@@ -106,6 +107,22 @@ def test_a_change_after_good_nights_is_found_and_dated() -> None:
     assert abs(since - 200) <= 3
     assert log_evidence_of_change(nights[:200], 0.01)[0] < 0
     assert log_evidence_of_change([], 0.01)[0] == -math.inf
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=30))
+def test_nights_that_are_added_up_make_no_evidence(counts: list[tuple[int, int]]) -> None:
+    """The weights of the nights after them are what they were, so that a test of years is as rarely wrong as one of months."""
+    nights = [Night(audited=max(pair), differing=min(pair)) for pair in counts]
+    every, few = AuditedNights.of(nights), nights[:1]
+    for tonight in nights[1:]:
+        few = [few[0].plus(few[1]), *few[2:]] if len(few) == 5 else few
+        few = [*few, tonight]
+    some = AuditedNights.of(few)
+    assert sum(night.nights for night in few) == len(nights)
+    assert np.sum(some.counts, axis=0).tolist() == np.sum(every.counts, axis=0).tolist()
+    assert set(some.numbers) <= set(every.numbers) | {0}
+    whole, later = (log_evidence_of_change(each.counts, 0.05, each.numbers)[0] for each in (every, some))
+    assert later <= whole + 1e-9 or not every.numbers or some.numbers[0] < every.numbers[0]
 
 
 def test_rows_that_tell_are_the_fewest_that_do() -> None:

@@ -15,20 +15,28 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.manifest import DamagedNoteError, read_manifest
 from tests.support.ledger import FINGERPRINT, SCHEMA, finish, make_corpus, make_folder, receipt
 
-CHECKED = {
+CHECKED: dict[str, Any] = {
     "drift": {"length": {"psi": 0.25, "state": "ok"}, "exits": {"psi": 0.5, "state": "alarm", "moved": "x" * 900}},
     "expected_disagreement": {"expected": 0.02, "at_most": 0.03, "state": "alarm", "moved": "rows that \x1b moved"},
     "hard_rows": {"now": 0.1, "state": "watch", "moved": "nothing"},
 }
 
 
-def publish(folder: str, corpus: Corpus, file: int, audited: int, *, overwrite: bool = False) -> None:
+def publish(
+    folder: str,
+    corpus: Corpus,
+    file: int,
+    audited: int,
+    *,
+    overwrite: bool = False,
+    checked: dict[str, Any] = CHECKED,
+) -> None:
     """Add the 30 rows of a file as a night, with audited rows of which one differs."""
     with Ledger(folder, FINGERPRINT, overwrite=overwrite) as ledger:
         ledger.begin(SCHEMA)
         counted = replace(receipt(corpus, file, 0, 30, last=True), audited=audited, differing=1, flops=5.0)
         finish(ledger, counted)
-        ledger.publish(1.0, CHECKED)
+        ledger.publish(1.0, checked)
 
 
 def test_every_publishing_is_a_night_and_overwriting_begins_anew(tmp_path: Path) -> None:
@@ -48,9 +56,12 @@ def test_every_publishing_is_a_night_and_overwriting_begins_anew(tmp_path: Path)
     assert manifest.nights[1].published == manifest.facts["published"]
     with Ledger(folder, FINGERPRINT) as ledger:
         assert ledger.nights() == [*manifest.nights, Night()]
-    publish(folder, corpus, 0, 30, overwrite=True)
+    checked = {"audit": {"rows": 30, "all_nights": {"broken_since": "", "nights": 1}}}
+    publish(folder, corpus, 0, 30, overwrite=True, checked=checked)
     manifest = read_manifest(folder)
     assert manifest is not None
+    since = {"broken_since": manifest.facts["published"], "nights": 1}  # tonight
+    assert manifest.facts["audit"] == {"rows": 30, "all_nights": since}
     assert [night.audited for night in manifest.nights] == [30]
 
 
@@ -120,11 +131,18 @@ def test_a_manifest_of_before_is_one_night_and_what_is_no_night_is_damage(tmp_pa
     manifest = read_manifest(folder)
     assert manifest is not None
     assert [night.audited for night in manifest.nights] == [10, 20]
-    older = {name: value for name, value in nights[0].items() if name not in ("expected", "alarms")}
+    older = {name: value for name, value in nights[0].items() if name not in ("expected", "alarms", "nights")}
     assert replace(Night.from_json(nights[0]), expected={}, alarms=[]) == Night.from_json(older)
     changes: list[dict[str, Any]] = [{"audited": -1}, {"differing": 11}, {"flops": "5"}, {"flops": 1e999}]
     changes += [{"audited": 10**30}, {"rows": 1.5}, {"published": "x" * 99}, {"expected": {"expected": 1e999}}]
-    changes += [{"alarms": ["x"] * 9}, {"alarms": ["x" * 999]}, {"alarms": [7]}, {"alarms": "x"}]
+    changes += [
+        {"nights": 0},
+        {"nights": None},
+        {"alarms": ["x"] * 9},
+        {"alarms": ["x" * 999]},
+        {"alarms": [7]},
+        {"alarms": "x"},
+    ]
     wrongs: list[Any] = [{}, 7, *(nights[0] | change for change in changes)]
     for wrong in wrongs:
         path.write_text(json.dumps(facts | {"nights": [wrong]}))

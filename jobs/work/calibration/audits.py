@@ -16,6 +16,7 @@ from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.guarantees import rows_needed
 from pipeline.calibration.history.changes import changes
 from pipeline.calibration.history.pool import History, read_history
+from pipeline.calibration.limits.conditions import NAMED
 from pipeline.calibration.limits.limits import percent
 from pipeline.calibration.targets import label_thresholds
 from pipeline.calibration.texts import TextSample
@@ -138,6 +139,11 @@ def check_enough(args: argparse.Namespace, history: History) -> None:
             history.change.nights_before > 0
         )
         print_line(f"the limit that they were held to is broken, at the latest since {history.change.since}{left_out}")
+    if history.broken_classes:
+        print_line(
+            f"limits are broken of {', '.join(map(repr, history.broken_classes[:NAMED]))}; since when is not known, so all "
+            "nights count: if it is not since the first, calibrate on --data, or on folders of later nights alone"
+        )
     if history.broken:
         print_line(f"{history.broken:,} of the rows are left out: an exit made no finite numbers of them")
     if history.damaged:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.calibration.sequential import log_evidence_above, log_evidence_of_change
 from pipeline.calibration.verdict import FALSE_ALARMS
-from pipeline.nights import Night
+from pipeline.nights import AuditedNights, Night
 
 UNLIKELY = 0.05
 """Probability that the change is later than the first night that counts, all nights being as likely beforehand."""
@@ -33,16 +33,23 @@ class Change:
     """Audited nights before it."""
 
 
-def change_of(histories: Sequence[Sequence[Night]], limit: float | None) -> Change | None:
-    """Return by when a limit was broken, by all audited nights of some folders; None if it is not, or there is none."""
-    nights = sorted((night for night in chain(*histories) if night.audited), key=lambda night: night.published)
+def change_of(
+    histories: Sequence[Sequence[Night]], limit: float | None, false_alarms: float = FALSE_ALARMS
+) -> Change | None:
+    """Return by when a limit was broken, by all audited nights of some folders; None if it is not, or there is none.
+
+    A night that several of them have, since one is a copy of another, counts once.
+    """
+    each_once = {repr(night): night for night in chain(*histories)}
+    nights = AuditedNights.of(sorted(each_once.values(), key=lambda night: night.published))
     if limit is None or not nights:
         return None
-    counts = [(night.differing, night.audited) for night in nights]
-    if log_evidence_of_change(counts, limit)[0] < -math.log(FALSE_ALARMS):
+    if log_evidence_of_change(nights.counts, limit, nights.numbers)[0] < -math.log(false_alarms):
         return None
-    first = latest_change(counts, limit)
-    return Change(since=nights[first].published, nights_before=first)
+    first = latest_change(nights.counts, limit)
+    return Change(
+        since=nights.nights[first].published, nights_before=sum(night.nights for night in nights.nights[:first])
+    )
 
 
 def latest_change(nights: Sequence[tuple[int, int]], limit: float) -> int:

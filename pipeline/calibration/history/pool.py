@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +22,14 @@ from models.early_exit import EarlyExitModel
 from pipeline.calibration.curve import LONG_TEXTS, TRUNCATED
 from pipeline.calibration.history.nights import Change, change_of, night_of
 from pipeline.calibration.texts import without_broken
+from pipeline.calibration.verdict import FALSE_ALARMS
 from pipeline.engine.texts.rows import TextRows
 from pipeline.errors import UserError
 from pipeline.evaluation.recorded import AllExits
 from pipeline.identity import dtype_of, first_difference
 from pipeline.nights import Night
 from pipeline.output.generations import Generations
-from pipeline.output.manifest import Fingerprint
+from pipeline.output.manifest import Fingerprint, Manifest
 from pipeline.output.parts import TIME_FORMAT, Output, read_audits
 from pipeline.output.publish import nights_of
 from pipeline.output.receipt_log import READERS, not_among, parse_ids, shard_ids
@@ -39,6 +40,8 @@ from pipeline.schema import AUDITS, LENGTHS, LOGITS, LTE, ROW, SHARD
 from pipeline.schema import TRUNCATED as CUT
 from pipeline.storage.base import absolute
 
+CRITERION = "criterion"
+"""The part of a fingerprint that says which thresholds are in force."""
 NIGHT, KEY = "night", "key"
 """Columns of pooled rows beside those of AUDITS: when their night was published, and what they are drawn by."""
 POOLED = pa.schema([*AUDITS, pa.field(NIGHT, pa.string()), pa.field(KEY, pa.uint64())])
@@ -68,49 +71,78 @@ class History:
     """What they were computed in."""
     change: Change | None
     """Since when the limit is broken, which decides the nights; None for all nights."""
+    broken_classes: list[str]
+    """Classes whose limits are broken, too, by the newest published night: since when is not known."""
     damaged: int
     """Files of audits that cannot be read, or are of another model, and are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What the newest published night of a folder was held to, and what its audit has shown of classes."""
+
+    limit: float | None
+    """Its limit of all rows; None if it had none."""
+    false_alarms: float
+    """The probability with which that is ever called broken if it is kept."""
+    broken_classes: list[str]
+    """Classes whose limits are shown to be broken."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Read it from a manifest; what is of another form, since others may write to the folder, is left out."""
+        audit = _block(manifest.facts, "audit")
+        limit, chance = audit.get("limit"), _block(audit, "all_nights").get("false_alarms")
+        counted = audit.get("classes")
+        classes = [each for each in counted if isinstance(each, dict)] if isinstance(counted, list) else []
+        return cls(
+            limit=limit if isinstance(limit, float) and 0 < limit < 1 else None,
+            false_alarms=chance if isinstance(chance, float) and 0 < chance < 1 else FALSE_ALARMS,
+            broken_classes=[str(each.get("name")) for each in classes if each.get("verdict") == "broken"],
+        )
+
+
+def _block(facts: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = facts.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
-    """An output folder, with what a run has done there that is not published: it may be withheld for its audit."""
+    """A generation of an output folder, published or not: a run may be withheld for its audit, or not have ended."""
 
     path: str
     fingerprint: Fingerprint
     shards: pa.Table
     """The finished ones, with the columns "shard", "part" and "audited" of their receipts."""
     nights: list[Night]
-    limit: float | None
-    """The limit that its newest published night was held to; None if it was held to none."""
-    judged: bool
-    """Whether it has a published night, of whatever generation."""
+    judged: Judged | None
+    """What its newest published night was held to; None if nothing of it is published."""
 
     @classmethod
-    def read(cls, folder: str) -> Self:
-        """Read the newest generation of a folder; raise UserError if it holds none."""
+    def read(cls, folder: str) -> list[Self]:
+        """Read what is published in a folder, after what is to replace it; raise UserError if it holds neither."""
         generations = Generations.read(absolute(folder))
         begun = generations.pending.get(generations.newest())
         manifest = published(folder) if begun is None else generations.manifest
-        if begun is None:
-            assert manifest is not None
-            found, nights = shards(manifest, ["shard", "part", "audited"]), manifest.nights
-        else:
+        judged = None if manifest is None else Judged.of(manifest)
+        found = []
+        if begun is not None:
             output = Output(generations.folder, generations.newest())
-            manifest = manifest if generations.published == output.generation else None
-            found, now = finished_shards(output), time.strftime(TIME_FORMAT, time.gmtime())
-            new = not_among(found, np.sort(shard_ids(shards(manifest, ["shard"])))) if manifest else found
-            nights = nights_of(Totals().plus_table(new), manifest, now)
-        latest = manifest or generations.manifest
-        limit = (latest.facts.get("audit") or {}).get("limit") if latest else None
-        return cls(
-            path=generations.folder,
-            fingerprint=manifest.fingerprint if manifest else begun.fingerprint if begun else {},
-            shards=found,
-            nights=nights,
-            limit=limit if isinstance(limit, float) and 0 < limit < 1 else None,
-            judged=latest is not None,
-        )
+            earlier = manifest if generations.published == output.generation else None
+            done, now = finished_shards(output), time.strftime(TIME_FORMAT, time.gmtime())
+            new = not_among(done, np.sort(shard_ids(shards(earlier, ["shard"])))) if earlier else done
+            nights = nights_of(Totals().plus_table(new), earlier, now)
+            made = earlier.fingerprint if earlier else begun.fingerprint
+            found.append(cls(path=generations.folder, fingerprint=made, shards=done, nights=nights, judged=judged))
+            manifest = None if earlier else manifest
+        if manifest is not None:
+            done = shards(manifest, ["shard", "part", "audited"])
+            made = manifest.fingerprint
+            found.append(
+                cls(path=generations.folder, fingerprint=made, shards=done, nights=manifest.nights, judged=judged)
+            )
+        return found
 
 
 def read_history(
@@ -125,20 +157,25 @@ def read_history(
     """Read the audited rows of output folders, at most so many, drawn by the seed, each once.
 
     `now` is what a calibration would be of: the parts of the model's identity, "long-texts", and "dtype". If the limit that the
-    newest night was held to is broken, only the nights since then count. Raises UserError for a folder without results, and
-    if what made them differs from `now`, or from folder to folder.
+    newest night was held to is broken, by the nights with its thresholds, only those since then count. Of a folder in which a
+    run replaces results, whatever `now` is of counts. Raises UserError for a folder without results, and if what made them
+    differs from `now`, or from folder to folder.
     """
-    found_in = [Folder.read(folder) for folder in dict.fromkeys(map(absolute, folders))]
-    precisions = [_checked_precision(folder, now) for folder in found_in]
+    found_in = [each for folder in dict.fromkeys(map(absolute, folders)) for each in _of_now(Folder.read(folder), now)]
+    precisions = [folder.fingerprint.get("dtype", "") for folder in found_in]
     if other := next((number for number, name in enumerate(precisions) if name != precisions[0]), 0):
         raise UserError(
             f"{found_in[other].path} was computed in {precisions[other]}, and {found_in[0].path} in {precisions[0]}; "
             "calibrate on one of them"
         )
+    judged: Judged | None = None
+    change: Change | None = None
     # A first night that was withheld has no manifest to say what it was held to: as the nights before it, it is taken.
-    judged = [folder for folder in found_in if folder.judged]
-    limit = max(judged, key=lambda folder: folder.nights[-1].published).limit if judged else None
-    change = change_of([folder.nights for folder in found_in], limit)
+    if known := [folder for folder in found_in if folder.judged]:
+        newest = max(known, key=lambda folder: folder.nights[-1].published)
+        judged, held = newest.judged, newest.fingerprint.get(CRITERION)
+        same = [folder.nights for folder in found_in if folder.fingerprint.get(CRITERION) == held]
+        change = None if judged is None else change_of(same, judged.limit, judged.false_alarms)
     pooled, found, damaged = POOLED.empty_table(), 0, 0
     for table in _tables(found_in, model, "" if change is None else change.since):
         damaged += table is None
@@ -157,20 +194,25 @@ def read_history(
         nights=len(pc.unique(pooled[NIGHT])),
         precision=precisions[0],
         change=change,
+        broken_classes=judged.broken_classes if judged else [],
         damaged=damaged,
     )
 
 
-def _checked_precision(folder: Folder, now: Mapping[str, str]) -> str:
-    """Return what a folder was computed in; raise UserError naming what else than `now` made it."""
-    made = folder.fingerprint
-    precision = made.get("dtype", "")
+def _of_now(generations: Sequence[Folder], now: Mapping[str, str]) -> list[Folder]:
+    """Return the generations of a folder that `now` made; raise UserError naming what else made the newest if it made none."""
+    differences = [_difference(folder.fingerprint, now) for folder in generations]
+    if all(differences):
+        raise UserError(f"{generations[0].path} was made with {differences[0]}; its audits are of that")
+    return [folder for folder, difference in zip(generations, differences, strict=True) if not difference]
+
+
+def _difference(made: Fingerprint, now: Mapping[str, str]) -> str:
+    """Describe what else than `now` made results; empty if nothing did."""
     names = dict.fromkeys([*READABLE, *now])
     then = {name: made.get(name, TRUNCATED if name == LONG_TEXTS else "not known") for name in names if name in now}
-    then["dtype"] = "auto" if now["dtype"] == "auto" else dtype_of(precision or "not known")
-    if difference := first_difference(then, now):
-        raise UserError(f"{folder.path} was made with {difference}; its audits are of that")
-    return precision
+    then["dtype"] = "auto" if now["dtype"] == "auto" else dtype_of(made.get("dtype") or "not known")
+    return first_difference(then, now)
 
 
 def _tables(folders: Sequence[Folder], model: EarlyExitModel, since: str) -> Iterator[pa.Table | None]:

@@ -1,11 +1,12 @@
-"""Pooled audits are those of the shards that stand, each row once, of the right nights, whatever happened to the folder."""
+"""Pooled audits are those of the shards that stand, each row once, whatever happened to the folder."""
 
+import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,72 +16,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.calibration.curve import TRUNCATED
-from pipeline.calibration.history.nights import Change, change_of, night_of
-from pipeline.calibration.history.pool import History, read_history
-from pipeline.calibration.sequential import log_evidence_above, log_evidence_of_change
-from pipeline.corpus.listing import Corpus
+from pipeline.calibration.history.pool import read_history
 from pipeline.errors import UserError
-from pipeline.nights import Night
 from pipeline.output.ledger import Ledger
-from pipeline.output.receipts import Receipt
 from pipeline.schema import AUDITS
-from tests.support.ledger import FINGERPRINT, SCHEMA, files_in, finish, make_corpus, make_folder, receipt
-from tests.support.models import new_model
+from tests.support.audits import (
+    FILES,
+    MADE,
+    MODEL,
+    NOW,
+    audits_of,
+    do,
+    read,
+    rows_in,
+    shards_of,
+)
+from tests.support.ledger import SCHEMA, files_in, finish, make_corpus, make_folder, receipt
 from tests.support.s3_server import S3Server
-
-MODEL = new_model()
-NOW = {"weights": "1a", "max-tokens": "64", "long-texts": TRUNCATED, "dtype": "auto"}
-MADE = FINGERPRINT | {"weights": "1a", "max-tokens": "64", "dtype": "fp32"}
-FILES = tuple(f"{name}.txt" for name in "abcd")
-EXITS, CLASSES = len(MODEL.exit_layers), MODEL.shape.classes
-LTE = [0.0] * (EXITS if MODEL.lte is not None else 0)
-
-
-def audits_of(receipts: Sequence[Receipt], draw: int) -> pa.Table:
-    """Record of each shard a third of its rows, another third for each draw, with values that tell row and draw."""
-    lines = []
-    for done in receipts:
-        for row in range(done.start + 1, done.start + done.rows_in):
-            if (row + draw) % 3 == 0:
-                values = [float(row), float(draw), *np.zeros(EXITS * CLASSES - 2)]
-                line = {"shard": done.shard, "row": row, "truncated": row % 2 == 0, "lengths": [row + 1]}
-                lines.append(line | {"logits": values, "lte": LTE})
-    return pa.Table.from_pylist(lines, AUDITS)
-
-
-def do(ledger: Ledger, draw: int, *receipts: Receipt) -> set[tuple[int, int]]:
-    """Finish shards with the audits of a draw in one part; return their rows, each with its draw."""
-    audits = audits_of(receipts, draw)
-    counted = [
-        replace(done, audited=sum(shard == done.shard for shard in audits["shard"].to_pylist())) for done in receipts
-    ]
-    finish(ledger, *counted, label=f"draw {draw}", audits=audits)
-    return {(row + 1000 * number_of(done), draw) for done in receipts for row in rows_of(audits, done)}
-
-
-def number_of(done: Receipt) -> int:
-    return FILES.index(Path(done.file).name)
-
-
-def rows_of(audits: pa.Table, done: Receipt) -> list[int]:
-    return [line["row"] for line in audits.to_pylist() if line["shard"] == done.shard]
-
-
-def read(*folders: str, rows: int = 10_000, seed: int = 0) -> History:
-    return read_history(folders, NOW, MODEL, rows=rows, seed=seed)
-
-
-def rows_in(history: History) -> list[tuple[float, float]]:
-    """Return the row and the draw that each record is of; they do not tell its file."""
-    logits = history.recorded.logits
-    assert logits.shape == (EXITS, len(history.texts), CLASSES)
-    assert history.texts.lengths.tolist() == (logits[0, :, 0] + 1).tolist()
-    assert history.truncated.to_pylist() == (logits[0, :, 0] % 2 == 0).tolist()
-    return sorted(zip(logits[0, :, 0].tolist(), logits[0, :, 1].tolist(), strict=True))
-
-
-def shards_of(corpus: Corpus, file: int) -> tuple[Receipt, Receipt]:
-    return receipt(corpus, file, 0, 20, last=False), receipt(corpus, file, 20, 10, last=True)
 
 
 @settings(max_examples=6, deadline=None)
@@ -218,99 +170,57 @@ def test_a_history_of_something_else_is_refused_and_named(tmp_path: Path) -> Non
         read(folder, other)
 
 
-NIGHTS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=12)
-
-
-@given(first=NIGHTS, second=NIGHTS, limit=st.sampled_from([None, 0.01, 0.1, 0.5]))
-def test_the_nights_of_a_broken_limit_begin_where_its_change_is_hardly_yet_to_come(
-    first: list[tuple[int, int]], second: list[tuple[int, int]], limit: float | None
-) -> None:
-    def night(number: int, counts: tuple[int, int]) -> Night:
-        return Night(published=f"2026-11-{number + 1:02}T00:00:00Z", audited=max(counts), differing=min(counts))
-
-    folders = [[night(2 * n, c) for n, c in enumerate(first)], [night(2 * n + 1, c) for n, c in enumerate(second)]]
-    audited = sorted((n for folder in folders for n in folder if n.audited), key=lambda n: n.published)
-    change = change_of(folders, limit)
-    if limit is None or not audited:
-        assert change is None
-        return
-    evidence, likeliest = log_evidence_of_change([(n.differing, n.audited) for n in audited], limit)
-    assert (change is not None) == (evidence >= np.log(100))
-    if change is not None:
-        weights = [
-            float(
-                np.exp(
-                    log_evidence_above(
-                        sum(n.differing for n in audited[s:]), sum(n.audited for n in audited[s:]), limit
-                    )
-                )
-            )
-            for s in range(len(audited))
-        ]
-        start = change.nights_before
-        assert change.since == audited[start].published
-        assert sum(weights[: start + 1]) >= 0.95 * sum(weights) * (1 - 1e-9)
-        assert start == 0 or sum(weights[:start]) < 0.95 * sum(weights) * (1 + 1e-9)
-        assert start >= likeliest or sum(weights[likeliest:]) < 0.05 * sum(weights)
-
-
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=8, unique=True), st.integers(0, 60))
-def test_what_is_written_belongs_to_the_night_that_published_it(published: list[int], written: int) -> None:
-    nights = [Night(published=f"2026-11-27T00:00:{second:02}Z") for second in sorted(published)]
-    later = [n.published for n in nights if int(n.published[-3:-1]) >= written]
-    assert night_of(f"2026-11-27T00:00:{written:02}Z", nights) == (later[0] if later else nights[-1].published)
-
-
-def test_nights_before_a_change_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_replaces_results_hides_none_of_them(tmp_path: Path) -> None:
     corpus, folder = make_corpus(str(tmp_path), FILES), make_folder(str(tmp_path))
-    for number in range(4):
-        now = f"2026-11-2{number}T00:00:00Z"
-        monkeypatch.setattr("time.strftime", lambda *_, now=now: now)
-        with Ledger(folder, MADE) as ledger:
-            ledger.begin(SCHEMA)
-            receipts = shards_of(corpus, number)
-            audits = audits_of(receipts, number)
-            counts = [len(rows_of(audits, done)) for done in receipts]
-            differing = [count if number >= 2 else 0 for count in counts]
-            done = [
-                replace(one, audited=count, differing=other)
-                for one, count, other in zip(receipts, counts, differing, strict=True)
-            ]
-            finish(ledger, *done, audits=audits)
-            ledger.publish(1.0, {"audit": {"limit": 0.01}} if number < 3 else {"audit": {"limit": 0.02}})
+    with Ledger(folder, MADE) as ledger:
+        ledger.begin(SCHEMA)
+        published = do(ledger, 0, *shards_of(corpus, 0))
+        ledger.publish(1.0, {})
+    with Ledger(folder, MADE, overwrite=True) as ledger:
+        ledger.begin(SCHEMA)
+        assert rows_in(read(folder)) == sorted(published)
+        begun = do(ledger, 1, *shards_of(corpus, 1))
+        ledger.flush()
+    assert rows_in(read(folder)) == sorted((row % 1000, draw) for row, draw in published | begun)
+    other = MADE | {"weights": "2b"}
+    with Ledger(folder, other, overwrite=True) as ledger:
+        ledger.begin(SCHEMA)
+        do(ledger, 2, *shards_of(corpus, 2))
+        ledger.flush()
+    assert rows_in(read(folder)) == sorted(published)
+    with pytest.raises(UserError, match="made with weights 2b, now it is 3c"):
+        read_history([folder], NOW | {"weights": "3c"}, MODEL, rows=10)
+
+
+def test_audited_rows_of_which_none_is_recorded_are_no_damage_and_broken_classes_are_named(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path), FILES), make_folder(str(tmp_path))
+    with Ledger(folder, MADE) as ledger:
+        ledger.begin(SCHEMA)
+        expected = do(ledger, 0, *shards_of(corpus, 0))
+        first = replace(shards_of(corpus, 1)[0], audited=2)  # of many classes, few of the audited rows are recorded
+        finish(ledger, first, audits=AUDITS.empty_table())
+        classes = [{"name": "spam", "verdict": "broken"}, {"name": "ham", "verdict": "open"}, 7]
+        ledger.publish(1.0, {"audit": {"limit": 0.01, "classes": classes, "all_nights": {"false_alarms": "x"}}})
     history = read(folder)
-    assert history.change == Change(since="2026-11-22T00:00:00Z", nights_before=2)
-    assert history.nights == 2
-    assert {draw for _, draw in rows_in(history)} == {2.0, 3.0}
+    assert (history.damaged, history.found, history.broken_classes) == (0, len(expected), ["spam"])
+    foreign: list[Any] = [[], "x", {"classes": 7}, {"classes": {"a": 1}, "limit": "x", "all_nights": []}, None]
+    for audit in foreign:
+        path = Path(folder, "_manifest.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"audit": audit}))
+        assert read(folder).broken_classes == []
 
 
-@pytest.mark.parametrize("ends", ["published", "withheld"])
-def test_a_night_that_breaks_a_limit_is_seen_in_a_folder_of_its_own_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
-) -> None:
-    """One that was withheld has no manifest to say which limit it broke."""
-    corpus, folders = make_corpus(str(tmp_path), FILES), []
-    for number, end in enumerate(("published", ends)):
-        now = f"2026-11-2{number}T00:00:00Z"
-        monkeypatch.setattr("time.strftime", lambda *_, now=now: now)
-        (tmp_path / str(number)).mkdir()
-        folders.append(make_folder(str(tmp_path / str(number))))
-        with Ledger(folders[-1], MADE) as ledger:
-            ledger.begin(SCHEMA)
-            receipts = shards_of(corpus, number)
-            audits = audits_of(receipts, number)
-            counts = [len(rows_of(audits, done)) for done in receipts]
-            finish(
-                ledger,
-                *(
-                    replace(one, audited=count, differing=number * count)
-                    for one, count in zip(receipts, counts, strict=True)
-                ),
-                audits=audits,
-            )
-            ledger.flush()
-            if end == "published":
-                ledger.publish(1.0, {"audit": {"limit": 0.01}})
-    history = read(*folders)
-    assert history.change == Change(since="2026-11-21T00:00:00Z", nights_before=1)
-    assert {draw for _, draw in rows_in(history)} == {1.0}
+def test_rows_without_finite_numbers_are_left_out_of_a_history(tmp_path: Path) -> None:
+    corpus, folder = make_corpus(str(tmp_path), FILES), make_folder(str(tmp_path))
+    receipts = shards_of(corpus, 0)
+    audits = audits_of(receipts, 0).to_pylist()
+    audits[1]["logits"][-1], audits[4]["logits"][0] = float("nan"), float("inf")
+    with Ledger(folder, MADE) as ledger:
+        ledger.begin(SCHEMA)
+        finish(ledger, replace(receipts[0], audited=19), receipts[1], audits=pa.Table.from_pylist(audits, AUDITS))
+        ledger.publish(1.0, {})
+    history = read(folder)
+    whole = [line for line in audits if line["shard"] == receipts[0].shard and np.isfinite(line["logits"]).all()]
+    lost = sum(line["shard"] == receipts[0].shard for line in audits) - len(whole)
+    assert (history.broken, lost) == (2, 2)
+    assert rows_in(history) == sorted((line["logits"][0], 0.0) for line in whole)
