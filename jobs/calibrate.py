@@ -69,8 +69,8 @@ def build_parser() -> JobParser:
     )
     add("--tolerance", type=float, metavar="X", help=tolerance)
     options.add_label_threshold_option(parser)
-    limit = "a limit to report, beside usual ones"
-    add("--max-disagreement", type=options.fraction, default=0.01, metavar="E", help=limit)
+    limit = "a limit to report, beside 0.5%%, 1%% and 2%%; with --from-audits, one that its rows must be enough for"
+    add("--max-disagreement", type=options.fraction, metavar="E", help=limit)
     confidence = "probability with which limits hold"
     add("--confidence", type=options.fraction, default=CONFIDENCE, metavar="C", help=confidence)
     temperature = "scale exits by temperatures first, in the model's weights: no prediction changes, probabilities do"

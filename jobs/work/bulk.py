@@ -146,6 +146,7 @@ def write_report(outcome: Outcome, *, with_examples: bool) -> None:
             timeline=outcome.timeline,
             audit=outcome.audit_result,
             predictions=outcome.predictions,
+            withheld="" if outcome.manifest else withheld(outcome.audit_result),
             examples=examples(files, outcome.columns, outcome.output) if with_examples else None,
         )
     )

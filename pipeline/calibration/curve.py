@@ -53,6 +53,12 @@ FIT_FRACTION = 0.25
 """The fraction of a sample that fits thresholds, or temperatures."""
 
 
+def sample_for(tested: int, *, fitted: bool = False) -> int:
+    """Return how many rows to calibrate on for so many rows that are tested: a quarter may be needed to fit."""
+    split = math.ceil(tested / (1 - FIT_FRACTION))
+    return split if split >= SPLIT_ROWS or fitted else tested
+
+
 class NotCalibratedError(UserError):
     """A model has no calibration."""
 
@@ -174,16 +180,20 @@ class Curve:
 
     def shortage(self, limits: Limits) -> str:
         """Explain why only full depth can be guaranteed, and how many rows would be enough, if any number would."""
-        faster = len(self.differing) > 1
-        unmet = [each for each in self.conditions(limits) if faster and not each.passes(1, limits.confidence)]
-        if not unmet:
-            return "what can be guaranteed costs more than it saves: few rows are certain enough to exit"
-        return shortage(unmet, limits.confidence, self.sample_of)
+        found, points = self.conditions(limits), len(self.differing)
+        saving = next((point for point, fraction in enumerate(self.flops_fractions) if fraction < 1), points)
+        # The test may end before the first point that saves anything: exits that few rows take cost more than they save.
+        for point in (saving, passing(found, limits.confidence) + 1):
+            if max(point, saving) < points:
+                unmet = [condition for condition in found if not condition.passes(point, limits.confidence)]
+                if unmet:
+                    return shortage(unmet, point, limits.confidence, self.sample_of)
+        return "what can be guaranteed costs more than it saves: few rows are certain enough to exit"
 
     def sample_of(self, tested: int) -> int:
-        """Return how many rows to calibrate on for so many rows that are tested: a quarter may be needed to fit."""
-        split = math.ceil(tested / (1 - FIT_FRACTION))
-        return split if split >= SPLIT_ROWS or self.tested < sum(self.exits[0]) else tested
+        """Return how many rows to calibrate on for so many rows that are tested, if temperatures are fitted as they were."""
+        rows = sum(self.exits[0])
+        return sample_for(tested, fitted=self.tested < rows < SPLIT_ROWS)
 
     def _choice(self, before: int, after: int, weight: float, differing: int | None = None) -> Choice:
         """Interpolate between two points; `weight` 0 is the first of them, 1 the second."""

@@ -8,7 +8,6 @@ the corpus (exchangeable), the number that do is binomial, whatever the model an
 """
 
 import math
-from collections.abc import Sequence
 
 CONFIDENCE = 0.95
 """The confidence of guarantees and audits, unless another is asked for."""
@@ -38,22 +37,6 @@ def p_value(count: int, rows: int, limit: float) -> float:
     from scipy.special import bdtr
 
     return float(bdtr(count, rows, limit))
-
-
-def fixed_sequence(counts: Sequence[int], rows: int, limit: float, confidence: float) -> int:
-    """Return how many of the first candidates are guaranteed to have a true fraction of at most `limit`.
-
-    Fixed-sequence testing in Learn then Test (Angelopoulos et al. 2021, section 3.1): candidates stand in an order that was
-    fixed before these rows were seen, and each is tested at the full level, up to the first that fails. The probability that
-    any of those returned breaks the limit is at most 1 - confidence. With exact binomial p-values a candidate passes if its
-    Clopper-Pearson bound is at most the limit, so this is also the rule of Fast yet Safe (Jazbec et al. 2024, section 4).
-
-        fixed_sequence([0, 2, 5, 40, 0], 2000, 0.01, 0.95)  # 3: 40 of 2,000 are too many, and the last is not tested
-    """
-    for index, count in enumerate(counts):
-        if p_value(count, rows, limit) > 1 - confidence:
-            return index
-    return len(counts)
 
 
 def most_allowed(rows: int, limit: float, confidence: float) -> int:

@@ -2,7 +2,7 @@
 
 A path is made so that a saving changes few predictions. For a given price of a changed prediction, in FLOPs, coordinate descent
 finds the thresholds, exit by exit, that cost least on some rows; falling prices give the path. Further along the path no row
-exits later, so a path can be tested from its safe end (`guarantees.fixed_sequence`), and a saving of FLOPs can be read off it.
+exits later, so a path can be tested from its safe end (`limits.conditions.passing`), and a saving of FLOPs can be read off it.
 """
 
 import math

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -39,6 +39,8 @@ class Texts:
     without a label, which are None."""
     rejected: int
     """Number of rows left out because they hold no usable text."""
+    found: int = 0
+    """Number of usable rows that a sample is drawn from."""
 
     @classmethod
     def empty(cls, columns: Columns) -> Self:
@@ -90,12 +92,13 @@ def sample_texts(path: str, columns: Columns, rows: int, seed: int, read_label: 
     without a label has None for it; `read_label` is that of `read_texts`.
     """
     random = np.random.default_rng(seed)
-    sample, keys = Texts.empty(columns), np.empty(0)
+    sample, keys, found = Texts.empty(columns), np.empty(0), 0
     for texts in _texts_by_shard(path, columns, read_label or label_text, all_labelled=False):
         sample, keys = sample.joined(texts), np.append(keys, random.random(len(texts.texts)))
         smallest = np.sort(np.argsort(keys)[:rows])
         sample, keys = sample.take(smallest.tolist()), keys[smallest]
-    return sample
+        found += len(texts.texts)
+    return replace(sample, found=found)
 
 
 def _texts_by_shard(

@@ -51,6 +51,8 @@ class RunSummary:
     """The audit of the rows that no earlier manifest covers."""
     predictions: Comparison = field(default_factory=Comparison)
     """What is predicted, beside what the manifest before says."""
+    withheld: str = ""
+    """Why nothing was published; empty if it was."""
     examples: Table | None = None
     """Rows with their texts, which are shown on request only."""
 
@@ -74,6 +76,7 @@ def run_page(run: RunSummary) -> str:
 def sections_of(run: RunSummary) -> list[Section | None]:
     """Return the sections from top to bottom; None stands for one that has nothing to show."""
     return [
+        withheld(run),
         alarms(run.audit),
         rows(run.totals),
         exits(run.totals),
@@ -95,6 +98,11 @@ def sections_of(run: RunSummary) -> list[Section | None]:
         what_ran(run),
         run.examples,
     ]
+
+
+def withheld(run: RunSummary) -> Section | None:
+    """Say why these results are not published."""
+    return Facts("Not published", [("why", run.withheld)]) if run.withheld else None
 
 
 def what_ran(run: RunSummary) -> Section:
@@ -183,7 +191,7 @@ def guarantee(result: AuditResult) -> Section | None:
 
 def audit(result: AuditResult) -> Section | None:
     """Compare predictions at the exits with those at full depth, on the audited rows."""
-    if not result.rows and result.verdict == "none":
+    if not result.rows and result.verdict == "none" and not result.classes:
         return None
     pairs = [
         ("audited", f"{result.rows:,} rows went to full depth as well"),

@@ -1,6 +1,7 @@
 """A calibration keeps its targets on other rows; files, refusals, temperatures and drift."""
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from models.exits.criterion import Criterion
 from pipeline.calibration.curve import SPLIT_ROWS, Calibration, Curve, WallClock, choices
 from pipeline.calibration.drift.signals import ALARM, WATCH, compare, reference_of, stability_index
 from pipeline.calibration.fit import fit_curve, fit_rows
-from pipeline.calibration.guarantees import upper_bound
+from pipeline.calibration.guarantees import rows_needed, upper_bound
 from pipeline.calibration.limits.limits import Limits
 from pipeline.calibration.temperature import calibration_error, fit_exits, fit_temperature, scale_exits
 from pipeline.calibration.thresholds import Sample
@@ -108,6 +109,32 @@ def test_too_few_rows_guarantee_full_depth_only_and_the_shortage_says_how_many_a
     assert "no number of rows would do" in hopeless.shortage(limits)
     costly = replace(curve, differing=[0] * len(curve.differing), tested=1000)
     assert "costs more than it saves" in costly.shortage(limits)
+
+
+def test_a_shortage_is_of_the_first_thresholds_that_save_anything() -> None:
+    """Those before may cost more than they save: with a head that few rows take, for one."""
+    curve, limits = curve_from(made_up(5000, 0)), Limits(max_disagreement=0.01)
+    points = 40
+    made = replace(
+        curve,
+        speeds=curve.speeds[:points],
+        exits=curve.exits[:points],
+        flops_fractions=[1.0, *[1.01] * 9, *np.linspace(0.99, 0.5, points - 10)],
+        differing=[0] * 10 + [30 + point for point in range(points - 10)],
+    )
+    assert made.within_limits(limits).criterion.full_depth
+    line = made.shortage(limits)
+    needed = rows_needed(0.01, 0.95, 30 / curve.tested)
+    assert needed is not None
+    assert line.startswith("30 of 3,750 rows differ at the safest thresholds that save anything: calibrate on about ")
+    assert f"{math.ceil(needed / 0.75):,} rows" in line
+    stopped = replace(made, differing=[0, *[300] * 9, *[30] * (points - 10)], tested=20_000)
+    assert stopped.shortage(limits).startswith("300 of 20,000 rows differ at the safest thresholds, more than 1.000%")
+    never = replace(made, flops_fractions=[1.0, *[1.01] * (points - 1)])
+    assert "costs more than it saves" in never.shortage(limits)
+    assert (curve.sample_of(2000), curve.sample_of(6000)) == (2000, 8000)  # a small sample is not split
+    fitted = fit_curve(made_up(1000, 0), Criterion(speed=1.0), fitted=fit_rows(1000, 0))
+    assert fitted.sample_of(1500) == 2000
 
 
 def test_rows_that_fitted_temperatures_test_no_guarantee() -> None:

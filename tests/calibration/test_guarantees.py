@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.calibration.guarantees import fixed_sequence, lower_bound, most_allowed, p_value, rows_needed, upper_bound
+from pipeline.calibration.guarantees import lower_bound, most_allowed, p_value, rows_needed, upper_bound
+from pipeline.calibration.limits.conditions import Condition, passing
 
 SPLITS = 400
 """The number of simulated calibrations in the statistical test."""
@@ -62,10 +63,15 @@ def test_rows_needed_are_enough(limit: float, part: float) -> None:
     assert rows_needed(limit, 0.95, limit) is None
 
 
+def passed(counts: list[int], rows: int, limit: float) -> int:
+    return passing([Condition(limit=limit, rows=rows, tested=rows, worse=[0, *counts])], 0.95)
+
+
 def test_a_sequence_ends_at_its_first_failure() -> None:
-    assert fixed_sequence([0, 2, 5, 40, 0], 2000, 0.01, 0.95) == 3
-    assert fixed_sequence([0, 2], 200, 0.01, 0.95) == 0
-    assert fixed_sequence([], 200, 0.01, 0.95) == 0
+    assert passed([0, 2, 5, 40, 0], 2000, 0.01) == 3
+    assert passed([0, 2], 200, 0.01) == 0
+    assert passed([0, 2], 2000, 0.01) == 2
+    assert passed([], 200, 0.01) == 0
 
 
 def test_p_values_grow_with_the_count_and_fall_with_the_limit() -> None:
@@ -83,8 +89,8 @@ def test_broken_guarantees_are_as_rare_as_stated() -> None:
     for seed in range(SPLITS):
         draws = np.sort(np.random.default_rng(seed).random(1500))
         counts = np.searchsorted(draws, fractions, side="right").tolist()  # nested, as along a path
-        passed = fixed_sequence(counts, 1500, limit, 0.95)
-        reached.append(fractions[passed - 1] if passed else 0.0)
+        last = passed(counts, 1500, limit)
+        reached.append(fractions[last - 1] if last else 0.0)
         broken += reached[-1] > limit
     assert broken <= 32
     assert broken > 2  # a rule that never breaks it would be needlessly slow

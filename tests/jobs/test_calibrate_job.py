@@ -38,7 +38,7 @@ def calibrated(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) 
     sample = write(model.parent / "sample.parquet", 3000, 0)
     done = run_job_here("calibrate.py", "--model", str(model), "--data", sample, "--rows", "2000", "--temperature")
     assert done.returncode == 0, done.stderr
-    assert "2,000 rows" in done.stdout
+    assert f"2,000 of 3,000 rows of {sample}, drawn at random (--rows N takes more)" in done.stdout
     assert "| exit after layer | temperature |" in done.stdout
     assert "| 2x |" in done.stdout
     assert "so it is taken out" in done.stdout  # the temperatures have changed what a threshold means
@@ -89,11 +89,13 @@ def test_a_run_is_asked_for_a_limit_checked_and_withheld(calibrated: Path, tmp_p
     assert "drift in" in second.stderr
     assert "length (rows of " in second.stderr  # what moved
     assert (out / "_manifest.json").read_bytes() == before
+    assert ">Not published<" in (out / "_report.html").read_text()
     again = run_job_here("classify.py", *options[:6], "--audit", "0.1%", *options[8:])
     assert again.returncode == 1  # nothing is left to classify, and still nothing is published
     assert (out / "_manifest.json").read_bytes() == before
     anyway = run_job_here("classify.py", *options[:6], "--audit", "0.1%", "--max-disagreement", "0.2")
     assert anyway.returncode == 0
+    assert ">Not published<" not in (out / "_report.html").read_text()
     assert json.loads((out / "_manifest.json").read_text())["totals"]["rows_out"] == 3000
 
 
@@ -129,7 +131,7 @@ def calibrate_again(model: Path, out: Path, corpus: Path, tmp_path: Path, audit:
         (["--max-tokens", "8"], "now it is 8; its audits are of that"),
         (["--data", "x"], "--data or --from-audits says where the rows are: give one of the two"),
         (["--temperature"], "--temperature changes the weights that the audits are of"),
-        (["--rows", "5"], "--rows 5 are too few"),
+        (["--rows", "5"], "--rows 5 are too few: a limit of 2.000% with 95% confidence takes 149 rows or more"),
     ):
         refused = run_job_here("calibrate.py", *options, *more)
         assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr

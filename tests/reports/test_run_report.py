@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.bulk.progress import Timeline
+from pipeline.calibration.limits.audited import ClassAudit
+from pipeline.calibration.limits.limits import Limits
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.listing import InputFile, list_inputs
 from pipeline.histograms import (
@@ -131,6 +133,19 @@ def test_a_run_of_one_shard_has_no_lines_over_time_and_an_empty_one_a_page() -> 
     assert "over time" not in run_page(example_run(1))
     empty = replace(example_run(1), totals=Totals(), fresh=Totals(), timeline=Timeline(), examples=None)
     assert "Rows" in read(run_page(empty)).text
+
+
+def test_the_page_of_a_withheld_run_says_so_and_names_a_class_that_is_broken_without_an_audited_row_of_tonight() -> (
+    None
+):
+    broken = ClassAudit(name="spam", limit=0.02, rows=900, missed=60, at_most=0.1, verdict="broken")
+    limits = Limits(max_missed=(("spam", 0.02),))
+    run = example_run(1)
+    audit = replace(run.audit, rows=0, differing=0, limits=limits, classes=[broken])
+    text = read(run_page(replace(run, audit=audit, withheld="a limit is broken"))).text
+    assert text[text.index("Not published") :][:9].count("a limit is broken") == 1
+    assert "1 broken: 'spam' broken (60 of 900 missed, limit 2%)" in text
+    assert "Not published" not in read(run_page(run)).text
 
 
 def test_histograms_add_up_and_lie_in_the_right_bins() -> None:

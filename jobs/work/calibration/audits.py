@@ -6,12 +6,21 @@ from dataclasses import replace
 
 from jobs.cli.command import print_line
 from jobs.work import loading
-from jobs.work.calibration.sample import sample_of, save, tokenizer_spec
+from jobs.work.calibration.sample import limits_of, sample_of, save, tokenizer_spec
 from models.directory.digest import weights_digest
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.calibration import fit
-from pipeline.calibration.curve import FILE, LIMITS, LONG_TEXTS, TRUNCATED, Calibration, NotCalibratedError, choices
+from pipeline.calibration.curve import (
+    FILE,
+    LIMITS,
+    LONG_TEXTS,
+    TRUNCATED,
+    Calibration,
+    NotCalibratedError,
+    choices,
+    sample_for,
+)
 from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.guarantees import rows_needed
 from pipeline.calibration.history.changes import changes
@@ -61,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     old = criterion if before is None else earlier_criterion(before)
     made_of = identity | ({} if spec.long_texts is None else windows)
     made = criterion, made_of, history.precision
-    limits = sorted({*LIMITS, args.max_disagreement})
+    limits = limits_of(args)
     rows, data = history.texts.windows, fit.describe_data(history.texts.windows, history.broken, args.seed)
     digest = hashlib.blake2b(history.recorded.logits.tobytes() + rows.offsets.tobytes(), digest_size=8).hexdigest()
     calibration = Calibration(
@@ -131,7 +140,10 @@ def seen_by(
 
 
 def check_enough(args: argparse.Namespace, history: History) -> None:
-    """Print what the rows are of; raise UserError if they are too few for the limit even if none of them differs."""
+    """Print what the rows are of; raise UserError if they are too few for the limit even if none of them differs.
+
+    Without one that is asked for it is the largest usual one: a calibration that allows nothing is not to replace another.
+    """
     folders, rows = " ".join(args.from_audits), len(history.texts)
     print_line(f"{args.model}: {rows:,} of {history.found:,} recorded audited rows, of {nights(history.nights)}")
     if history.change is not None:
@@ -148,8 +160,9 @@ def check_enough(args: argparse.Namespace, history: History) -> None:
         print_line(f"{history.broken:,} of the rows are left out: an exit made no finite numbers of them")
     if history.damaged:
         print_line(f"{history.damaged:,} files of audits are gone, damaged or of another model, and are left out")
-    needed = rows_needed(args.max_disagreement, args.confidence) or 0
-    limit = f"a limit of {args.max_disagreement:.3%} with {percent(args.confidence)} confidence takes {needed:,} rows or more"
+    asked = args.max_disagreement or max(LIMITS)
+    needed = sample_for(rows_needed(asked, args.confidence) or 0)
+    limit = f"a limit of {asked:.3%} with {percent(args.confidence)} confidence takes {needed:,} rows or more"
     if args.rows < needed:
         raise InputError("rows", f"{args.rows:,} are too few: {limit}")
     if rows < needed:

@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> None:
     counts = np.ones(len(texts.texts), np.int64) if tokens.windows is None else tokens.windows
     labels = label_array(texts.labels or [None] * len(counts), model.labels, model.task)
     examples = Chunk(rows=tokens.rows, labels=labels.repeat(counts, axis=0))
-    print_line(
-        f"{args.model}: {len(counts):,} rows of {args.data}; {texts.rejected:,} cannot be used{labelled(args, labels)}"
-    )
+    drawn = f"{len(counts):,} rows of {args.data}"
+    if texts.found > len(counts):
+        drawn = f"{len(counts):,} of {texts.found:,} rows of {args.data}, drawn at random (--rows N takes more)"
+    print_line(f"{args.model}: {drawn}; {texts.rejected:,} cannot be used{labelled(args, labels)}")
     fitting = fit.fit_rows(len(examples), args.seed) if args.temperature else None
     scalings = [] if fitting is None else scale(args, examples.take(fitting), device)
     model = EarlyExitModel.from_pretrained(args.model)
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         reference=reference_of(rows.lengths, tokens.truncated[kept], uncertainty),
         timing=time_curve(args.model, curve, rows.windows, args.dtype, device) if timed else None,
         scalings=scalings,
-        choices=choices(curve, args.confidence, sorted({*LIMITS, args.max_disagreement})),
+        choices=choices(curve, args.confidence, limits_of(args)),
     )
     save(args, model, calibration, f"{len(kept):,} rows of {Path(args.data).name}")
 
@@ -100,6 +101,11 @@ def sample_of(
         return sample, recorded.uncertainty(criterion)[-1]
     of_texts = TextSample.of(recorded, criterion, texts, model.flops, long_texts)
     return of_texts, of_texts.full_depth.predictions.uncertainty
+
+
+def limits_of(args: argparse.Namespace) -> list[float]:
+    """Return the usual limits, and the one that is asked for, ascending."""
+    return sorted({*LIMITS} | ({args.max_disagreement} - {None}))
 
 
 def save(args: argparse.Namespace, model: EarlyExitModel, calibration: Calibration, rows: str) -> None:
