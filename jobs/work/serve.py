@@ -70,7 +70,7 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
     tokenizer = load_tokenizer_spec(directory, model, args.max_tokens)
     identity = ModelIdentity.of(model, weights_digest(directory), tokenizer)
     try:
-        calibration = usable_calibration(directory, engine, identity)
+        calibration = usable_calibration(directory, engine, identity, args.tolerance)
     except UserError as problem:  # most requests do without
         print_line(f"{directory}: requests cannot ask for a speed-up or a limit: {problem}", sys.stderr)
         calibration = None

@@ -9,6 +9,8 @@ from models.errors import InputError
 CRITERIA = ("entropy", "confidence", "patience", "lte")
 THRESHOLD_CRITERIA = ("entropy", "confidence", "lte")
 """The criteria that have thresholds, which patience has not; a calibration chooses those."""
+TOLERANCE = 0.1
+"""The distance from which on values differ, unless another is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class Criterion:
     threshold is 0, are not evaluated."""
     patience: int = 1
     """Number of consecutive exits that must agree with the one before."""
-    tolerance: float = 0.1
+    tolerance: float = TOLERANCE
     """Largest difference of values that counts as agreement, in units of the value; for regression."""
     label_thresholds: tuple[float, ...] = ()
     """Probabilities above which labels are predicted, for a model of label sets: one a label, or one for all; () is 0.5."""
@@ -96,9 +98,11 @@ class Criterion:
         above = f", labels above {' '.join(f'{p:g}' for p in self.label_thresholds)}" if self.label_thresholds else ""
         if self.name == "patience":
             return f"patience {self.patience}, tolerance {self.tolerance:g}{above}"
+        # Of values, audits of different tolerances count different things; the usual one has never been named.
+        apart = f", tolerance {self.tolerance:g}" if self.name == "lte" and self.tolerance != TOLERANCE else ""
         if self.speeds:
-            return f"{self.name} {' '.join(f'{layer}:{speed:g}' for layer, speed in self.speeds)}{above}"
-        return f"{self.name} {self.speed:g}{above}"
+            return f"{self.name} {' '.join(f'{layer}:{speed:g}' for layer, speed in self.speeds)}{apart}{above}"
+        return f"{self.name} {self.speed:g}{apart}{above}"
 
 
 def _fewest(thresholds: list[float]) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ one for which the model computes no number) costs itself: the columns of its pre
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar, overload
 
@@ -156,6 +157,11 @@ class Classifier:
         if target.needs_calibration:
             calibration = _calibration(directory, loaded, target, self._tokenizer.spec, dtype)
             self.criterion = choose(target, calibration.curve, calibration.timing).criterion
+            if target.limits is not None and self.criterion.full_depth:
+                shortage = calibration.curve.shortage(target.limits)
+                warnings.warn(
+                    f"every row runs at full depth, nothing faster can be guaranteed: {shortage}", stacklevel=2
+                )
             dtype = _dtype_of(calibration, dtype, device)
         else:
             self.criterion = own_criterion(target, loaded)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from models.early_exit import EarlyExitModel
-from models.exits.criterion import THRESHOLD_CRITERIA, Criterion
+from models.exits.criterion import THRESHOLD_CRITERIA, TOLERANCE, Criterion
 from pipeline.calibration.curve import FIT_FRACTION, SPLIT_ROWS, Curve
 from pipeline.calibration.limits.counts import count
 from pipeline.calibration.texts import TextSample
@@ -17,9 +17,6 @@ from pipeline.engine.config import EngineConfig
 from pipeline.engine.engine import check_exits
 from pipeline.errors import UserError
 from pipeline.rows import FloatArray, IntArray, TokenRows
-
-TOLERANCE = 0.1
-"""The distance from which on values differ, unless another is asked for."""
 
 
 def criterion_for(

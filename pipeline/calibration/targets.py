@@ -8,8 +8,9 @@ Target(max_quality_loss=0.01)      likewise, with which accuracy falls by at mos
 Target()                           the criterion that is stored in the model, else normalized entropy at 0.1
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
@@ -25,6 +26,8 @@ LIMITS = ("max_disagreement", "max_missed", "max_quality_loss")
 """Fields that limit what exiting early changes; they may stand together."""
 EXCLUSIVE = (("speed",), ("target_speedup",), LIMITS)
 """Fields of which a target may set those of one group."""
+NUMBERS = ("speed", "patience", "tolerance", "target_speedup", "max_disagreement", "max_quality_loss", "confidence")
+"""Fields that are a number, if they are given."""
 CALIBRATED = ("criterion", "patience", "exits")
 """Fields that the calibration decides where it chooses the thresholds."""
 DEFAULT_SPEED = 0.1
@@ -33,10 +36,10 @@ LabelThreshold = Sequence[tuple[str | None, float]]
 
 
 def by_name(given: float | Mapping[str, float] | None) -> ByClass | None:
-    """Return one value for all classes or labels, or some by name, as a Target has them; 0.1 makes [(None, 0.1)]."""
+    """Return one value for all classes or labels, or some by name, as a Target has them; 0.1 makes ((None, 0.1),)."""
     if given is None:
         return None
-    return list(given.items()) if isinstance(given, Mapping) else [(None, given)]
+    return tuple(given.items()) if isinstance(given, Mapping) else ((None, given),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,9 @@ class Target:
         for name in ("max_missed", "label_threshold"):
             if (by_class := getattr(self, name)) is not None and not by_class:
                 raise InputError(name, "names no class; give one number for all, or one for each of some")
+        for name, value in self._numbers():
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise InputError(name, f"must be a number, not {value!r}")
         given = [group[0] for group in self._given if group]
         if len(given) > 1:
             raise InputError(given[1], f"and `{given[0]}` exclude each other")
@@ -78,6 +84,18 @@ class Target:
         for name, value in [*fractions, *(("max_missed", limit) for _, limit in self.max_missed or ())]:
             if value is not None and not 0 < value < 1:
                 raise InputError(name, f"must be between 0 and 1, not {value:g}")
+        if self.target_speedup is not None and not self.target_speedup >= 1:
+            raise InputError("target_speedup", f"must be at least 1, which is full depth, not {self.target_speedup:g}")
+        if self.target_speedup is None and self.speedup_in != "flops":
+            raise InputError("speedup_in", "says what `target_speedup` counts, and none is asked for")
+
+    def _numbers(self) -> Iterator[tuple[str, object]]:
+        """Yield every number that is given, with the name of its field: whoever calls from Python may give anything."""
+        for name in NUMBERS:
+            if (value := getattr(self, name)) is not None:
+                yield name, value
+        for name in ("max_missed", "label_threshold"):
+            yield from ((name, value) for _, value in getattr(self, name) or ())
 
     @property
     def _given(self) -> list[list[str]]:

@@ -57,7 +57,7 @@ def _add_routes(app: FastAPI, classifier: TextClassifier, security: list[Any]) -
     )
     async def classify(request: ClassifyRequest) -> JSONResponse:
         """Classify one text, a pair, or a list; every request may set a speed of its own."""
-        return JSONResponse({"results": await classifier.classify(request)})
+        return JSONResponse(await classifier.classify(request))
 
     @app.get("/model", dependencies=security)
     async def model() -> dict[str, Any]:

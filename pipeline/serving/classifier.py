@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import compress
 from typing import Any
 
@@ -37,6 +37,9 @@ from pipeline.serving.schema import ClassifyRequest
 CHARACTERS_PER_TOKEN = 8
 """Characters of texts that may wait to be tokenized, for each token that may wait for the engine; most texts have four."""
 
+REMEMBERED = 128
+"""Targets of requests whose thresholds are remembered."""
+
 
 class TextClassifier:
     """A tokenizer and the queue of an engine, for coroutines."""
@@ -52,13 +55,14 @@ class TextClassifier:
         self.takes_speed = not queue.engine.config.criterion.full_depth and criterion.name != "patience"
         # One thread is enough: the tokenizer runs on all cores by itself, in Rust.
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._calibrated = lru_cache(REMEMBERED)(self._choose)  # over a thousand classes it takes tens of milliseconds
         self._characters = 0
         """Number of characters that wait for that thread or are in it: they take time, however few tokens they make."""
 
-    async def classify(self, request: ClassifyRequest) -> list[dict[str, Any]]:
-        """Return a result for each text; raise HTTPException (422, 429 or 504) for a request that gets none."""
+    async def classify(self, request: ClassifyRequest) -> dict[str, Any]:
+        """Return a `ClassifyResponse`, in plain values; raise HTTPException (422, 429 or 504) for a request without results."""
         texts, pairs = self._rows_of(request)
-        criterion = self._criterion_of(request)
+        criterion, note = self._criterion_of(request)
         try:
             async with asyncio.timeout(self.limits.answer_seconds):
                 tokenized = await self._tokenize(texts, pairs)
@@ -70,7 +74,8 @@ class TextClassifier:
             raise HTTPException(429, str(error), {"Retry-After": str(error.retry_after_s)}) from error
         except TimeoutError as error:
             raise HTTPException(504, f"no answer within {self.limits.answer_seconds:g} s") from error
-        return self._results(predictions, tokenized, probabilities=request.probabilities)
+        results = self._results(predictions, tokenized, probabilities=request.probabilities)
+        return {"results": results} | ({"note": note} if note else {})
 
     async def _tokenize(self, texts: list[str], pairs: list[str] | None) -> Tokenized:
         """Tokenize on the thread for it; raise QueueFullError if it or the engine has too much to do already."""
@@ -126,8 +131,11 @@ class TextClassifier:
                     raise HTTPException(422, f"{name}: number {index} {problem}")
         return texts, pairs
 
-    def _criterion_of(self, request: ClassifyRequest) -> Criterion | None:
-        """Return the criterion for this request's rows; None where the engine's own has no thresholds to vary."""
+    def _criterion_of(self, request: ClassifyRequest) -> tuple[Criterion | None, str]:
+        """Return the criterion for this request's rows, and what is to be known of it.
+
+        It is None where the engine's own has no thresholds to vary.
+        """
         try:
             target = request.target()
             if target.needs_calibration:
@@ -137,17 +145,24 @@ class TextClassifier:
         if not self.takes_speed:
             if request.speed is not None and self.criterion.name == "patience":
                 raise HTTPException(422, f"speed: this model is served with {self.criterion.describe()}")
-            return None
-        return self.criterion if request.speed is None else replace(self.criterion, speed=request.speed, speeds=())
+            return None, ""
+        own = self.criterion if request.speed is None else replace(self.criterion, speed=request.speed, speeds=())
+        return own, ""
 
-    def _calibrated(self, target: Target) -> Criterion:
-        """Return the calibrated thresholds for a speed-up or limits; raise InputError where there are none."""
+    def _choose(self, target: Target) -> tuple[Criterion, str]:
+        """Return the calibrated thresholds for a speed-up or limits, and why these allow nothing but full depth if they do not.
+
+        Raises InputError where there are none.
+        """
         if self.curve is None:
             raise InputError(
                 target.asked, "needs a calibration, and this model is served without one (jobs/calibrate.py)"
             )
         check_limits(target, self.queue.engine.model, self.curve)
-        return choose(target, self.curve).criterion
+        criterion = choose(target, self.curve).criterion
+        if target.limits is None or not criterion.full_depth:
+            return criterion, ""
+        return criterion, f"full depth, since nothing faster can be guaranteed: {self.curve.shortage(target.limits)}"
 
     def _thresholds(self, criterion: Criterion) -> Thresholds:
         """Return the threshold of every layer, layer 1 first, as [L] float32."""

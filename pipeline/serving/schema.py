@@ -103,6 +103,7 @@ class ClassifyResponse(BaseModel):
     """One result for each text, in order."""
 
     results: list[Result]
+    note: str | None = Field(None, description="why all texts ran at full depth, where the limits allow nothing faster")
 
 
 class Problem(BaseModel):

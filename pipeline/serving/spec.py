@@ -47,9 +47,12 @@ def engine_criterion(criterion: Criterion, model: EarlyExitModel) -> Criterion:
     return Criterion(name=criterion.name, speed=1.0, label_thresholds=criterion.label_thresholds)
 
 
-def usable_calibration(directory: str, engine: EngineConfig, identity: ModelIdentity) -> Calibration | None:
+def usable_calibration(
+    directory: str, engine: EngineConfig, identity: ModelIdentity, tolerance: float | None = None
+) -> Calibration | None:
     """Load the calibration that requests with a target need; return None for a model without one.
 
+    `tolerance` is the distance from which on values differ, where it is asked for.
     Raises UserError if it is about another model or other settings than those of the server.
     """
     try:
@@ -61,6 +64,8 @@ def usable_calibration(directory: str, engine: EngineConfig, identity: ModelIden
         raise UserError(
             f"it is about {calibration.curve.criterion}, and the model is served by {engine.criterion.name}"
         )
+    if tolerance not in (None, calibration.curve.tolerance):
+        raise UserError(f"it is about a tolerance of {calibration.curve.tolerance:g}, and {tolerance:g} is asked for")
     if tuple(calibration.curve.label_thresholds) != engine.criterion.label_thresholds:
         raise UserError(
             f"it is about other thresholds of labels than the model is served by, {engine.criterion.describe()}"

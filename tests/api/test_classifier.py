@@ -232,6 +232,9 @@ def test_a_speed_up_or_a_limit_is_looked_up_in_the_calibration(model_directory: 
     assert classify(TEXTS).exit_layers.tolist() == wanted.exit_layers.tolist()
     automatic = Classifier(model, max_disagreement=0.01)  # in the precision that was calibrated, whatever is best here
     assert automatic(TEXTS).table.equals(classify(TEXTS).table)
+    with pytest.warns(UserWarning, match=r"every row runs at full depth, .+: 10 of 9,000 rows differ"):
+        slow = Classifier(model, max_disagreement=0.0001, dtype="fp32")
+    assert slow.criterion.full_depth
 
 
 FROM_HUB = """
@@ -283,6 +286,15 @@ def test_a_calibration_comes_with_a_model_of_the_hub(model_directory: Path, tmp_
         ({"target_speedup": 2.0, "speed": 0.1}, "target_speedup and `speed` exclude each other"),
         ({"target_speedup": 2.0, "criterion": "entropy"}, "criterion is chosen by `target_speedup`"),
         ({"max_disagreement": 3.0}, "max_disagreement must be between 0 and 1, not 3"),
+        ({"max_disagreement": "1%"}, "max_disagreement must be a number, not '1%'"),
+        ({"max_missed": {"positive": "2%"}}, "max_missed must be a number, not '2%'"),
+        ({"max_missed": [0.02]}, r"max_missed must be a number, not \[0\.02\]"),
+        ({"max_missed": {"positive": None}}, "max_missed must be a number, not None"),
+        ({"max_quality_loss": True}, "max_quality_loss must be a number, not True"),
+        ({"label_threshold": {"a": "0.3"}}, "label_threshold must be a number, not '0.3'"),
+        ({"speed": "0.3"}, "speed must be a number, not '0.3'"),
+        ({"target_speedup": 0.5}, "target_speedup must be at least 1, which is full depth, not 0.5"),
+        ({"target_speedup": float("nan")}, "target_speedup must be at least 1, which is full depth, not nan"),
         ({"max_disagreement": 0.01, "dtype": "bf16"}, "calibrated with dtype fp32, now it is bf16"),
         ({"max_tokens": 1000}, "max_tokens 1000: the model takes 70 tokens at most"),
         ({"speed": 2.0}, r"speed must be in \[0, 1\], not 2.0"),

@@ -92,7 +92,7 @@ def test_the_server_answers_with_lists_of_labels(tagger: Path, probabilities: np
     assert (described["task"], described["labels"]) == ("labels", TAGS)
     assert described["criterion"] == "entropy 0.6, labels above 0.5 0.9 0.5 0.5 0.5"
     request = {"text": TEXTS[:10], "speed": 0.0, "probabilities": True}
-    answers = asyncio.run(classifier.classify(ClassifyRequest.model_validate(request)))
+    answers = asyncio.run(classifier.classify(ClassifyRequest.model_validate(request)))["results"]
     assert [answer["labels"] for answer in answers] == names(probabilities[:10] > [0.5, 0.9, 0.5, 0.5, 0.5])
     np.testing.assert_allclose([answer["probabilities"] for answer in answers], probabilities[:10], atol=1e-4)
     assert all("label" not in answer and Result.model_validate(answer) for answer in answers)

@@ -129,7 +129,7 @@ def test_a_shortage_is_of_the_first_thresholds_that_save_anything() -> None:
     assert line.startswith("30 of 3,750 rows differ at the safest thresholds that save anything: calibrate on about ")
     assert f"{math.ceil(needed / 0.75):,} rows" in line
     stopped = replace(made, differing=[0, *[300] * 9, *[30] * (points - 10)], tested=20_000)
-    assert stopped.shortage(limits).startswith("300 of 20,000 rows differ at the safest thresholds, more than 1.000%")
+    assert stopped.shortage(limits).startswith("300 of 20,000 rows differ at the safest thresholds, more than 1%")
     never = replace(made, flops_fractions=[1.0, *[1.01] * (points - 1)])
     assert "costs more than it saves" in never.shortage(limits)
     assert (curve.sample_of(2000), curve.sample_of(6000)) == (2000, 8000)  # a small sample is not split

@@ -117,6 +117,8 @@ def calibrate_again(model: Path, out: Path, corpus: Path, tmp_path: Path, audit:
     assert done.returncode == 0, done.stderr
     stored = json.loads((copy / "calibration.json").read_text())
     assert (stored["data"]["rows"], stored["data"]["nights"]) == (audit["rows"], 1)
+    assert stored["timing"] is not None
+    assert stored["timing"] == json.loads(before)["timing"]
     assert stored["scalings"] == json.loads(before)["scalings"] != []
     classified = run_job_here(
         "classify.py", "--model", str(copy), "--input", str(corpus), "--output", str(tmp_path / "out-2"),
@@ -129,6 +131,7 @@ def calibrate_again(model: Path, out: Path, corpus: Path, tmp_path: Path, audit:
     for more, culprit in (
         (["--max-disagreement", "0.1%"], "a limit of 0.100% with 95% confidence takes 2,995 rows or more, and "),
         (["--max-tokens", "8"], "now it is 8; its audits are of that"),
+        (["--label-separator", ";"], "--label-separator is of texts, and audits record no labels"),
         (["--data", "x"], "--data or --from-audits says where the rows are: give one of the two"),
         (["--temperature"], "--temperature changes the weights that the audits are of"),
         (["--rows", "5"], "--rows 5 are too few: a limit of 2.000% with 95% confidence takes 149 rows or more"),
@@ -154,6 +157,11 @@ def calibrate_again(model: Path, out: Path, corpus: Path, tmp_path: Path, audit:
     ("options", "culprit"),
     [
         (["--target-speedup", "50"], "--target-speedup 50 cannot be reached"),
+        (
+            ["--target-speedup", "0.5", "--speedup-in", "time"],
+            "--target-speedup must be at least 1, which is full depth",
+        ),
+        (["--speedup-in", "time"], "--speedup-in says what --target-speedup counts, and none is asked for"),
         (["--target-speedup", "2", "--speed", "0.1"], "--target-speedup and --speed exclude each other"),
         (
             ["--target-speedup", "2", "--exits", "1"],
@@ -230,3 +238,6 @@ def test_targets_need_a_calibration_and_a_calibration_needs_exits(model_director
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"{model_directory}: not calibrated" in done.stderr
     assert "(jobs/calibrate.py)" in done.stderr
+    done = run_job_here("calibrate.py", "--model", str(model_directory), "--data", corpus, "--label-separator", ";")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--label-separator is of the values of --label-column, and none is named" in done.stderr

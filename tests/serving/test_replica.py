@@ -30,7 +30,8 @@ def spec_of(model: Path, dtype: str = "fp32") -> ServingSpec:
 def results(spec: ServingSpec) -> list[dict[str, Any]]:
     """Start a replica, as Serve does again after a crash, and let it answer."""
     replica = deployment.Replica(spec, PLAN)
-    return asyncio.run(replica.classifier.classify(REQUEST))
+    found: list[dict[str, Any]] = asyncio.run(replica.classifier.classify(REQUEST))["results"]
+    return found
 
 
 def test_a_replica_that_starts_again_answers_by_the_same_model_or_not_at_all(

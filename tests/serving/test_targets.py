@@ -1,5 +1,7 @@
 """Requests that ask for a speed-up or a limit get the thresholds that the model's calibration knows."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,20 @@ from transformers import PreTrainedTokenizerFast
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
 from pipeline.benchmark.synthetic import reviews
-from pipeline.calibration.curve import Curve
+from pipeline.calibration.curve import Calibration, Curve
+from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.fit import fit_curve
 from pipeline.calibration.thresholds import Sample
 from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
+from pipeline.engine.config import EngineConfig
+from pipeline.errors import UserError
 from pipeline.evaluation.recorded import record_as_run
+from pipeline.identity import ModelIdentity
 from pipeline.serving.app import build_app
 from pipeline.serving.classifier import TextClassifier
 from pipeline.serving.queue import EngineQueue
-from pipeline.serving.spec import engine_criterion
+from pipeline.serving.spec import engine_criterion, usable_calibration
 from tests.support.serving import LIMITS, new_engine
 
 CRITERION = Criterion(speed=0.6)
@@ -68,6 +74,13 @@ def test_a_request_asks_for_a_speedup_or_a_limit(model_directory: Path, tokenize
     assert min(exits) < 4
     assert np.mean(np.array(labels) != full) < 0.3
     assert answers(max_disagreement=1e-6)[1] == depths  # nothing but full depth can be guaranteed
+    notes = [
+        client.post("/classify", json={"text": "a", **asked}).json().get("note", "")
+        for asked in ({}, {"speed": 0}, {"max_disagreement": 0.2}, {"max_disagreement": 1e-6})
+    ]
+    assert notes[:3] == [""] * 3
+    assert notes[3].startswith("full depth, since nothing faster can be guaranteed: ")
+    assert notes[3].endswith("more than 0.0001%: no number of rows would do")
     names = client.get("/model").json()["labels"]
     assert answers(max_disagreement=0.2, max_missed={names[0]: 0.9, names[1]: 0.9})[1] == exits
     assert answers(max_disagreement=0.2, max_missed={names[0]: 1e-6})[1] == depths
@@ -102,3 +115,27 @@ def test_without_a_calibration_there_is_nothing_to_ask(model_directory: Path, to
     answer = client.post("/classify", json={"text": "a", asked: 1 if asked == "target_speedup" else 0.1})
     assert answer.status_code == 422
     assert f"{asked} needs a calibration, and this model is served without one" in answer.json()["detail"]
+
+
+def test_a_calibration_of_other_settings_is_not_used(model_directory: Path, tmp_path: Path, curve: Curve) -> None:
+    shutil.copytree(model_directory, tmp_path, dirs_exist_ok=True)
+    identity = ModelIdentity(weights="1a", config="2b", tokenizer="3c", max_tokens=64)
+    engine = EngineConfig(criterion=CRITERION, dtype="fp32")
+    assert usable_calibration(str(tmp_path), engine, identity) is None
+    reference = reference_of([3], [False], [0.1])
+    Calibration(model=identity.parts(), precision="fp32", data={}, curve=curve, reference=reference).save(tmp_path)
+    for tolerance in (None, 0.1):
+        assert usable_calibration(str(tmp_path), engine, identity, tolerance) is not None
+    labelled = replace(CRITERION, label_thresholds=(0.3,))
+    for settings, tolerance, problem in (
+        (engine, 0.5, "about a tolerance of 0.1, and 0.5 is asked for"),
+        (
+            replace(engine, criterion=replace(CRITERION, name="confidence")),
+            None,
+            "about entropy, and the model is served",
+        ),
+        (replace(engine, criterion=labelled), None, "about other thresholds of labels"),
+        (replace(engine, dtype="bf16"), None, "calibrated with dtype fp32, now it is bf16"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            usable_calibration(str(tmp_path), settings, identity, tolerance)

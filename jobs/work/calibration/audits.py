@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
     made_of = identity | ({} if spec.long_texts is None else windows)
     made = criterion, made_of, history.precision
     limits = limits_of(args)
+    keeps_timing = before is not None and made == (old, before.model, before.precision) and not args.no_timing
     rows, data = history.texts.windows, fit.describe_data(history.texts.windows, history.broken, args.seed)
     digest = hashlib.blake2b(history.recorded.logits.tobytes() + rows.offsets.tobytes(), digest_size=8).hexdigest()
     calibration = Calibration(
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         data=data | {"rows": len(sample), "digest": digest, "nights": history.nights},
         curve=curve,
         reference=reference_of(history.texts.lengths, history.truncated.to_numpy(), uncertainty),
-        timing=before.timing if before is not None and made == (old, before.model, before.precision) else None,
+        timing=before.timing if keeps_timing and before is not None else None,
         scalings=[] if before is None else before.scalings,
         choices=choices(curve, args.confidence, limits),
     )

@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> None:
     criterion = fit.criterion_for(model, args.criterion, args.tolerance, label_thresholds(args.label_threshold, model))
     tokenizer = Tokenizer(tokenizer_spec(args, model, criterion))
     long_texts = tokenizer.spec.long_texts
+    if args.label_column is None and args.label_separator:
+        raise InputError("label_separator", "is of the values of `label_column`, and none is named")
     if args.label_column is not None and model.task is Task.VALUE:
         raise InputError("label_column", "is for models of classes or label sets, and this one predicts one value")
     columns, read_label = loading.text_columns(args, args.label_column), label_reader(model.task, args.label_separator)

@@ -129,7 +129,7 @@ def _short_of(condition: Condition, point: int, confidence: float, sample_of: Sa
     where = "the safest thresholds" if point == 1 else "the safest thresholds that save anything"
     seen, needed = f"{condition.counted(point)} at {where}", condition.rows_needed(point, confidence)
     if needed is None:
-        return f"{seen}, more than {condition.limit:.3%}: no number of rows would do"
+        return f"{seen}, more than {percent(condition.limit)}: no number of rows would do"
     sample = condition.sample_rows(point, confidence, sample_of)
     if sample is None:
         return f"full depth gives none of {condition.tested:,} rows '{condition.name}', and {needed:,} such rows are needed"

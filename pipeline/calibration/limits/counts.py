@@ -45,7 +45,8 @@ class ClassCounts:
         counts = np.zeros(points, np.int64)
         for point, count in self.changes[index]:
             counts[point:] = count
-        return [int(count) for count in counts]
+        whole: list[int] = counts.tolist()
+        return whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
