@@ -24,7 +24,7 @@ from pipeline.engine.engine import check_exits
 from pipeline.errors import InputError, UserError, one_line
 from pipeline.identity import ModelIdentity
 from pipeline.serving import deployment
-from pipeline.serving.limits import Limits
+from pipeline.serving.limits import RequestLimits
 from pipeline.serving.spec import ServingSpec, usable_calibration
 from pipeline.serving.token import TOKEN_VARIABLE, load_token_hash
 
@@ -81,7 +81,7 @@ def serving_spec(args: argparse.Namespace) -> ServingSpec:
         identity=identity,
         precision=None if calibration is None else calibration.computed_in,
         engine=engine,
-        limits=Limits(rows=args.max_rows, answer_seconds=args.timeout),
+        limits=RequestLimits(rows=args.max_rows, answer_seconds=args.timeout),
         batch_tokens=args.batch_tokens,
         queue_tokens=args.queue_tokens,
         token_hash=load_token_hash(args.token_file),

@@ -14,7 +14,7 @@ fixed beforehand, unless the quarter has fitted temperatures. The result is kept
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
@@ -83,6 +83,8 @@ class Choice:
     """Calibration rows by exit layer, layer 1 first, as [L]; interpolated, so not always whole."""
     differing: int | None = None
     """Test rows whose prediction differs at these thresholds; None without a limit."""
+    confidence: float | None = None
+    """The confidence with which the limit is kept; None without one, and in files of before it was written."""
     point: float = 0.0
     """Where the thresholds lie on the path: 2.25 is a quarter of the way from its third point to the fourth."""
 
@@ -172,7 +174,7 @@ class Curve:
         """Return the fastest thresholds that are guaranteed to keep all of these limits together; see `within`."""
         passed = passing(self.conditions(limits), limits.confidence)
         best = min(range(passed + 1), key=lambda point: self.flops_fractions[point])
-        return self._choice(best, best, 0.0, self.differing[best])
+        return replace(self._choice(best, best, 0.0), differing=self.differing[best], confidence=limits.confidence)
 
     def conditions(self, limits: Limits) -> list[Condition]:
         """Return what has to hold of a point, each with its counts; the curve must have counted what is limited."""
@@ -195,7 +197,7 @@ class Curve:
         rows = sum(self.exits[0])
         return sample_for(tested, fitted=self.tested < rows < SPLIT_ROWS)
 
-    def _choice(self, before: int, after: int, weight: float, differing: int | None = None) -> Choice:
+    def _choice(self, before: int, after: int, weight: float) -> Choice:
         """Interpolate between two points; `weight` 0 is the first of them, 1 the second."""
 
         def between(values: Sequence[Any]) -> npt.NDArray[np.float64]:
@@ -214,7 +216,6 @@ class Curve:
             ),
             flops_speedup=1 / float(between(self.flops_fractions)),
             exits=exits.tolist(),
-            differing=differing,
             point=before + weight * (after - before),
         )
 

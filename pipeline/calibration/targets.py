@@ -22,9 +22,9 @@ from pipeline.errors import InputError
 from pipeline.identity import ModelIdentity
 from pipeline.windows import LongTexts
 
-LIMITS = ("max_disagreement", "max_missed", "max_quality_loss")
+LIMIT_FIELDS = ("max_disagreement", "max_missed", "max_quality_loss")
 """Fields that limit what exiting early changes; they may stand together."""
-EXCLUSIVE = (("speed",), ("target_speedup",), LIMITS)
+EXCLUSIVE = (("speed",), ("target_speedup",), LIMIT_FIELDS)
 """Fields of which a target may set those of one group."""
 NUMBERS = ("speed", "patience", "tolerance", "target_speedup", "max_disagreement", "max_quality_loss", "confidence")
 """Fields that are a number, if they are given."""
@@ -115,7 +115,7 @@ class Target:
     @property
     def limits(self) -> Limits | None:
         """What a run is to be held to; None where there are no limits."""
-        if all(getattr(self, name) is None for name in LIMITS):
+        if all(getattr(self, name) is None for name in LIMIT_FIELDS):
             return None
         return Limits(
             max_disagreement=self.max_disagreement,

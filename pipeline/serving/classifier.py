@@ -30,7 +30,7 @@ from pipeline.schema import (
     UNCERTAINTY,
     VALUE,
 )
-from pipeline.serving.limits import Limits
+from pipeline.serving.limits import RequestLimits
 from pipeline.serving.queue import EngineQueue, QueueFullError
 from pipeline.serving.schema import ClassifyRequest
 
@@ -45,7 +45,12 @@ class TextClassifier:
     """A tokenizer and the queue of an engine, for coroutines."""
 
     def __init__(
-        self, queue: EngineQueue, tokenizer: Tokenizer, criterion: Criterion, limits: Limits, curve: Curve | None = None
+        self,
+        queue: EngineQueue,
+        tokenizer: Tokenizer,
+        criterion: Criterion,
+        limits: RequestLimits,
+        curve: Curve | None = None,
     ) -> None:
         """Serve requests by `criterion`, unless they set a target of their own; `curve` finds thresholds for such targets."""
         self.queue, self.tokenizer, self.criterion, self.limits = queue, tokenizer, criterion, limits

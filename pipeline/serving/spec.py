@@ -10,7 +10,7 @@ from pipeline.corpus.tokenize import TokenizerSpec
 from pipeline.engine.config import EngineConfig
 from pipeline.errors import UserError
 from pipeline.identity import ModelIdentity
-from pipeline.serving.limits import Limits
+from pipeline.serving.limits import RequestLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class ServingSpec:
     """What to compute in, by `models.precision.precision_on`; None is open until it is known where replicas run."""
     engine: EngineConfig
     """Settings of the engine; its criterion decides for requests that set no target."""
-    limits: Limits
+    limits: RequestLimits
     batch_tokens: int | None = None
     """Tokens that go to the engine at once; None is MICRO_BATCHES_PER_BATCH for each runner, or GPU_BATCH_TOKENS."""
     queue_tokens: int | None = None

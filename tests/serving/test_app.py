@@ -21,7 +21,7 @@ from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.engine import Engine
 from pipeline.serving.app import build_app
 from pipeline.serving.classifier import TextClassifier
-from pipeline.serving.limits import Limits
+from pipeline.serving.limits import RequestLimits
 from pipeline.serving.observer import OnResponse
 from pipeline.serving.queue import EngineQueue
 from pipeline.serving.schema import ClassifyRequest
@@ -38,7 +38,7 @@ def new_app(
     tokenizer: PreTrainedTokenizerFast,
     criterion: Criterion,
     *,
-    limits: Limits = LIMITS,
+    limits: RequestLimits = LIMITS,
     token: bytes | None = None,
     queue_tokens: int = 1 << 20,
     on_response: OnResponse = lambda status, seconds: None,
@@ -53,7 +53,7 @@ def new_classifier(
     tokenizer: PreTrainedTokenizerFast,
     criterion: Criterion,
     *,
-    limits: Limits = LIMITS,
+    limits: RequestLimits = LIMITS,
     queue_tokens: int = 1 << 20,
 ) -> TextClassifier:
     model = EarlyExitModel.from_pretrained(directory)

@@ -45,7 +45,7 @@ from pipeline.engine.engine import Engine
 from pipeline.engine.loaded import LoadedModel
 from pipeline.identity import ModelIdentity
 from pipeline.serving import deployment
-from pipeline.serving.limits import Limits
+from pipeline.serving.limits import RequestLimits
 from pipeline.serving.spec import ServingSpec
 
 PORT, MARGIN = 8765, 0.02
@@ -144,7 +144,7 @@ def main() -> None:
         precision=None,
         tokenizer=tokenizer,
         engine=engine,
-        limits=Limits(),
+        limits=RequestLimits(),
     )
     texts = texts_of(args.texts, seed=1)
     rows = Tokenizer(spec.tokenizer)(texts).rows
