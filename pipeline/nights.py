@@ -14,7 +14,8 @@ from pipeline.errors import printable
 
 MOST_NIGHTS = 1000
 """Nights that a manifest keeps; beyond these, the two oldest are added up to one."""
-MOST_ROWS = 1 << 62
+MOST_ROWS = 1 << 50
+"""Rows of a night, at most: sums of all nights still fit into 64 bits."""
 EXPECTED = ("expected", "at_least", "at_most", "calibration")
 """What a night keeps of the disagreement that is expected of its rows: with its bounds, and that of the calibration's rows."""
 LATER = {"expected", "alarms", "nights"}

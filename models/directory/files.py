@@ -4,6 +4,7 @@ A clone without git-lfs has pointers of three lines in place of large files, and
 ones. All of them are named here in one line, before any library gets to see them.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -59,8 +60,11 @@ def find_file(name: Name, file: str) -> Path:
         try:
             path = Path(cached_file(str(name), file))
         except OSError as error:
-            if try_to_load_from_cache(str(name), file) is _CACHED_NO_EXIST:  # the hub has answered that there is none
-                raise FileNotFoundError(f"{name}: no {file} there") from error
+            with contextlib.suppress(ValueError):  # of a name that can be no hub's
+                if (
+                    try_to_load_from_cache(str(name), file) is _CACHED_NO_EXIST
+                ):  # the hub has answered that there is none
+                    raise FileNotFoundError(f"{name}: no {file} there") from error
             raise
     with open(path, "rb") as content:
         start = content.read(len(POINTER))

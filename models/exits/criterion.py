@@ -98,11 +98,9 @@ class Criterion:
         above = f", labels above {' '.join(f'{p:g}' for p in self.label_thresholds)}" if self.label_thresholds else ""
         if self.name == "patience":
             return f"patience {self.patience}, tolerance {self.tolerance:g}{above}"
-        # Of values, audits of different tolerances count different things; the usual one has never been named.
-        apart = f", tolerance {self.tolerance:g}" if self.name == "lte" and self.tolerance != TOLERANCE else ""
         if self.speeds:
-            return f"{self.name} {' '.join(f'{layer}:{speed:g}' for layer, speed in self.speeds)}{apart}{above}"
-        return f"{self.name} {self.speed:g}{apart}{above}"
+            return f"{self.name} {' '.join(f'{layer}:{speed:g}' for layer, speed in self.speeds)}{above}"
+        return f"{self.name} {self.speed:g}{above}"
 
 
 def _fewest(thresholds: list[float]) -> tuple[float, ...]:

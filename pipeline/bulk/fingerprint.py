@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from models.early_exit import EarlyExitModel
+from models.exits.criterion import TOLERANCE
 from pipeline.corpus.columns import Columns, source_of
 from pipeline.corpus.listing import InputFile
 from pipeline.corpus.tokenize import TokenizerSpec
@@ -31,14 +32,16 @@ def fingerprint_of(
     the output. Of the tokenizer, what its digest leaves out is named: windows, and a faster library. Runs before there were any
     of them named none.
     """
-    long_texts, library = tokenizer.long_texts, tokenizer.fast_tokenizer
+    long_texts, library, criterion = tokenizer.long_texts, tokenizer.fast_tokenizer, engine.criterion
+    # Audits of values count what is further apart than this. The usual distance has never been named, and patience names all.
+    apart = model.regression and criterion.name != "patience" and criterion.tolerance != TOLERANCE
     return (
         identity.parts()
         | ({} if long_texts is None else {"long-texts": long_texts.describe()})
         | ({} if library is None else {"fast-tokenizer": library})
         | {
             "dtype": precision,
-            "criterion": engine.criterion.describe(),
+            "criterion": f"{criterion.describe()}{f', tolerance {criterion.tolerance:g}' * apart}",
             "exits": " ".join(map(str, engine.exits or model.exit_layers)),
             "columns": " ".join(f"{meaning}={name}" for meaning, name in columns.items()),
             "schema": ", ".join(schema),

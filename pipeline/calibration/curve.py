@@ -59,6 +59,11 @@ def sample_for(tested: int, *, fitted: bool = False) -> int:
     return split if split >= SPLIT_ROWS or fitted else tested
 
 
+def tested_of(rows: int) -> int:
+    """Return how many of so many rows are tested, if no temperatures are fitted; `fit.fit_rows` draws the others."""
+    return rows if rows < SPLIT_ROWS else rows - int(FIT_FRACTION * rows)
+
+
 class NotCalibratedError(UserError):
     """A model has no calibration."""
 
@@ -194,8 +199,7 @@ class Curve:
 
     def sample_of(self, tested: int) -> int:
         """Return how many rows to calibrate on for so many rows that are tested, if temperatures are fitted as they were."""
-        rows = sum(self.exits[0])
-        return sample_for(tested, fitted=self.tested < rows < SPLIT_ROWS)
+        return sample_for(tested, fitted=self.tested < sum(self.exits[0]) < SPLIT_ROWS)
 
     def _choice(self, before: int, after: int, weight: float) -> Choice:
         """Interpolate between two points; `weight` 0 is the first of them, 1 the second."""

@@ -8,7 +8,8 @@ Target(max_quality_loss=0.01)      likewise, with which accuracy falls by at mos
 Target()                           the criterion that is stored in the model, else normalized entropy at 0.1
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 
@@ -18,7 +19,7 @@ from models.exits.task import Task
 from pipeline.calibration.curve import Calibration, Choice, Curve, WallClock
 from pipeline.calibration.guarantees import CONFIDENCE
 from pipeline.calibration.limits.limits import ByClass, Limits
-from pipeline.errors import InputError
+from pipeline.errors import InputError, printable
 from pipeline.identity import ModelIdentity
 from pipeline.windows import LongTexts
 
@@ -26,11 +27,13 @@ LIMIT_FIELDS = ("max_disagreement", "max_missed", "max_quality_loss")
 """Fields that limit what exiting early changes; they may stand together."""
 EXCLUSIVE = (("speed",), ("target_speedup",), LIMIT_FIELDS)
 """Fields of which a target may set those of one group."""
-NUMBERS = ("speed", "patience", "tolerance", "target_speedup", "max_disagreement", "max_quality_loss", "confidence")
+NUMBERS = ("speed", "tolerance", "target_speedup", "max_disagreement", "max_quality_loss", "confidence")
 """Fields that are a number, if they are given."""
 CALIBRATED = ("criterion", "patience", "exits")
 """Fields that the calibration decides where it chooses the thresholds."""
 DEFAULT_SPEED = 0.1
+VALUE_CHARACTERS = 80
+"""Characters that a refusal repeats of what is no number."""
 LabelThreshold = Sequence[tuple[str | None, float]]
 """Probabilities above which labels are predicted, by name; that of None is for all that are not named."""
 
@@ -71,9 +74,12 @@ class Target:
         for name in ("max_missed", "label_threshold"):
             if (by_class := getattr(self, name)) is not None and not by_class:
                 raise InputError(name, "names no class; give one number for all, or one for each of some")
-        for name, value in self._numbers():
-            if not isinstance(value, Real) or isinstance(value, bool):
-                raise InputError(name, f"must be a number, not {value!r}")
+        for name in NUMBERS:
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _number(name, value))
+        for name in ("max_missed", "label_threshold"):
+            if (by_class := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple((of, _number(name, value)) for of, value in by_class))
         given = [group[0] for group in self._given if group]
         if len(given) > 1:
             raise InputError(given[1], f"and `{given[0]}` exclude each other")
@@ -88,14 +94,6 @@ class Target:
             raise InputError("target_speedup", f"must be at least 1, which is full depth, not {self.target_speedup:g}")
         if self.target_speedup is None and self.speedup_in != "flops":
             raise InputError("speedup_in", "says what `target_speedup` counts, and none is asked for")
-
-    def _numbers(self) -> Iterator[tuple[str, object]]:
-        """Yield every number that is given, with the name of its field: whoever calls from Python may give anything."""
-        for name in NUMBERS:
-            if (value := getattr(self, name)) is not None:
-                yield name, value
-        for name in ("max_missed", "label_threshold"):
-            yield from ((name, value) for _, value in getattr(self, name) or ())
 
     @property
     def _given(self) -> list[list[str]]:
@@ -123,6 +121,14 @@ class Target:
             max_quality_loss=self.max_quality_loss,
             confidence=self.confidence,
         )
+
+
+def _number(field: str, value: object) -> float:
+    """Return a number; raise InputError for anything else, which whoever calls from Python may give."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    raise InputError(field, f"must be a number, not {printable(repr(value), VALUE_CHARACTERS)}")
 
 
 def own_criterion(target: Target, model: EarlyExitModel) -> Criterion:

@@ -18,6 +18,7 @@ from pipeline.calibration.sequential import (
     rows_until,
     upper_bound_ever,
 )
+from pipeline.histograms import MAX_CLASS_BINS
 from pipeline.nights import AuditedNights, Night
 from pipeline.output.manifest import EXPECTED_DISAGREEMENT, HARD_ROWS
 from pipeline.output.totals import Totals
@@ -68,6 +69,8 @@ class AuditResult:
 
     While nights are withheld these rows only grow in number, so it is a bound that may be looked at again and again.
     """
+    false_alarms: float = FALSE_ALARMS
+    """Probability of ever calling the limit of all rows broken if it is kept; and of classes with limits, any of these."""
     classes: Sequence[ClassAudit] = ()
     """The classes that have limits, by all nights together, the nearest to broken first."""
     signals: list[Signal]
@@ -119,11 +122,6 @@ class AuditResult:
     def pooled(self) -> tuple[int, int]:
         """Differing and audited rows of all nights."""
         return sum(night.differing for night in self.all_nights), sum(night.audited for night in self.all_nights)
-
-    @property
-    def false_alarms(self) -> float:
-        """Probability of ever calling the limit of all rows broken if it is kept: classes with limits have their part, too."""
-        return FALSE_ALARMS / self.limits.audited_kinds
 
     @property
     def ever_at_most(self) -> float:
@@ -273,6 +271,7 @@ def judge(
             float(upper_bound_ever(count, rows, limits.confidence)) <= limit
             for count, rows, limit in _limited(totals, guarantee)
         ),
+        false_alarms=_false_alarms(guarantee),
         classes=[] if whole is None else _classes(whole, guarantee),
         signals=drift_signals(totals, guarantee, predictions),
         expected=None
@@ -307,7 +306,14 @@ def _limited(totals: Totals, guarantee: Guarantee) -> Iterator[tuple[int, int, f
 
 def _classes(whole: Totals, guarantee: Guarantee) -> list[ClassAudit]:
     counts = whole.audited_by_class, whole.missed_by_class
-    return audit_classes(guarantee.labels, *counts, guarantee.limits, FALSE_ALARMS / guarantee.limits.audited_kinds)
+    return audit_classes(guarantee.labels, *counts, guarantee.limits, _false_alarms(guarantee))
+
+
+def _false_alarms(guarantee: Guarantee) -> float:
+    """Return the false alarms of each kind of limit that an audit tests, of all rows and of classes: of two, each has half."""
+    limits, by_class = guarantee.limits, len(guarantee.labels) <= MAX_CLASS_BINS  # of more, classes are not counted
+    both = limits.max_disagreement is not None and bool(limits.max_missed) and by_class
+    return FALSE_ALARMS / 2 if both else FALSE_ALARMS
 
 
 def drift_signals(totals: Totals, guarantee: Guarantee, predictions: Comparison = NO_COMPARISON) -> list[Signal]:

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,8 @@ def test_a_calibration_comes_with_a_model_of_the_hub(model_directory: Path, tmp_
         ({"max_missed": {"positive": "2%"}}, "max_missed must be a number, not '2%'"),
         ({"max_missed": [0.02]}, r"max_missed must be a number, not \[0\.02\]"),
         ({"max_missed": {"positive": None}}, "max_missed must be a number, not None"),
+        ({"max_disagreement": Fraction(3, 2)}, r"max_disagreement must be between 0 and 1, not 1\.5"),
+        ({"max_disagreement": 10**400}, "max_disagreement must be a number, not 1000"),
         ({"max_quality_loss": True}, "max_quality_loss must be a number, not True"),
         ({"label_threshold": {"a": "0.3"}}, "label_threshold must be a number, not '0.3'"),
         ({"speed": "0.3"}, "speed must be a number, not '0.3'"),

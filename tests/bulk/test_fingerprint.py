@@ -32,7 +32,7 @@ from pipeline.output.manifest import Fingerprint, difference
 from pipeline.storage.model_cache import checked_model
 from pipeline.windows import LongTexts
 from tests.support.ledger import FINGERPRINT, SCHEMA
-from tests.support.models import random_classifier
+from tests.support.models import random_classifier, regression_model
 
 TOKENIZER = TokenizerSpec(tokenizer_json="{}", max_tokens=64, segments=True)
 
@@ -144,6 +144,16 @@ def test_every_choice_that_changes_predictions_changes_the_fingerprint(model_dir
     }
     for name, other in changes.items():
         assert difference(plain, other) == f"{name} was {plain[name]}, is {other[name]}"
+
+
+def test_the_distance_from_which_on_values_differ_is_named_where_it_is_not_the_usual_one(
+    model_directory: Path, tmp_path: Path
+) -> None:
+    regression_model().save_pretrained(tmp_path)
+    for directory, named in ((model_directory, "lte 0.2"), (tmp_path, "lte 0.2, tolerance 0.5")):
+        usual, other = (EngineConfig(criterion=Criterion(name="lte", speed=0.2, tolerance=x)) for x in (0.1, 0.5))
+        assert fingerprint(directory, usual)["criterion"] == "lte 0.2"
+        assert fingerprint(directory, other)["criterion"] == named
 
 
 def test_what_the_tokenizers_digest_leaves_out_is_named(model_directory: Path) -> None:

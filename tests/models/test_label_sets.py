@@ -87,8 +87,6 @@ def test_thresholds_of_labels_have_one_form_and_are_described() -> None:
     assert Criterion(label_thresholds=(0.5, 0.5)) == Criterion()
     assert Criterion(label_thresholds=(0.3, 0.3)) == Criterion(label_thresholds=(0.3,))
     assert Criterion(speed=0.2, label_thresholds=(0.3,)).describe() == "entropy 0.2, labels above 0.3"
-    assert Criterion(name="lte", speed=0.2).describe() == "lte 0.2"
-    assert Criterion(name="lte", speeds=((1, 0.2),), tolerance=0.5).describe() == "lte 1:0.2, tolerance 0.5"
     each = Criterion(name="patience", label_thresholds=(0.5, 0.3))
     assert each.describe() == "patience 1, tolerance 0.1, labels above 0.5 0.3"
     assert each.at_full_depth().label_thresholds == (0.5, 0.3)

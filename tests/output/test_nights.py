@@ -138,6 +138,7 @@ def test_a_manifest_of_before_is_one_night_and_what_is_no_night_is_damage(tmp_pa
     changes += [
         {"nights": 0},
         {"nights": None},
+        {"nights": 1 << 62},
         {"alarms": ["x"] * 9},
         {"alarms": ["x" * 999]},
         {"alarms": [7]},

@@ -20,6 +20,7 @@ from pipeline.calibration.curve import (
     NotCalibratedError,
     choices,
     sample_for,
+    tested_of,
 )
 from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.guarantees import rows_needed
@@ -154,19 +155,20 @@ def check_enough(args: argparse.Namespace, history: History) -> None:
         print_line(f"the limit that they were held to is broken, at the latest since {history.change.since}{left_out}")
     if history.broken_classes:
         print_line(
-            f"limits are broken of {', '.join(map(repr, history.broken_classes[:NAMED]))}; since when is not known, so all "
-            "nights count: if it is not since the first, calibrate on --data, or on folders of later nights alone"
+            f"limits are broken of {', '.join(map(repr, history.broken_classes[:NAMED]))}; since when is not known, so that "
+            "leaves out no nights: if it is not since the first, calibrate on --data, or on folders of later nights alone"
         )
     if history.broken:
         print_line(f"{history.broken:,} of the rows are left out: an exit made no finite numbers of them")
     if history.damaged:
         print_line(f"{history.damaged:,} files of audits are gone, damaged or of another model, and are left out")
     asked = args.max_disagreement or max(LIMITS)
-    needed = sample_for(rows_needed(asked, args.confidence) or 0)
+    least = rows_needed(asked, args.confidence) or 0
+    needed = sample_for(least)
     limit = f"a limit of {asked:.3%} with {percent(args.confidence)} confidence takes {needed:,} rows or more"
-    if args.rows < needed:
+    if tested_of(args.rows) < least:
         raise InputError("rows", f"{args.rows:,} are too few: {limit}")
-    if rows < needed:
+    if tested_of(rows) < least:
         more = f", about {nights(-(-(needed - rows) * history.nights // rows))} more like these" if rows else ""
         raise UserError(f"{folders}: {limit}, and {rows:,} are recorded: {needed - rows:,} are missing{more}")
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -40,8 +41,6 @@ from pipeline.schema import AUDITS, LENGTHS, LOGITS, LTE, ROW, SHARD
 from pipeline.schema import TRUNCATED as CUT
 from pipeline.storage.base import absolute
 
-CRITERION = "criterion"
-"""The part of a fingerprint that says which thresholds are in force."""
 NIGHT, KEY = "night", "key"
 """Columns of pooled rows beside those of AUDITS: when their night was published, and what they are drawn by."""
 POOLED = pa.schema([*AUDITS, pa.field(NIGHT, pa.string()), pa.field(KEY, pa.uint64())])
@@ -87,6 +86,8 @@ class Judged:
     """The probability with which that is ever called broken if it is kept."""
     broken_classes: list[str]
     """Classes whose limits are shown to be broken."""
+    published: str
+    """When it was published, by UTC."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
@@ -99,6 +100,7 @@ class Judged:
             limit=limit if isinstance(limit, float) and 0 < limit < 1 else None,
             false_alarms=chance if isinstance(chance, float) and 0 < chance < 1 else FALSE_ALARMS,
             broken_classes=[str(each.get("name")) for each in classes if each.get("verdict") == "broken"],
+            published=manifest.nights[-1].published,
         )
 
 
@@ -119,9 +121,17 @@ class Folder:
     judged: Judged | None
     """What its newest published night was held to; None if nothing of it is published."""
 
+    @property
+    def criterion(self) -> str:
+        """The thresholds that are in force there."""
+        return self.fingerprint.get("criterion", "")
+
     @classmethod
-    def read(cls, folder: str) -> list[Self]:
-        """Read what is published in a folder, after what is to replace it; raise UserError if it holds neither."""
+    def read(cls, folder: str, now: str) -> list[Self]:
+        """Read what is published in a folder, after what is to replace it; raise UserError if it holds neither.
+
+        `now`, by UTC, is the night of what is not published yet.
+        """
         generations = Generations.read(absolute(folder))
         begun = generations.pending.get(generations.newest())
         manifest = published(folder) if begun is None else generations.manifest
@@ -130,7 +140,7 @@ class Folder:
         if begun is not None:
             output = Output(generations.folder, generations.newest())
             earlier = manifest if generations.published == output.generation else None
-            done, now = finished_shards(output), time.strftime(TIME_FORMAT, time.gmtime())
+            done = finished_shards(output)
             new = not_among(done, np.sort(shard_ids(shards(earlier, ["shard"])))) if earlier else done
             nights = nights_of(Totals().plus_table(new), earlier, now)
             made = earlier.fingerprint if earlier else begun.fingerprint
@@ -161,21 +171,17 @@ def read_history(
     run replaces results, whatever `now` is of counts. Raises UserError for a folder without results, and if what made them
     differs from `now`, or from folder to folder.
     """
-    found_in = [each for folder in dict.fromkeys(map(absolute, folders)) for each in _of_now(Folder.read(folder), now)]
+    tonight = time.strftime(TIME_FORMAT, time.gmtime())
+    by_folder = [_of_now(Folder.read(folder, tonight), now) for folder in dict.fromkeys(map(absolute, folders))]
+    found_in = [*chain(*by_folder)]
     precisions = [folder.fingerprint.get("dtype", "") for folder in found_in]
     if other := next((number for number, name in enumerate(precisions) if name != precisions[0]), 0):
         raise UserError(
             f"{found_in[other].path} was computed in {precisions[other]}, and {found_in[0].path} in {precisions[0]}; "
             "calibrate on one of them"
         )
-    judged: Judged | None = None
-    change: Change | None = None
-    # A first night that was withheld has no manifest to say what it was held to: as the nights before it, it is taken.
-    if known := [folder for folder in found_in if folder.judged]:
-        newest = max(known, key=lambda folder: folder.nights[-1].published)
-        judged, held = newest.judged, newest.fingerprint.get(CRITERION)
-        same = [folder.nights for folder in found_in if folder.fingerprint.get(CRITERION) == held]
-        change = None if judged is None else change_of(same, judged.limit, judged.false_alarms)
+    judged, nights = _nights_in_force(by_folder)
+    change = None if judged is None else change_of(nights, judged.limit, judged.false_alarms)
     pooled, found, damaged = POOLED.empty_table(), 0, 0
     for table in _tables(found_in, model, "" if change is None else change.since):
         damaged += table is None
@@ -184,6 +190,7 @@ def read_history(
             pooled, found = pa.concat_tables([pooled, table.append_column(KEY, keys).cast(POOLED)]), found + len(table)
             pooled = _least(pooled, rows) if len(pooled) > 2 * rows else pooled
     pooled = _least(pooled, rows).combine_chunks()
+    found = len(pooled) if len(pooled) < rows else found  # each row once, as far as all are here
     kept, recorded, texts = without_broken(*_of_table(pooled, model, label_thresholds))
     return History(
         recorded=recorded,
@@ -197,6 +204,20 @@ def read_history(
         broken_classes=judged.broken_classes if judged else [],
         damaged=damaged,
     )
+
+
+def _nights_in_force(by_folder: Sequence[Sequence[Folder]]) -> tuple[Judged | None, list[list[Night]]]:
+    """Return what the newest published night was held to, and the nights of every folder with its thresholds.
+
+    Of results and those that are to replace them, which are of the same texts, the published ones come first. A first night
+    that was withheld has no manifest to say what it was held to: as the nights before it, it is taken.
+    """
+    known = [(folders[0].judged, folders[-1].criterion) for folders in by_folder if folders[0].judged]
+    if not known:
+        return None, []
+    judged, held = max(known, key=lambda each: each[0].published if each[0] else "")
+    same = [[folder.nights for folder in reversed(folders) if folder.criterion == held] for folders in by_folder]
+    return judged, [nights[0] for nights in same if nights]
 
 
 def _of_now(generations: Sequence[Folder], now: Mapping[str, str]) -> list[Folder]:

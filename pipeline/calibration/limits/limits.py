@@ -58,11 +58,6 @@ class Limits:
         return clauses
 
     @property
-    def audited_kinds(self) -> int:
-        """Kinds of limits that an audit tests, of all rows and of classes: of two, each has half of the false alarms."""
-        return max((self.max_disagreement is not None) + bool(self.max_missed), 1)
-
-    @property
     def finer(self) -> bool:
         """Whether single classes have limits, or quality."""
         return bool(self.max_missed) or self.max_quality_loss is not None

@@ -1,5 +1,6 @@
 """By when a limit was broken: the nights that count for it, and those that are pooled then."""
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -151,4 +152,42 @@ def test_a_copied_folder_is_no_further_evidence(tmp_path: Path) -> None:
     publish_nights(folder, corpus, MADE, [(0, 19, 0), (1, 19, 5)])
     assert read(folder).change is None
     copies = [shutil.copytree(folder, f"{folder}-{number}") for number in range(5)]
+    assert read(folder, *copies).change is None
+
+
+def test_what_is_to_replace_results_is_no_evidence_beside_them(tmp_path: Path) -> None:
+    """It is of the same texts, or of thresholds that are not in force."""
+    corpus, folder = make_corpus(str(tmp_path), FILES), make_folder(str(tmp_path))
+    fast = MADE | {"criterion": "entropy 0.9"}
+    publish_nights(folder, corpus, fast, [(0, 19, 0), (1, 19, 19)])
+    before = read(folder)
+    assert before.change is not None
+    with Ledger(folder, MADE | {"criterion": "entropy 0.1"}, overwrite=True) as ledger:
+        ledger.begin(SCHEMA)
+    assert read(folder).change == before.change
+    second = make_folder(str(shutil.copytree(tmp_path / "in", tmp_path / "later" / "in").parent))
+    publish_nights(second, corpus, MADE, [(2, 19, 7)])
+    once = read(second)
+    assert once.change is None
+    with Ledger(second, MADE, overwrite=True) as ledger:
+        ledger.begin(SCHEMA)
+        receipts = shards_of(corpus, 2)
+        finish(ledger, replace(receipts[0], audited=19, differing=8), receipts[1], audits=audits_of(receipts, 2))
+        ledger.flush()
+    again = read(second)
+    assert (again.change, again.found) == (None, once.found)  # each row once
+
+
+def test_a_copy_of_a_withheld_night_is_no_further_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, folder = make_corpus(str(tmp_path), FILES), make_folder(str(tmp_path))
+    publish_nights(folder, corpus, MADE, [(0, 19, 0)])
+    with Ledger(folder, MADE) as ledger:
+        ledger.begin(SCHEMA)
+        receipts = shards_of(corpus, 1)
+        finish(ledger, replace(receipts[0], audited=19, differing=7), receipts[1], audits=audits_of(receipts, 1))
+        ledger.flush()
+    copies = [str(shutil.copytree(folder, f"{folder}-{number}")) for number in range(3)]
+    seconds = itertools.count()
+    monkeypatch.setattr("time.strftime", lambda *_: f"2026-11-25T00:00:{next(seconds):02}Z")  # reading takes its time
+    assert read(folder).change is None
     assert read(folder, *copies).change is None
