@@ -19,6 +19,12 @@ settings.register_profile("offramp", deadline=None, derandomize=True, max_exampl
 settings.load_profile("offramp")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with tests that start Ray first: they take minutes, and at the end all workers should have something to do."""
+    long = {item.path for item in items if item.get_closest_marker("e2e")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No cluster or config of the machine's reaches a test."""

@@ -144,12 +144,12 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(
     ("job", "options", "at_work"),
     [
         ("classify.py", "--model {model} --input {data} --output {out}", prints("24 files, ")),  # Ray starts
-        ("finetune.py", "--backbone {model} --train {data} --output {out} --workers 2 --epochs 9", prints("step ")),
+        ("finetune.py", "--backbone {model} --train {data} --output {out} --workers 2 --epochs 9", prints(" dev")),
         ("calibrate.py", "--model {model} --data {data} --rows 30000", prints("rows of")),
         ("evaluate.py", "--model {model} --data {data}", started),
         ("benchmark.py", "--shape 6x384 --peers", prints("round 0/")),
         ("serve.py", "--model {model} --port {port}", prints("ready after")),
-        ("demo.py", "--folder {out}", prints("step ")),
+        ("demo.py", "--folder {out}", prints(" dev")),  # its second step
     ],
     ids=lambda value: value.split()[-1] if isinstance(value, str) else "",
 )

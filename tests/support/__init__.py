@@ -1,14 +1,1 @@
-"""Helpers that many tests share.
-
-Where there is no GPU, Triton's interpreter runs the kernels. Triton chooses when it is imported, which torch's compiler does,
-and much that helpers import brings that along: hence here, before any of them. So does the hub's library with the question
-whether it may ask the hub: no test does.
-"""
-
-import os
-
-import torch
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+"""Helpers that many tests share."""
