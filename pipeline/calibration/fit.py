@@ -1,8 +1,7 @@
 """Fitting a calibration: from the recorded exits of a sample to the curve from which thresholds are chosen."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import THRESHOLD_CRITERIA, TOLERANCE, Criterion
 from pipeline.calibration.curve import FIT_FRACTION, SPLIT_ROWS, Curve
-from pipeline.calibration.limits.counts import count
+from pipeline.calibration.limits.counts import Predicted, count
 from pipeline.calibration.texts import TextSample
 from pipeline.calibration.thresholds import Floats, Sample, cheapest_path, single_path
 from pipeline.engine.config import EngineConfig
@@ -62,15 +61,7 @@ def fit_curve(
     fit, large = fit_rows(len(sample), seed) if fitted is None else fitted, len(sample) >= SPLIT_ROWS
     path = cheapest_path(_rows(sample.take(fit))) if large else single_path(len(sample.layers))
     tested = np.delete(np.arange(len(sample)), fit if large or fitted is not None else [])
-    rows = sample.take(tested)
-    curve = count_along(path, sample, rows, criterion)
-    full = rows.predicted(np.array(curve.speeds[0]))
-    if full is None:  # values
-        return curve
-    along = (rows.predicted(np.array(speeds)) for speeds in curve.speeds)
-    points = (predicted for predicted in along if predicted is not None)
-    classes, quality = count(full, points, names, None if labels is None else labels[tested])
-    return replace(curve, classes=classes, quality=quality)
+    return count_along(path, sample, sample.take(tested), criterion, names, None if labels is None else labels[tested])
 
 
 def _rows(sample: Sample | TextSample) -> Sample:
@@ -78,14 +69,33 @@ def _rows(sample: Sample | TextSample) -> Sample:
     return sample.windows if isinstance(sample, TextSample) else sample
 
 
-def count_along(path: Floats, sample: Sample | TextSample, tested: Sample | TextSample, criterion: Criterion) -> Curve:
-    """Count along a path [P, E]: FLOPs and exits on all rows, differing predictions on those that did not choose it."""
+def count_along(
+    path: Floats,
+    sample: Sample | TextSample,
+    tested: Sample | TextSample,
+    criterion: Criterion,
+    names: Sequence[str] = (),
+    labels: FloatArray | None = None,
+) -> Curve:
+    """Count along a path [P, E]: FLOPs and exits on all rows, and on those that did not choose it what becomes of predictions.
+
+    `names` and `labels` are those of `fit_curve`, of the rows that are `tested`.
+    """
     outcomes, rows = [sample.outcome(speeds) for speeds in path], _rows(sample)
     # A point at which every row exits where it did before adds nothing; without such points the file is small.
     exits = [np.bincount(rows.first_exits(speeds), minlength=len(rows.layers) + 1) for speeds in path]
     new = [point for point in range(len(path)) if not point or (exits[point] != exits[point - 1]).any()]
     path, outcomes = path[new], [outcomes[point] for point in new]
-    cells = [tested.cells(speeds) for speeds in path]
+    cells: list[IntArray] = []
+
+    def predictions() -> Iterator[Predicted]:
+        for speeds in path:
+            published = tested.published(speeds)
+            cells.append(published.cells)
+            if published.predicted is not None:
+                yield published.predicted
+
+    classes, quality = count(predictions(), names, labels)
     return Curve(
         criterion=criterion.name,
         tolerance=criterion.tolerance,
@@ -97,6 +107,8 @@ def count_along(path: Floats, sample: Sample | TextSample, tested: Sample | Text
         differing=[int(differing.sum()) for _, differing in cells],
         tested=len(tested),
         label_thresholds=list(criterion.label_thresholds),
+        classes=classes,
+        quality=quality,
         cell_rows=[rows.tolist() for rows, _ in cells],
         cell_differing=[differing.tolist() for _, differing in cells],
     )

@@ -7,15 +7,14 @@ is said of exchangeable rows (calibration.guarantees) holds of exchangeable text
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from models.exits.criterion import Criterion
 from models.exits.flops import FlopCounter
 from pipeline.calibration.drift.cells import count_cells
-from pipeline.calibration.thresholds import Bools, Floats, Sample, ThresholdOutcome
+from pipeline.calibration.thresholds import Bools, Floats, Published, Sample, ThresholdOutcome
 from pipeline.engine.texts.combine import combine
 from pipeline.engine.texts.rows import TextRows
 from pipeline.evaluation.recorded import AllExits
@@ -23,8 +22,8 @@ from pipeline.rows import FloatArray, IntArray, Predictions, offsets_of, spans
 from pipeline.windows import LongTexts
 
 
-class Published(NamedTuple):
-    """What a run would publish of the texts."""
+class Combined(NamedTuple):
+    """What windows make of their texts."""
 
     predictions: Predictions
     """Predictions of the B texts."""
@@ -87,9 +86,9 @@ class TextSample:
         )
 
     @cached_property
-    def full_depth(self) -> Published:
-        """Return what would be published at full depth."""
-        return self._published(np.full(self.measured.shape[1], len(self.layers)))
+    def full_depth(self) -> Combined:
+        """Return what windows at full depth make of their texts."""
+        return self._combined(np.full(self.measured.shape[1], len(self.layers)))
 
     def outcome(self, speeds: Floats) -> ThresholdOutcome:
         """Return cost, differing predictions and exits of all texts with these thresholds [E].
@@ -97,7 +96,7 @@ class TextSample:
         The cost is in FLOPs of full depth on all windows, also where a run does not compute all of them.
         """
         first_W = self.windows.first_exits(speeds)
-        predictions, computed_W = self._published(first_W)
+        predictions, computed_W = self._combined(first_W)
         spent_W = self.windows.spent(speeds, first_W)
         exits = np.searchsorted([*self.layers, self.depth], predictions.exit_layers)
         return ThresholdOutcome(
@@ -106,23 +105,18 @@ class TextSample:
             exits=np.bincount(exits, minlength=len(self.layers) + 1),
         )
 
-    def predicted(self, speeds: Floats) -> npt.NDArray[Any] | None:
-        """Return the class of each text with these thresholds [E], as [B], or its label set, as [B, C]; None for values."""
-        if self.recorded.regression:
-            return None
-        return self._published(self.windows.first_exits(speeds)).predictions.predicted
-
-    def cells(self, speeds: Floats) -> IntArray:
-        """Count all texts by cell with these thresholds [E], and those that differ, by `count_cells`: [2, E x BINS + 1].
+    def published(self, speeds: Floats) -> Published:
+        """Return what a run with these thresholds [E] would publish.
 
         A text of which one window went to full depth counts there, and may differ for its other windows.
         """
-        made = self._published(self.windows.first_exits(speeds)).predictions
+        made = self._combined(self.windows.first_exits(speeds)).predictions
         differs_B = self.full_depth.predictions.differs(made, self.tolerance)
         exits_B = np.searchsorted([*self.layers, self.depth], made.exit_layers)
-        return count_cells(exits_B, made.uncertainty, differs_B, len(self.layers))
+        cells = count_cells(exits_B, made.uncertainty, differs_B, len(self.layers))
+        return Published(cells=cells, predicted=None if self.recorded.regression else made.predicted)
 
-    def _published(self, first_W: IntArray) -> Published:
+    def _combined(self, first_W: IntArray) -> Combined:
         """Combine windows that exit where `first_W` says, by the index of the exit."""
         every_W = np.arange(len(first_W))
         windows = Predictions(
@@ -139,7 +133,7 @@ class TextSample:
         counts = (
             np.add.reduceat(computed_W.astype(np.int64), offsets_of(self.counts)[:-1]) if len(self) else self.counts
         )
-        return Published(combine(self.long_texts.combine, windows.take(np.flatnonzero(computed_W)), counts), computed_W)
+        return Combined(combine(self.long_texts.combine, windows.take(np.flatnonzero(computed_W)), counts), computed_W)
 
 
 def without_broken(recorded: AllExits, texts: TextRows) -> tuple[IntArray, AllExits, TextRows]:

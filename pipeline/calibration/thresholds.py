@@ -46,6 +46,15 @@ class ThresholdOutcome(NamedTuple):
     """Rows by exit, the last included, as [E + 1]; texts of several windows by the deepest of these."""
 
 
+class Published(NamedTuple):
+    """What a run with one threshold for every exit would publish of B rows, or texts."""
+
+    cells: IntArray
+    """All of them by cell, and those that differ from full depth, by `count_cells`: [2, E x BINS + 1]."""
+    predicted: npt.NDArray[Any] | None
+    """The class of each, as [B], or its label set, as [B, C]; None for values."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """The outputs of the exits below the last for the rows of a sample: E exits, B rows, L layers."""
@@ -149,15 +158,14 @@ class Sample:
             exits=np.bincount(first_B, minlength=len(self.layers) + 1),
         )
 
-    def predicted(self, speeds: Floats) -> npt.NDArray[Any] | None:
-        """Return the class of each row with these thresholds [E], as [B], or its label set, as [B, C]; None for values."""
-        return None if self.answers is None else self.answers[self.first_exits(speeds), np.arange(len(self))]
-
-    def cells(self, speeds: Floats) -> IntArray:
-        """Count all rows by cell with these thresholds [E], and those that differ, by `count_cells`: [2, E x BINS + 1]."""
+    def published(self, speeds: Floats) -> Published:
+        """Return what a run with these thresholds [E] would publish."""
         first_B, exits = self.first_exits(speeds), len(self.layers)
         taken = np.minimum(first_B, exits - 1), np.arange(len(self))
-        return count_cells(first_B, self.uncertainty[taken], self.differs[taken] & (first_B < exits), exits)
+        return Published(
+            cells=count_cells(first_B, self.uncertainty[taken], self.differs[taken] & (first_B < exits), exits),
+            predicted=None if self.answers is None else self.answers[first_B, np.arange(len(self))],
+        )
 
     def first_exits(self, speeds: Floats) -> IntArray:
         """Return the index of the exit that each row takes with these thresholds [E], E for the last: [B]."""

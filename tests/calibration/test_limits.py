@@ -88,13 +88,14 @@ def test_counts_along_a_path_are_those_by_hand(data: st.DataObject, sets: bool, 
         full, *path = random.integers(0, 4, (points + 1, rows))
         labels = random.integers(0, 4, rows).astype(np.float32)
     labels[random.random(rows) < 0.3] = np.nan
-    classes, quality = count(full, path, NAMES, labels)
+    path = [full, *path]
+    classes, quality = count(path, NAMES, labels)
     assert classes is not None
     with_class = full.T if sets else [full == number for number in range(4)]
     assert classes.rows == [int(np.sum(of)) for of in with_class]
     for number in range(4):
         kept = [early[:, number] if sets else early == number for early in path]
-        assert classes.missed(number, points) == [int((with_class[number] & ~now).sum()) for now in kept]
+        assert classes.missed(number, points + 1) == [int((with_class[number] & ~now).sum()) for now in kept]
     known = [row for row in range(rows) if not np.isnan(labels[row]).any()]
     if not known:
         assert quality is None
@@ -154,17 +155,15 @@ def test_limits_that_hold_together_break_as_rarely_as_stated() -> None:
     sample, labels = with_classes(16_000, 1)
     limits = Limits(max_missed=(("news", NEWS), ("rare", RARE)), max_quality_loss=LOSS, confidence=0.9)
     path, broken, speedups = single_path(3)[510::5], 0, []
-    full, zeros = sample.predicted(np.zeros(3)), np.zeros((1, 3))
+    full, zeros = sample.published(np.zeros(3)).predicted, np.zeros((1, 3))
     assert full is not None
     for seed in range(200):
         rows = np.random.default_rng(seed).permutation(16_000)[:2000]
         part = sample.take(rows)
-        curve = count_along(np.concatenate([zeros, path]), part, part, Criterion(speed=1.0))
-        points = [part.predicted(np.array(speeds)) for speeds in curve.speeds]
-        classes, quality = count(full[rows], [p for p in points if p is not None], NAMES, labels[rows])
-        choice = replace(curve, classes=classes, quality=quality).within_limits(limits)
+        curve = count_along(np.concatenate([zeros, path]), part, part, Criterion(speed=1.0), NAMES, labels[rows])
+        choice = curve.within_limits(limits)
         speeds = np.array([choice.criterion.speed_at(layer) for layer in sample.layers])
-        early = sample.predicted(speeds)
+        early = sample.published(speeds).predicted
         assert early is not None
         missed = [float((early[full == number] != number).mean()) for number in range(4)]
         loss = float((full == labels).mean() - (early == labels).mean())

@@ -66,7 +66,7 @@ def test_what_is_counted_is_what_the_engine_and_the_audit_find(how: str) -> None
     assert outcome.flops_fraction == pytest.approx(early.flops.sum() / engine.full_depth_flops(TEXTS).sum())
     exits = np.searchsorted([*sample.layers, sample.depth], early.predictions.exit_layers)
     cells = count_cells(exits, early.predictions.uncertainty, differs, len(sample.layers))
-    assert sample.cells(speeds).tolist() == cells.tolist()
+    assert sample.published(speeds).cells.tolist() == cells.tolist()
     assert (sample.take(np.arange(40, 90)).outcome(speeds).differing) == differs[40:90].sum()
     counted = audit(engine, full_depth, AuditSpec(fraction=0.5), {"a": 150}, TEXTS, early.predictions)["a"]
     drawn = draw_rows("a", 150, 0.5, "")

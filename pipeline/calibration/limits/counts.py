@@ -5,6 +5,7 @@ A prediction is a class index, with predictions as [B], or a label set, as [B, C
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -64,17 +65,20 @@ class QualityCounts:
 
 
 def count(
-    full: Predicted, path: Iterable[Predicted], names: Sequence[str], labels: FloatArray | None
+    path: Iterable[Predicted], names: Sequence[str], labels: FloatArray | None
 ) -> tuple[ClassCounts | None, QualityCounts | None]:
-    """Count along a path of predictions, of which `full` are those at full depth, by class and against true labels.
+    """Count along a path of predictions, those at full depth first, by class and against true labels; nothing of an empty path.
 
     Without `names` classes are not counted, and without a row that has a label, of which a NaN is none, quality is not. Labels
     are those of `corpus.labelled.label_array`: [B], or [B, C] for label sets, which are right if every label is.
     """
     rows = np.flatnonzero(_labelled(labels)) if labels is not None else np.empty(0, np.int64)
+    points = iter(path)
+    if (full := next(points, None)) is None:
+        return None, None
     right = _right(full, labels, rows)
     missed, lost, gained = [], [], []
-    for early in path:  # one at a time: label sets at every point would take much memory
+    for early in chain([full], points):  # one at a time: label sets at every point would take much memory
         missed.append(missed_by_class(full, early, len(names)))
         now = _right(early, labels, rows)
         lost.append(int((right & ~now).sum()))
