@@ -17,7 +17,7 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.labelled import label_reader, read_texts, tokenize_texts
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UserError
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.reports import card
 from pipeline.reports import evaluation_report as report
@@ -83,7 +83,12 @@ def evaluate(name: str, args: argparse.Namespace, device: str) -> tuple[Evaluati
     print(f"{name}: {len(examples):,} rows of {args.data}; {texts.rejected:,} cannot be used")
     thresholds = label_thresholds(args.label_threshold, model)
     with LoadedModel(model, EngineConfig(dtype=args.dtype), device):
-        return Evaluation(model, examples, args.metric, thresholds), examples, model
+        evaluation = Evaluation(model, examples, args.metric, thresholds)
+    if broken := len(examples) - len(evaluation.rows):
+        print_line(f"{broken:,} of the rows are left out: an exit makes no finite numbers of them")
+    if not len(evaluation.rows):
+        raise UserError(f"{name}: makes no finite numbers of any row of {args.data}; the model is damaged")
+    return evaluation, examples.take(evaluation.rows), model
 
 
 def store(args: argparse.Namespace, model: EarlyExitModel, curves: Curves) -> None:

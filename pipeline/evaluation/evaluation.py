@@ -68,8 +68,11 @@ class Evaluation:
         if metric is not None and metric not in self.metrics:
             raise InputError("metric", f"'{metric}' is none of {', '.join(self.metrics)}")
         self.metric = metric or next(iter(self.metrics))
-        self.targets, self.lengths, self.flops = examples.labels, examples.rows.lengths, model.flops
-        self.recorded = record_all_exits(model, examples, label_thresholds)
+        recorded = record_all_exits(model, examples, label_thresholds)
+        self.rows = np.flatnonzero(recorded.finite)
+        """Numbers of the examples that are evaluated: those of which every exit makes finite numbers."""
+        self.targets, self.lengths = examples.labels[self.rows], examples.rows.lengths[self.rows]
+        self.recorded, self.flops = recorded.take(self.rows), model.flops
 
     def at(self, criterion: Criterion) -> OperatingPoint:
         """Return what the engine would do under this criterion, evaluating every exit at which it lets rows exit."""

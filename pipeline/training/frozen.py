@@ -234,7 +234,7 @@ def standardize_heads(model: EarlyExitModel, rows: TokenRows, group: ProcessGrou
 
     All workers take those of rank 0: other devices round otherwise. Heads that predict values are left as they are:
     they overfit more than they gain (docs/results/papers/README.md). So are all where there are too few rows to
-    estimate a deviation.
+    estimate a deviation. A row of which a layer makes no finite numbers does not count.
     """
     if model.branch_head != "pooled" or model.regression or len(rows) < FEWEST_ROWS:
         return
@@ -242,7 +242,8 @@ def standardize_heads(model: EarlyExitModel, rows: TokenRows, group: ProcessGrou
     backbone = FrozenBackbone(model, with_last=False)
     states = backbone.run(some.take(sort_by_length(some.lengths)))
     backbone.loaded.close()
-    for layer, first_BH in zip(backbone.branches, states.inputs, strict=True):
+    finite_B = states.inputs.isfinite().all(-1).all(0)
+    for layer, first_BH in zip(backbone.branches, states.inputs[:, finite_B], strict=True):
         head = model.head(layer)
         assert isinstance(head, PooledHead)
         head.standardize(first_BH)

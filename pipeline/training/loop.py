@@ -29,6 +29,7 @@ from pipeline.corpus.chunks import Chunk, Source
 from pipeline.engine.all_exits import all_exits
 from pipeline.engine.memory import keep_freed_memory
 from pipeline.engine.packing import training_batches
+from pipeline.errors import UserError
 from pipeline.evaluation.metrics import accuracy, correlation, micro_f1
 from pipeline.rows import IntArray
 from pipeline.training.checkpoint import Checkpoint
@@ -89,8 +90,8 @@ class Trainer:
         self.stand_in = dev.take(np.zeros(1, np.int64))
         """A row for steps in which this worker has none."""
         self.state, self.best = TrainState(), [p.detach().clone() for p in self.parameters]
-        self.loss_sum = self._on_device(0.0)
-        """The state's `loss_sum`, kept on the device, since reading it there waits for all steps before."""
+        self.sums = self._on_device(0.0, 0, 0)
+        """`loss_sum`, `loss_rows` and `left_out` of the state, on the device, since reading them waits for all steps before."""
         self.checkpoint = None if folder is None else Checkpoint(folder, self.parameters, self.optimizer)
         self.started = self.saved = time.monotonic()
 
@@ -120,7 +121,7 @@ class Trainer:
     def _run_epoch(self) -> None:
         """Train on the chunks of this epoch that are left."""
         state = self.state
-        self.loss_sum = self._on_device(state.loss_sum)
+        self.sums = self._on_device(state.loss_sum, state.loss_rows, state.left_out)
         # Where a signal ends the epoch, what reads the stream ends with it, while its Ray is still there.
         with closing(self.source.chunks(state.epoch, frozenset(state.done_chunks))) as chunks:
             for chunk in chunks:
@@ -128,9 +129,14 @@ class Trainer:
                 state.done_chunks.extend(chunk.keys)
                 state.fraction = min(state.fraction + chunk.fraction, 1.0)
                 if time.monotonic() - self.saved > self.config.checkpoint_seconds:
-                    state.loss_sum = float(self.loss_sum)
+                    self._read_sums()
                     self._save()
-        state.loss_sum = float(self.loss_sum)
+        self._read_sums()
+
+    def _read_sums(self) -> None:
+        """Put into the state what has been summed on the device."""
+        loss_sum, loss_rows, left_out = self.sums.tolist()
+        self.state.loss_sum, self.state.loss_rows, self.state.left_out = loss_sum, int(loss_rows), int(left_out)
 
     def _train_on(self, chunk: Chunk) -> None:
         """Take one step for every batch of a chunk."""
@@ -143,31 +149,49 @@ class Trainer:
         prefetched = self.recipe.prefetch(chunk.take(rows) for rows in batches)
         for number, (batch, states) in enumerate(itertools.chain(prefetched, idle)):
             state.step += 1
+            state.epoch_steps += 1
             of_epoch = min(state.fraction + chunk.fraction * number / steps, 1.0)
             fraction = (state.epoch - 1 + of_epoch) / config.epochs
             set_learning_rates(self.optimizer, fraction)
             torch.manual_seed(self._seed())
             loss = self._step(batch, states)
-            self.loss_sum += loss * len(batch)
-            state.loss_rows += len(batch)
+            known = loss.isfinite()
+            self.sums[0] += torch.where(known, loss, 0.0) * len(batch)
+            self.sums[1] += known * len(batch)
             self.log.end_step(state, loss, fraction, time.monotonic() - self.started)
         state.rows += chunk.global_rows
 
     def _step(self, batch: Chunk, states: States | None) -> Tensor:
-        """Take one step; return the loss of this worker's rows, on the device."""
+        """Take one step; return the loss of this worker's rows, on the device.
+
+        Where a row gives no finite numbers, by a damaged weight, say, its step would make all weights NaN: it changes nothing.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         self.gradients.start(len(batch), self.recipe.left_out(self.state.step))
         # Without rows it is the loss of another row, times 0: the parameters with a gradient must be those of all workers.
         loss = self.recipe.loss(batch if len(batch) else self.stand_in, self.state.step, states) * (len(batch) > 0)
         loss.backward()
         self.gradients.finish()
-        nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        finite = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM).isfinite()
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(~finite, 0.0)  # on the device: to ask whether it is would wait for the step
+        self.sums[2] += ~finite
         self.optimizer.step()
         return loss.detach().double()
 
     def _end_epoch(self) -> None:
         """Score the epoch, keep its weights if it is the best so far, and decide whether to stop."""
         state, config = self.state, self.config
+        if state.left_out == state.epoch_steps > 0:
+            raise UserError(
+                f"none of the {state.epoch_steps:,} steps of epoch {state.epoch} gave numbers to learn from: model or teacher "
+                "compute NaN or infinity on such rows"
+            )
+        if state.left_out:
+            self.log.log(
+                f"{state.left_out:,} of {state.epoch_steps:,} steps are left out: a row in each gave no numbers"
+            )
         # One worker's scores, so that all stop together.
         scores = self.group.gather(scores_by_exit(self.recipe.model, self.dev))[0]
         state.scores.append({str(layer): score for layer, score in scores.items()})
@@ -193,9 +217,9 @@ class Trainer:
             self.checkpoint.save(asdict(self.state), self.best)
         self.saved = time.monotonic()
 
-    def _on_device(self, value: float) -> Tensor:
-        """Return a number where the parameters are, in as many digits as Python's."""
-        return torch.full((), value, dtype=torch.float64, device=self.parameters[0].device)
+    def _on_device(self, *values: float) -> Tensor:
+        """Return numbers where the parameters are, in as many digits as Python's."""
+        return torch.tensor(values, dtype=torch.float64, device=self.parameters[0].device)
 
     def _seed(self) -> int:
         """Mix the training's seed, the step and the rank into one seed."""

@@ -41,8 +41,12 @@ class TrainState:
     best_epoch: int = 1
     finished: bool = False
     loss_sum: float = 0.0
-    """Sum of the losses of this worker's rows in this epoch; `loss_rows` counts these rows."""
+    """Sum of the losses of this worker's rows in this epoch, as far as they are numbers; `loss_rows` counts these rows."""
     loss_rows: int = 0
+    epoch_steps: int = 0
+    """Steps of this epoch so far."""
+    left_out: int = 0
+    """Those of them that changed nothing, since their gradients were no numbers."""
 
     @property
     def best_scores(self) -> dict[str, float]:
@@ -56,7 +60,7 @@ class TrainState:
     def start_next_epoch(self) -> None:
         """Reset what counts within an epoch."""
         self.epoch, self.done_chunks, self.fraction = self.epoch + 1, [], 0.0
-        self.loss_sum, self.loss_rows = 0.0, 0
+        self.loss_sum, self.loss_rows, self.epoch_steps, self.left_out = 0.0, 0, 0, 0
 
 
 def selection_score(scores: dict[str, float], branches_only: bool) -> float:

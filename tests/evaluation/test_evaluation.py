@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -148,3 +149,17 @@ def test_nothing_is_chosen_where_there_are_no_exits(bert_directory: Path, tmp_pa
     done = run_job_here("evaluate.py", "--model", str(bert_directory), "--data", str(tmp_path), "--choose", "1")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--choose 1: the model has no exits to choose from" in done.stderr
+
+
+def test_rows_without_finite_numbers_are_not_evaluated(exit_model: EarlyExitModel) -> None:
+    rows = random_rows(60, 20, seed=4)
+    rows.token_ids[rows.token_ids == 199] = 7
+    rows.token_ids[rows.offsets[[3, 40]]] = 199
+    labels = np.random.default_rng(0).integers(0, 3, 60).astype(np.float32)
+    with torch.no_grad():
+        exit_model.backbone.embeddings.word_embeddings.weight[199] = 1e30
+    examples = Chunk(rows=rows, labels=labels)
+    evaluation = Evaluation(exit_model, examples)
+    assert evaluation.rows.tolist() == [row for row in range(60) if row not in (3, 40)]
+    whole = Evaluation(exit_model, examples.take(evaluation.rows))
+    assert evaluation.curve("entropy") == whole.curve("entropy")
