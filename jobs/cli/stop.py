@@ -69,8 +69,10 @@ class StopWatch:
         sys.exit(128 + number)
 
     def _swallowed(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        in_main = threading.current_thread() is threading.main_thread()
-        if self.asked is None or not in_main or not isinstance(unraisable.exc_value, SystemExit):
+        in_main, raised = threading.current_thread() is threading.main_thread(), unraisable.exc_value
+        if in_main and isinstance(raised, SystemExit):  # by a handler of ours or of Ray's, maybe before `_watch` knows
+            self.asked = self.asked or next((n for n in SIGNALS if raised.code in (n, 128 + n)), None)
+        if self.asked is None or not in_main or not isinstance(raised, SystemExit):
             sys.__unraisablehook__(unraisable)
             return
         signal.signal(self.asked, self._unwind)

@@ -193,6 +193,29 @@ run_alone(work, JobParser("A job.", kept="nothing", stop_seconds=0.1), [])
     assert stderr == f"-c: stopped by {number.name}: nothing\n"
 
 
+def test_an_end_that_a_finalizer_swallows_comes_again_whoever_handles_the_signal() -> None:
+    """Ray puts a handler of its own in place of ours, and Python runs it in a hook of a fork, say."""
+    code = """
+import os, signal, sys, time
+from jobs.cli.command import run_alone
+from jobs.cli.parser import JobParser
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(9))
+
+def work(_):
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    Finalized()
+    time.sleep(60)
+
+run_alone(work, JobParser("A job.", kept="nothing", stop_seconds=50.0), [])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "-c: stopped by SIGTERM: nothing\n")
+
+
 def test_an_error_that_a_library_makes_of_the_signal_is_not_told() -> None:
     """Such as the reader of weights, for which a broken file is what was interrupted."""
     code = """
