@@ -243,6 +243,8 @@ def standardize_heads(model: EarlyExitModel, rows: TokenRows, group: ProcessGrou
     states = backbone.run(some.take(sort_by_length(some.lengths)))
     backbone.loaded.close()
     finite_B = states.inputs.isfinite().all(-1).all(0)
+    if int(finite_B.sum()) < FEWEST_ROWS:
+        return
     for layer, first_BH in zip(backbone.branches, states.inputs[:, finite_B], strict=True):
         head = model.head(layer)
         assert isinstance(head, PooledHead)

@@ -80,6 +80,13 @@ def test_whole_rows_alone_set_the_scale_of_heads(exit_model: EarlyExitModel) -> 
     assert all(torch.allclose(a, b, atol=1e-5) and a.isfinite().all() for a, b in zip(*found, strict=True))
 
 
+def test_heads_keep_their_scale_where_all_rows_are_broken(exit_model: EarlyExitModel) -> None:
+    model = spoiled(exit_model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    standardize_heads(model, chunk_of(80, 80).rows, ProcessGroup())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_training_without_broken_rows_says_nothing(exit_model: EarlyExitModel) -> None:
     lines: list[str] = []
     fit(recipe_of("heads", exit_model), chunk_of(64, 0), lines)

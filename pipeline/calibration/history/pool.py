@@ -122,6 +122,11 @@ class Folder:
     """What its newest published night was held to; None if nothing of it is published."""
 
     @property
+    def precision(self) -> str:
+        """What it was computed in."""
+        return self.fingerprint.get("dtype", "")
+
+    @property
     def criterion(self) -> str:
         """The thresholds that are in force there."""
         return self.fingerprint.get("criterion", "")
@@ -174,7 +179,7 @@ def read_history(
     tonight = time.strftime(TIME_FORMAT, time.gmtime())
     by_folder = [_of_now(Folder.read(folder, tonight), now) for folder in dict.fromkeys(map(absolute, folders))]
     found_in = [*chain(*by_folder)]
-    precisions = [folder.fingerprint.get("dtype", "") for folder in found_in]
+    precisions = [folder.precision for folder in found_in]
     if other := next((number for number, name in enumerate(precisions) if name != precisions[0]), 0):
         raise UserError(
             f"{found_in[other].path} was computed in {precisions[other]}, and {found_in[0].path} in {precisions[0]}; "
@@ -225,7 +230,10 @@ def _of_now(generations: Sequence[Folder], now: Mapping[str, str]) -> list[Folde
     differences = [_difference(folder.fingerprint, now) for folder in generations]
     if all(differences):
         raise UserError(f"{generations[0].path} was made with {differences[0]}; its audits are of that")
-    return [folder for folder, difference in zip(generations, differences, strict=True) if not difference]
+    made = [folder for folder, difference in zip(generations, differences, strict=True) if not difference]
+    return [
+        folder for folder in made if folder.precision == made[-1].precision
+    ]  # of the published one, where there is one
 
 
 def _difference(made: Fingerprint, now: Mapping[str, str]) -> str:

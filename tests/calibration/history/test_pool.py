@@ -182,6 +182,11 @@ def test_a_run_that_replaces_results_hides_none_of_them(tmp_path: Path) -> None:
         begun = do(ledger, 1, *shards_of(corpus, 1))
         ledger.flush()
     assert rows_in(read(folder)) == sorted((row % 1000, draw) for row, draw in published | begun)
+    with Ledger(folder, MADE | {"dtype": "bf16"}, overwrite=True) as ledger:  # whichever precision is best there
+        ledger.begin(SCHEMA)
+        do(ledger, 1, *shards_of(corpus, 3))
+        ledger.flush()
+    assert rows_in(read(folder)) == sorted(published)
     other = MADE | {"weights": "2b"}
     with Ledger(folder, other, overwrite=True) as ledger:
         ledger.begin(SCHEMA)
