@@ -17,7 +17,7 @@ from pipeline.corpus.chunks import Chunk
 from pipeline.corpus.labelled import label_reader, read_texts, tokenize_texts
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.loaded import LoadedModel
-from pipeline.errors import InputError, UserError
+from pipeline.errors import InputError
 from pipeline.evaluation.evaluation import Evaluation, OperatingPoint, cheapest_within
 from pipeline.reports import card
 from pipeline.reports import evaluation_report as report
@@ -84,10 +84,8 @@ def evaluate(name: str, args: argparse.Namespace, device: str) -> tuple[Evaluati
     thresholds = label_thresholds(args.label_threshold, model)
     with LoadedModel(model, EngineConfig(dtype=args.dtype), device):
         evaluation = Evaluation(model, examples, args.metric, thresholds)
-    if broken := len(examples) - len(evaluation.rows):
-        print_line(f"{broken:,} of the rows are left out: an exit makes no finite numbers of them")
-    if not len(evaluation.rows):
-        raise UserError(f"{name}: makes no finite numbers of any row of {args.data}; the model is damaged")
+    loading.tell_broken(len(examples) - len(evaluation.rows))
+    loading.check_any_whole(name, args.data, len(evaluation.rows))
     return evaluation, examples.take(evaluation.rows), model
 
 

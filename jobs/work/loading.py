@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from jobs.cli.command import print_line
 from models.directory.config import check_name, is_on_hub
 from models.early_exit import EarlyExitModel
 from models.exits.criterion import Criterion
@@ -10,7 +11,7 @@ from pipeline.api.pretrained import load_tokenizer_spec
 from pipeline.calibration.targets import Target, own_criterion
 from pipeline.corpus.columns import Columns
 from pipeline.corpus.tokenize import Tokenizer
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UserError
 from pipeline.storage.base import is_remote
 from pipeline.storage.model_cache import local_model
 
@@ -31,6 +32,18 @@ def text_columns(options: argparse.Namespace, label: str | None) -> Columns:
 def load_tokenizer(name: str, model: EarlyExitModel, max_tokens: int | None) -> Tokenizer:
     """Load the tokenizer that belongs to a model; raise UserError if there is none to use."""
     return Tokenizer(load_tokenizer_spec(name, model, max_tokens))
+
+
+def tell_broken(rows: int) -> None:
+    """Print how many rows are left out since an exit made NaN or infinity of them, if any are."""
+    if rows:
+        print_line(f"{rows:,} of the rows are left out: an exit makes no finite numbers of them")
+
+
+def check_any_whole(name: str, data: str, rows: int) -> None:
+    """Raise UserError if a model made finite numbers of no row."""
+    if not rows:
+        raise UserError(f"{name}: makes no finite numbers of any row of {data}; the model is damaged")
 
 
 def find_model(name: str) -> str:

@@ -61,9 +61,8 @@ def find_file(name: Name, file: str) -> Path:
             path = Path(cached_file(str(name), file))
         except OSError as error:
             with contextlib.suppress(ValueError):  # of a name that can be no hub's
-                if (
-                    try_to_load_from_cache(str(name), file) is _CACHED_NO_EXIST
-                ):  # the hub has answered that there is none
+                # The hub has answered that there is none.
+                if try_to_load_from_cache(str(name), file) is _CACHED_NO_EXIST:
                     raise FileNotFoundError(f"{name}: no {file} there") from error
             raise
     with open(path, "rb") as content:

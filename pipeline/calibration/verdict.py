@@ -138,8 +138,7 @@ class AuditResult:
         """'kept' or 'broken' as far as all nights prove it, 'open' if that is not known yet, 'none' without a limit or rows."""
         if self.limit is None or not self.nights:
             return "none"
-        audited = AuditedNights.of(self.all_nights)
-        evidence, _ = log_evidence_of_change(audited.counts, self.limit, audited.numbers)
+        evidence, _ = self._change(self.limit)
         broken = evidence >= -math.log(self.false_alarms)
         return "broken" if broken else "kept" if self.ever_at_most <= self.limit else "open"
 
@@ -148,8 +147,13 @@ class AuditResult:
         """When the night was published from which on the evidence against the limit is largest; empty if it is tonight."""
         if self.limit is None or not self.nights:
             return ""
+        return self._change(self.limit)[1].published
+
+    def _change(self, limit: float) -> tuple[float, Night]:
+        """Return the logarithm of the evidence against a limit, and the night from which on it is largest."""
         audited = AuditedNights.of(self.all_nights)
-        return audited.nights[log_evidence_of_change(audited.counts, self.limit, audited.numbers)[1]].published
+        evidence, first = log_evidence_of_change(audited.counts, limit, audited.numbers)
+        return evidence, audited.nights[first]
 
     @property
     def rows_to_tell(self) -> int | None:

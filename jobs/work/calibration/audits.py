@@ -26,7 +26,7 @@ from pipeline.calibration.drift.signals import reference_of
 from pipeline.calibration.guarantees import rows_needed
 from pipeline.calibration.history.changes import changes
 from pipeline.calibration.history.pool import History, read_history
-from pipeline.calibration.limits.conditions import NAMED
+from pipeline.calibration.limits.audited import NAMED
 from pipeline.calibration.limits.limits import percent
 from pipeline.calibration.targets import label_thresholds
 from pipeline.calibration.texts import TextSample
@@ -72,7 +72,6 @@ def run(args: argparse.Namespace) -> None:
     made_of = identity | ({} if spec.long_texts is None else windows)
     made = criterion, made_of, history.precision
     limits = limits_of(args)
-    keeps_timing = before is not None and made == (old, before.model, before.precision) and not args.no_timing
     rows, data = history.texts.windows, fit.describe_data(history.texts.windows, history.broken, args.seed)
     digest = hashlib.blake2b(history.recorded.logits.tobytes() + rows.offsets.tobytes(), digest_size=8).hexdigest()
     calibration = Calibration(
@@ -81,7 +80,9 @@ def run(args: argparse.Namespace) -> None:
         data=data | {"rows": len(sample), "digest": digest, "nights": history.nights},
         curve=curve,
         reference=reference_of(history.texts.lengths, history.truncated.to_numpy(), uncertainty),
-        timing=before.timing if keeps_timing and before is not None else None,
+        timing=None
+        if before is None or args.no_timing or made != (old, before.model, before.precision)
+        else before.timing,
         scalings=[] if before is None else before.scalings,
         choices=choices(curve, args.confidence, limits),
     )
@@ -158,8 +159,7 @@ def check_enough(args: argparse.Namespace, history: History) -> None:
             f"limits are broken of {', '.join(map(repr, history.broken_classes[:NAMED]))}; since when is not known, so that "
             "leaves out no nights: if it is not since the first, calibrate on --data, or on folders of later nights alone"
         )
-    if history.broken:
-        print_line(f"{history.broken:,} of the rows are left out: an exit made no finite numbers of them")
+    loading.tell_broken(history.broken)
     if history.damaged:
         print_line(f"{history.damaged:,} files of audits are gone, damaged or of another model, and are left out")
     asked = args.max_disagreement or max(LIMITS)

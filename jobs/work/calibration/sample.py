@@ -27,7 +27,7 @@ from pipeline.corpus.labelled import label_array, label_reader, sample_texts
 from pipeline.corpus.tokenize import Tokenizer, TokenizerSpec
 from pipeline.engine.texts.engine import check_combination
 from pipeline.engine.texts.rows import TextRows
-from pipeline.errors import InputError, UserError
+from pipeline.errors import InputError
 from pipeline.evaluation.recorded import AllExits, record_as_run
 from pipeline.identity import ModelIdentity
 from pipeline.reports import card
@@ -65,10 +65,8 @@ def run(args: argparse.Namespace) -> None:
     recorded = record_as_run(model, examples, args.dtype, device, criterion.label_thresholds)
     rows = TextRows(windows=tokens.rows, counts=counts)
     kept, recorded, rows = without_broken(recorded, rows)
-    if broken := len(counts) - len(kept):
-        print_line(f"{broken:,} of the rows are left out: an exit makes no finite numbers of them")
-    if not len(kept):
-        raise UserError(f"{args.model}: makes no finite numbers of any row of {args.data}; the model is damaged")
+    loading.tell_broken(broken := len(counts) - len(kept))
+    loading.check_any_whole(args.model, args.data, len(kept))
     labels = labels[kept]
     sample, uncertainty = sample_of(recorded, criterion, rows, model, long_texts)
     curve = fit.fit_curve(

@@ -217,12 +217,12 @@ def _nights_in_force(by_folder: Sequence[Sequence[Folder]]) -> tuple[Judged | No
     Of results and those that are to replace them, which are of the same texts, the published ones come first. A first night
     that was withheld has no manifest to say what it was held to: as the nights before it, it is taken.
     """
-    known = [(folders[0].judged, folders[-1].criterion) for folders in by_folder if folders[0].judged]
+    known = [(judged, folders[-1].criterion) for folders in by_folder if (judged := folders[0].judged)]
     if not known:
         return None, []
-    judged, held = max(known, key=lambda each: each[0].published if each[0] else "")
+    newest, held = max(known, key=lambda each: each[0].published)
     same = [[folder.nights for folder in reversed(folders) if folder.criterion == held] for folders in by_folder]
-    return judged, [nights[0] for nights in same if nights]
+    return newest, [nights[0] for nights in same if nights]
 
 
 def _of_now(generations: Sequence[Folder], now: Mapping[str, str]) -> list[Folder]:
